@@ -1,0 +1,1 @@
+//! PostgreSQL values to Arrow columns.

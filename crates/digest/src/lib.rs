@@ -1,0 +1,1 @@
+//! Canonical rows, keyed sums, leaves.

@@ -1,0 +1,36 @@
+//! The words of the design as types; no I/O.
+//!
+//! **Invariant:** nothing here opens a file, a socket or a clock; every crate may depend on this one and it depends on
+//! none of ours. A position is always an [`Lsn`], an identifier that goes into SQL is always an [`sql::Ident`], a secret
+//! is always a [`Secret`].
+//!
+//! **Not here:** how a catalog is read (`source`), how a connection is described (`wire`), how a row is hashed (`digest`).
+
+mod budget;
+mod chunk;
+mod cpu;
+mod finding;
+mod lsn;
+mod plan;
+mod relation;
+mod secret;
+pub mod sql;
+mod tuples;
+
+pub use budget::{Budget, Reservation};
+pub use chunk::{
+    ChunkId, ChunkRange, ChunkResult, ChunkSpec, LeafSum, RowSum, SelectColumn, Wire,
+};
+pub use cpu::Cpu;
+pub use finding::{Finding, Severity};
+pub use lsn::{Lsn, ParseLsnError};
+pub use plan::{TablePlan, Unrepresentable};
+pub use relation::{
+    Column, DataType, Generated, Identity, Index, Key, Persistence, Relation, RelationKind,
+    RelationName, ReplicaIdentity, TypeKind,
+};
+pub use secret::Secret;
+pub use tuples::{TupleForm, Tuples};
+
+/// PostgreSQL's object identifier: unique inside one database, meaningless outside it.
+pub type Oid = u32;

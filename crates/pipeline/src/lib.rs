@@ -1,0 +1,1 @@
+//! From snapshot to stream: the planner, the task engine, budgets, progress.

@@ -1,0 +1,133 @@
+//! The contract between the pipeline and a target.
+//!
+//! Order of calls, all by the pipeline:
+//!
+//! ```text
+//! check*                       at any time, changes nothing
+//! prepare                      once per run; removes what a killed run of the same job left, makes the schema
+//!   begin_chunk -> accept* -> commit | abort        many at once, one writer each
+//!   table_loaded               once per table, after the last of its chunks is committed; several at once
+//! finish                       once, after every table; what it returns Ok for is durable
+//! ```
+//!
+//! - **Accepted** (`accept` returned `Ok`): the sink holds the rows and will refuse no later than at `commit`; nothing is
+//!   visible to a reader of the target, nothing survives a crash.
+//! - **Durable** (`commit` returned `Ok`): the chunk's rows and its marker are in the target exactly once, whatever dies
+//!   afterwards, or the run as a whole is recognised as unfinished and starts again.
+//! - **After an error** of `accept` or `commit` the writer is dead: call `abort` (or drop it). Whether the chunk is there
+//!   is then asked by `begin_chunk` of the same chunk, which answers [`BeginChunk::AlreadyCommitted`] if the commit had
+//!   gone through after all. An error with [`Disposition::Retry`](crate::Disposition) allows that; every other one ends
+//!   the run.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tidemark_model::{
+    ChunkResult, ChunkSpec, Finding, Lsn, RelationName, Reservation, RowSum, TablePlan, Tuples,
+};
+
+use crate::Result;
+
+/// What a run begins with.
+#[derive(Debug, Clone)]
+pub struct SnapshotStart {
+    /// The job's name.
+    pub job: String,
+    /// Which run of the job; a run that starts over has a new one.
+    pub run: String,
+    /// The exported snapshot, also for the schema dump.
+    pub snapshot_id: String,
+    /// The source's LSN that belongs to the snapshot: the consistent point where a slot was made, otherwise the insert
+    /// position just before the snapshot was taken (everything committed before it is in).
+    pub lsn: Lsn,
+    /// The source's system identifier.
+    pub system_identifier: u64,
+    /// The source's database.
+    pub database: String,
+    /// The source's `server_version_num`.
+    pub source_version: u32,
+    /// Every table that will come.
+    pub tables: Arc<Vec<TablePlan>>,
+}
+
+/// What came of one table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableSummary {
+    /// The table.
+    pub relation: RelationName,
+    /// Rows that left the source.
+    pub rows_out: u64,
+    /// Rows that the target took.
+    pub rows_in: u64,
+    /// Bytes as COPY wrote them.
+    pub bytes: u64,
+    /// Digest over all rows.
+    pub sum: RowSum,
+    /// Values replaced by policy, by column.
+    pub replaced: Vec<(String, u64)>,
+}
+
+/// What a run ends with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotSummary {
+    /// The position of the snapshot.
+    pub lsn: Lsn,
+    /// Every table.
+    pub tables: Vec<TableSummary>,
+}
+
+/// The answer to `begin_chunk`.
+pub enum BeginChunk {
+    /// Send rows.
+    Write(Box<dyn ChunkWriter>),
+    /// The marker of this very chunk and run is there: an earlier `commit` had gone through.
+    AlreadyCommitted(Committed),
+}
+
+/// What a committed chunk holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// Rows that the target counted.
+    pub rows: u64,
+    /// Values that had no form in the target and were replaced by policy, by column name.
+    pub replaced: Vec<(String, u64)>,
+}
+
+/// A target.
+#[async_trait]
+pub trait Sink: Send + Sync + 'static {
+    /// Looks at the target and says what stands in the way of these tables. Changes nothing.
+    async fn check(&self, tables: &[TablePlan]) -> Result<Vec<Finding>>;
+
+    /// Makes the target ready for a run: takes what a killed run of this job left away, creates the schema where asked,
+    /// records the job. Calling it again after an error is safe.
+    async fn prepare(&self, start: &SnapshotStart) -> Result<()>;
+
+    /// Begins one chunk. Many chunks are open at once, of one table or of several.
+    async fn begin_chunk(&self, spec: &ChunkSpec) -> Result<BeginChunk>;
+
+    /// Says that every chunk of a table is committed: keys and indexes can be built, files closed.
+    async fn table_loaded(&self, relation: &RelationName) -> Result<()>;
+
+    /// Ends the run. When it returns `Ok`, everything is durable and the target says so by itself.
+    async fn finish(&self, summary: &SnapshotSummary) -> Result<()>;
+}
+
+/// One chunk on its way into a target.
+#[async_trait]
+pub trait ChunkWriter: Send {
+    /// Takes rows over. The reservation is released once the bytes are no longer held. Returns when the sink is ready
+    /// for more: this is the back-pressure.
+    ///
+    /// # Cancel safety
+    /// None: a writer whose `accept` was dropped half-way must be aborted.
+    async fn accept(&mut self, tuples: Tuples, reservation: Reservation) -> Result<()>;
+
+    /// Makes the chunk durable together with its marker. `result` is what the source said: a different count is an error
+    /// and nothing stays.
+    async fn commit(self: Box<Self>, result: &ChunkResult) -> Result<Committed>;
+
+    /// Takes everything of this chunk back.
+    async fn abort(self: Box<Self>);
+}

@@ -1,0 +1,1 @@
+//! Reads a PostgreSQL: catalog, slots, publications, snapshots, chunks.

@@ -1,0 +1,1 @@
+//! Real clusters, workloads, fault proxy, oracle (development only).

@@ -1,0 +1,1 @@
+//! The only crate that opens sockets: connections to PostgreSQL, TLS, authentication, COPY OUT, CopyBoth.
