@@ -13,6 +13,7 @@ mod finding;
 mod lsn;
 mod plan;
 mod relation;
+mod schema;
 mod secret;
 pub mod sql;
 mod tuples;
@@ -28,6 +29,9 @@ pub use plan::{TablePlan, Unrepresentable};
 pub use relation::{
     Column, DataType, Generated, Identity, Index, Key, Persistence, Relation, RelationKind,
     RelationName, ReplicaIdentity, TypeKind,
+};
+pub use schema::{
+    ConstraintDef, ConstraintKind, ForeignKey, IndexDef, SchemaObjects, SequencePosition,
 };
 pub use secret::Secret;
 pub use tuples::{TupleForm, Tuples};
