@@ -1,0 +1,440 @@
+//! One function per kind of cell of the canonical form.
+//!
+//! **Invariant:** every function appends exactly one cell (a `begin_` function: the head of one, whose inner cells
+//! follow). A value that both a PostgreSQL reader and a Parquet reader push through the same function has the same bytes.
+
+use super::buffer::RowBuffer;
+use super::{json, tag};
+
+/// Which of the two forms is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// The exact representation.
+    Raw,
+    /// What is equal has the same bytes.
+    Value,
+}
+
+/// Numerics that are no numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NumericSpecial {
+    /// Not a number.
+    NaN,
+    /// Above all.
+    Infinity,
+    /// Below all.
+    NegativeInfinity,
+}
+
+/// Head of a container or payload of a flat cell, at most.
+const HEAD: usize = 1 + 10;
+
+/// Payload of a value above all others.
+const INFINITY: u8 = 0x01;
+/// Payload of a value below all others.
+const NEGATIVE_INFINITY: u8 = 0xff;
+
+/// Appends cells to a row.
+#[derive(Debug)]
+pub struct Encoder<'a> {
+    row: &'a mut RowBuffer,
+    form: Form,
+}
+
+impl<'a> Encoder<'a> {
+    /// Appends to `row` in one form.
+    #[inline]
+    pub fn new(row: &'a mut RowBuffer, form: Form) -> Self {
+        Self { row, form }
+    }
+
+    /// The form that is written.
+    #[inline]
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    /// NULL of the type with this [`tag`]. A float4 in the value form is a float8.
+    #[inline]
+    pub fn push_null(&mut self, tag: u8) {
+        let tag = if tag == tag::FLOAT4 && self.form == Form::Value { tag::FLOAT8 } else { tag };
+        self.row.room(1);
+        self.row.put([tag | tag::NULL]);
+    }
+
+    /// bool
+    #[inline]
+    pub fn push_bool(&mut self, value: bool) {
+        self.row.room(3);
+        self.row.put([tag::BOOL, 1, u8::from(value)]);
+    }
+
+    /// int2, int4, int8, oid
+    #[inline]
+    pub fn push_int(&mut self, value: i64) {
+        self.eight(tag::INT, value);
+    }
+
+    /// money
+    #[inline]
+    pub fn push_money(&mut self, value: i64) {
+        self.eight(tag::MONEY, value);
+    }
+
+    /// float4
+    #[inline]
+    pub fn push_float4(&mut self, value: f32) {
+        if self.form == Form::Value {
+            return self.push_float(f64::from(value));
+        }
+        let bits = if value.is_nan() { 0x7fc0_0000 } else { value.to_bits() };
+        self.row.room(6);
+        self.row.put([tag::FLOAT4, 4]);
+        self.row.put(bits.to_be_bytes());
+    }
+
+    /// float8
+    #[inline]
+    pub fn push_float(&mut self, value: f64) {
+        let bits = if value.is_nan() {
+            0x7ff8_0000_0000_0000
+        } else if value == 0.0 && self.form == Form::Value {
+            0
+        } else {
+            value.to_bits()
+        };
+        self.eight(tag::FLOAT8, bits as i64);
+    }
+
+    /// A finite numeric: base-10^4 digits as big-endian 16-bit words, the first of them worth 10000^`weight`; `dscale`
+    /// digits behind the point are shown. Zero digits at either end are taken away here.
+    #[inline]
+    pub fn push_numeric_parts(&mut self, negative: bool, weight: i32, dscale: u16, digits: &[u8]) {
+        let (mut digits, mut weight) = (digits, weight);
+        while let [0, 0, rest @ ..] = digits {
+            digits = rest;
+            weight -= 1;
+        }
+        while let [rest @ .., 0, 0] = digits {
+            digits = rest;
+        }
+        let zero = digits.is_empty();
+        let class = u8::from(negative && !zero);
+        let weight = if zero { 0 } else { weight };
+        let fixed = if self.form == Form::Raw { 7 } else { 5 };
+        self.row.room(HEAD + 7 + digits.len());
+        self.row.put([tag::NUMERIC]);
+        self.row.put_varint((fixed + digits.len()) as u64);
+        let [a, b, c, d] = weight.to_be_bytes();
+        self.row.put([class, a, b, c, d]);
+        if self.form == Form::Raw {
+            self.row.put(dscale.to_be_bytes());
+        }
+        self.row.put_slice(digits);
+    }
+
+    /// A numeric from a decimal: `unscaled` x 10^-`scale`, as Parquet and Arrow keep it. The raw form takes a scale
+    /// above 0 as the display scale.
+    pub fn push_decimal(&mut self, unscaled: i128, scale: i16) {
+        // Words of base 10^4 align with the decimal point, so the lowest one is filled up with zeros.
+        let fill = i32::from(scale).rem_euclid(4);
+        let fill = if fill == 0 { 0 } else { 4 - fill };
+        let mut rest = unscaled.unsigned_abs();
+        let mut words = [0_u8; 24];
+        let mut at = words.len();
+        let mut first = true;
+        while rest > 0 {
+            let (divisor, factor) = match (first, fill) {
+                (true, fill) => (10_u128.pow(4 - fill as u32), 10_u16.pow(fill as u32)),
+                (false, _) => (10_000, 1),
+            };
+            let word = (rest % divisor) as u16 * factor;
+            rest /= divisor;
+            first = false;
+            at -= 2;
+            words[at..at + 2].copy_from_slice(&word.to_be_bytes());
+        }
+        let count = ((words.len() - at) / 2) as i32;
+        // The lowest word is worth 10^-(scale + fill), a power of 10^4.
+        let lowest = -(i32::from(scale) + fill) / 4;
+        let dscale = scale.max(0) as u16;
+        self.push_numeric_parts(unscaled < 0, lowest + count - 1, dscale, &words[at..]);
+    }
+
+    /// NaN and the infinities of numeric.
+    pub fn push_numeric_special(&mut self, special: NumericSpecial) {
+        let class = match special {
+            NumericSpecial::NaN => 2,
+            NumericSpecial::Infinity => 3,
+            NumericSpecial::NegativeInfinity => 4,
+        };
+        self.flat(tag::NUMERIC, &[class]);
+    }
+
+    /// date as PostgreSQL sends it: days since 2000-01-01, the two extremes being the infinities.
+    #[inline]
+    pub fn push_date(&mut self, days: i32) {
+        match days {
+            i32::MAX => self.flat(tag::DATE, &[INFINITY]),
+            i32::MIN => self.flat(tag::DATE, &[NEGATIVE_INFINITY]),
+            _ => self.eight(tag::DATE, i64::from(days)),
+        }
+    }
+
+    /// time in microseconds since midnight
+    #[inline]
+    pub fn push_time(&mut self, micros: i64) {
+        self.eight(tag::TIME, micros);
+    }
+
+    /// timetz: microseconds since midnight, seconds west of UTC
+    pub fn push_timetz(&mut self, micros: i64, seconds_west: i32) {
+        self.row.room(14);
+        self.row.put([tag::TIMETZ, 12]);
+        self.row.put(micros.to_be_bytes());
+        self.row.put(seconds_west.to_be_bytes());
+    }
+
+    /// timestamp: microseconds since 2000-01-01, the two extremes being the infinities
+    #[inline]
+    pub fn push_timestamp(&mut self, micros: i64) {
+        self.instant(tag::TIMESTAMP, micros);
+    }
+
+    /// timestamptz: microseconds since 2000-01-01 in UTC, the two extremes being the infinities
+    #[inline]
+    pub fn push_timestamptz(&mut self, micros: i64) {
+        self.instant(tag::TIMESTAMPTZ, micros);
+    }
+
+    /// interval; all three at an extreme is an infinity (17 and later)
+    pub fn push_interval(&mut self, months: i32, days: i32, micros: i64) {
+        match (months, days, micros) {
+            (i32::MAX, i32::MAX, i64::MAX) => return self.flat(tag::INTERVAL, &[INFINITY]),
+            (i32::MIN, i32::MIN, i64::MIN) => {
+                return self.flat(tag::INTERVAL, &[NEGATIVE_INFINITY]);
+            }
+            _ => {}
+        }
+        self.row.room(18);
+        self.row.put([tag::INTERVAL, 16]);
+        if self.form == Form::Raw {
+            self.row.put(months.to_be_bytes());
+            self.row.put(days.to_be_bytes());
+            self.row.put(micros.to_be_bytes());
+            return;
+        }
+        let days = i128::from(months) * 30 + i128::from(days);
+        self.row.put((days * 86_400_000_000 + i128::from(micros)).to_be_bytes());
+    }
+
+    /// uuid
+    #[inline]
+    pub fn push_uuid(&mut self, bytes: [u8; 16]) {
+        self.row.room(18);
+        self.row.put([tag::UUID, 16]);
+        self.row.put(bytes);
+    }
+
+    /// bytea
+    #[inline]
+    pub fn push_bytea(&mut self, bytes: &[u8]) {
+        self.flat(tag::BYTEA, bytes);
+    }
+
+    /// text and what is carried as text
+    #[inline]
+    pub fn push_text(&mut self, bytes: &[u8]) {
+        self.flat(tag::TEXT, bytes);
+    }
+
+    /// bpchar; its blanks at the end count in the raw form only
+    #[inline]
+    pub fn push_bpchar(&mut self, bytes: &[u8]) {
+        let mut bytes = bytes;
+        if self.form == Form::Value {
+            while let [rest @ .., b' '] = bytes {
+                bytes = rest;
+            }
+        }
+        self.flat(tag::TEXT, bytes);
+    }
+
+    /// bit, varbit
+    pub fn push_bits(&mut self, bit_count: u32, bytes: &[u8]) {
+        self.row.room(HEAD + 4 + bytes.len());
+        self.row.put([tag::BIT]);
+        self.row.put_varint(4 + bytes.len() as u64);
+        self.row.put(bit_count.to_be_bytes());
+        self.row.put_slice(bytes);
+    }
+
+    /// json, jsonb: the text
+    ///
+    /// # Errors
+    /// In the value form: the text is not JSON; the error says in what way.
+    pub fn push_json(&mut self, text: &[u8]) -> Result<(), &'static str> {
+        if self.form == Form::Raw {
+            self.flat(tag::JSON, text);
+            return Ok(());
+        }
+        self.row.append(&[tag::JSON]);
+        json::append_value(text, self.row)
+    }
+
+    /// inet, cidr: 4 or 16 address bytes
+    pub fn push_inet(&mut self, bit_count: u8, address: &[u8]) {
+        let family = if address.len() == 4 { 4 } else { 6 };
+        self.row.room(HEAD + 2 + address.len());
+        self.row.put([tag::INET]);
+        self.row.put_varint(2 + address.len() as u64);
+        self.row.put([family, bit_count]);
+        self.row.put_slice(address);
+    }
+
+    /// macaddr
+    pub fn push_macaddr(&mut self, bytes: [u8; 6]) {
+        if self.form == Form::Raw {
+            return self.flat(tag::MAC, &bytes);
+        }
+        let [a, b, c, d, e, f] = bytes;
+        self.push_macaddr8([a, b, c, 0xff, 0xfe, d, e, f]);
+    }
+
+    /// macaddr8
+    pub fn push_macaddr8(&mut self, bytes: [u8; 8]) {
+        self.flat(tag::MAC, &bytes);
+    }
+
+    /// A type without a form of its own: what its send function writes.
+    pub fn push_opaque(&mut self, bytes: &[u8]) {
+        self.flat(tag::OPAQUE, bytes);
+    }
+
+    /// Head of an array: length and lower bound of each dimension; its elements follow as cells.
+    pub fn begin_array(&mut self, dimensions: impl ExactSizeIterator<Item = (i32, i32)>) {
+        self.row.room(HEAD + 8 * dimensions.len());
+        self.row.put([tag::ARRAY]);
+        self.row.put_varint(dimensions.len() as u64);
+        for (length, lower_bound) in dimensions {
+            self.row.put(length.to_be_bytes());
+            self.row.put(lower_bound.to_be_bytes());
+        }
+    }
+
+    /// Head of a range; the bounds that its flags say it has follow as cells.
+    pub fn begin_range(&mut self, flags: u8) {
+        self.row.append(&[tag::RANGE, flags]);
+    }
+
+    /// Head of a multirange; `count` ranges follow.
+    pub fn begin_multirange(&mut self, count: usize) {
+        self.counted(tag::MULTIRANGE, count);
+    }
+
+    /// Head of a composite; `count` attributes follow as cells.
+    pub fn begin_composite(&mut self, count: usize) {
+        self.counted(tag::COMPOSITE, count);
+    }
+
+    fn counted(&mut self, tag: u8, count: usize) {
+        self.row.room(HEAD);
+        self.row.put([tag]);
+        self.row.put_varint(count as u64);
+    }
+
+    #[inline]
+    fn instant(&mut self, tag: u8, micros: i64) {
+        match micros {
+            i64::MAX => self.flat(tag, &[INFINITY]),
+            i64::MIN => self.flat(tag, &[NEGATIVE_INFINITY]),
+            _ => self.eight(tag, micros),
+        }
+    }
+
+    #[inline]
+    fn eight(&mut self, tag: u8, value: i64) {
+        let [a, b, c, d, e, f, g, h] = value.to_be_bytes();
+        self.row.room(10);
+        self.row.put([tag, 8, a, b, c, d, e, f, g, h]);
+    }
+
+    #[inline]
+    fn flat(&mut self, tag: u8, payload: &[u8]) {
+        self.row.room(HEAD + payload.len());
+        if let Ok(len @ 0..0x80) = u8::try_from(payload.len()) {
+            self.row.put([tag, len]);
+        } else {
+            self.row.put([tag]);
+            self.row.put_varint(payload.len() as u64);
+        }
+        self.row.put_slice(payload);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(form: Form, push: impl FnOnce(&mut Encoder<'_>)) -> Vec<u8> {
+        let mut row = RowBuffer::new();
+        push(&mut Encoder::new(&mut row, form));
+        row.as_slice().to_vec()
+    }
+
+    #[test]
+    fn a_decimal_has_the_bytes_of_the_numeric_it_stands_for() {
+        // (unscaled, scale) against (negative, weight, words)
+        let cases: [(i128, i16, bool, i32, &[u16]); 9] = [
+            (0, 2, false, 0, &[]),
+            (1, 0, false, 0, &[1]),
+            (12_345, 0, false, 1, &[1, 2345]),
+            (-12_345, 2, true, 0, &[123, 4500]),
+            (1, 4, false, -1, &[1]),
+            (1, 5, false, -2, &[1000]),
+            (100, 2, false, 0, &[1]),
+            (5, -2, false, 0, &[500]),
+            (5, -4, false, 1, &[5]),
+        ];
+        for (unscaled, scale, negative, weight, words) in cases {
+            let digits: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
+            for form in [Form::Raw, Form::Value] {
+                let decimal = bytes(form, |e| e.push_decimal(unscaled, scale));
+                let parts = bytes(form, |e| {
+                    e.push_numeric_parts(negative, weight, scale.max(0) as u16, &digits);
+                });
+                assert_eq!(decimal, parts, "{unscaled} scale {scale} {form:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_widest_decimals_fit() {
+        for scale in 0..=38 {
+            for unscaled in [i128::MAX, i128::MIN] {
+                assert!(!bytes(Form::Value, |e| e.push_decimal(unscaled, scale)).is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn a_float4_is_the_float8_of_the_same_value_in_the_value_form_only() {
+        for value in [1.1_f32, -0.0, f32::NAN, f32::INFINITY, f32::MIN_POSITIVE] {
+            let wide = f64::from(value);
+            let of =
+                |form| (bytes(form, |e| e.push_float4(value)), bytes(form, |e| e.push_float(wide)));
+            let (four, eight) = of(Form::Value);
+            assert_eq!(four, eight);
+            let (four, eight) = of(Form::Raw);
+            assert_ne!(four, eight);
+        }
+    }
+
+    #[test]
+    fn every_not_a_number_is_the_same() {
+        let strange = f64::from_bits(0xfff8_0000_0000_0001);
+        let raw = |value| bytes(Form::Raw, |e| e.push_float(value));
+        assert_eq!(raw(strange), raw(f64::NAN));
+        assert_ne!(raw(-0.0), raw(0.0));
+    }
+}

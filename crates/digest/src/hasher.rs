@@ -1,0 +1,355 @@
+//! Hashes the rows of a table as COPY wrote them.
+//!
+//! **Invariant:** the sums depend on the multiset of rows, the scheme and the key, not on how the rows were cut into
+//! batches or chunks. The sum of the leaves is the sum of the table. After an error the hasher counts for nothing.
+//!
+//! The raw sum has one of three schemes ([`RawScheme`]); only sums of one scheme, over the same SELECT list, can be
+//! compared. The value sum is always over the canonical value form.
+//!
+//! Why one-shot XXH3: it is three times as fast as its streaming form on rows of 100 to 300 bytes.
+
+use serde::{Deserialize, Serialize};
+use tidemark_model::{Column, LeafSum, RowSum, TupleForm, Tuples, Wire};
+
+use crate::canonical::{Encoder, Form, RowBuffer};
+use crate::program::{Fault, Op};
+use crate::{DigestKey, Error, LeafBounds, Result, is_tuple_stable};
+
+/// What is summed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Forms {
+    /// The raw sum, by the fastest scheme that the columns allow; the value sum is the same.
+    Raw,
+    /// The raw sum in the canonical form, for two sides whose columns differ in order or width; the value sum is the same.
+    RawCanonical,
+    /// Both sums.
+    RawAndValue,
+}
+
+/// What the raw hash of a row is taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RawScheme {
+    /// The line of COPY text without its line feed.
+    TextLine,
+    /// The tuple of COPY BINARY.
+    Tuple,
+    /// The canonical form.
+    Canonical,
+}
+
+/// One column of the SELECT list.
+#[derive(Debug, Clone, Copy)]
+pub struct DigestColumn<'a> {
+    /// The column.
+    pub column: &'a Column,
+    /// How it is selected.
+    pub wire: Wire,
+}
+
+/// Length of a field that is NULL.
+const NULL: u32 = u32::MAX;
+
+/// Where a field is in its row.
+#[derive(Debug, Clone, Copy, Default)]
+struct Field {
+    at: u32,
+    len: u32,
+}
+
+/// How one field becomes a cell.
+#[derive(Debug)]
+struct Cell {
+    field: usize,
+    op: Op,
+}
+
+/// A row that cannot be hashed: the column's number if it is one column's fault.
+struct BadRow(Option<usize>, Fault);
+
+impl From<Fault> for BadRow {
+    fn from(fault: Fault) -> Self {
+        Self(None, fault)
+    }
+}
+
+/// Hashes the rows of one table.
+#[derive(Debug)]
+pub struct RowHasher {
+    form: TupleForm,
+    raw: RawScheme,
+    /// Whether the value hash is another one than the raw hash.
+    has_value: bool,
+    key: DigestKey,
+    names: Vec<String>,
+    /// In the byte order of the column names.
+    cells: Vec<Cell>,
+    /// In the order of the SELECT list: bytes of every value, or 0 if they vary.
+    widths: Vec<u32>,
+    fields: Vec<Field>,
+    row: RowBuffer,
+    leaves: LeafBounds,
+    key_is_text: bool,
+    near: usize,
+    sums: Vec<RowSum>,
+}
+
+impl RowHasher {
+    /// Prepares for rows of these columns.
+    ///
+    /// # Errors
+    /// Value forms were asked of text rows, or the leaf key is none of the columns.
+    pub fn compile(
+        columns: &[DigestColumn<'_>],
+        form: TupleForm,
+        forms: Forms,
+        key: &DigestKey,
+        leaves: LeafBounds,
+    ) -> Result<Self> {
+        let key_index = leaves.key_index();
+        if columns.len() > 1600 || key_index.is_some_and(|index| index >= columns.len()) {
+            return Err(Error::Columns { columns: columns.len() });
+        }
+        let mut cells: Vec<Cell> = columns
+            .iter()
+            .enumerate()
+            .map(|(field, of)| Cell { field, op: Op::of(&of.column.data_type, of.wire) })
+            .collect();
+        let has_value = forms == Forms::RawAndValue && cells.iter().any(|c| c.op.has_two_forms());
+        let raw = match (form, forms) {
+            (TupleForm::PgText, Forms::Raw) => RawScheme::TextLine,
+            (TupleForm::PgText, _) => return Err(Error::TextHasNoValueForm),
+            (_, Forms::Raw) if is_tuple_stable(columns) => RawScheme::Tuple,
+            (_, Forms::RawAndValue) if has_value && is_tuple_stable(columns) => RawScheme::Tuple,
+            _ => RawScheme::Canonical,
+        };
+        let widths = cells.iter().map(|cell| cell.op.fixed_width()).collect();
+        cells.sort_by_key(|cell| columns[cell.field].column.name.as_bytes());
+        Ok(Self {
+            form,
+            raw,
+            has_value,
+            key: key.clone(),
+            names: columns.iter().map(|of| of.column.name.clone()).collect(),
+            cells,
+            widths,
+            fields: vec![Field::default(); columns.len()],
+            row: RowBuffer::new(),
+            key_is_text: key_index.is_some_and(|index| columns[index].wire == Wire::CastToText),
+            near: 0,
+            sums: vec![RowSum::default(); leaves.leaf_count()],
+            leaves,
+        })
+    }
+
+    /// What the raw sum is taken over; kept beside the sum, because only sums of one scheme can be compared.
+    pub fn raw_scheme(&self) -> RawScheme {
+        self.raw
+    }
+
+    /// Names of the columns whose type has no canonical form of its own: their bytes are compared as the send function
+    /// writes them. To be listed in a report.
+    pub fn opaque_columns(&self) -> impl Iterator<Item = &str> {
+        let opaque = |cell: &&Cell| cell.op == Op::Opaque;
+        self.cells.iter().filter(opaque).map(|cell| self.names[cell.field].as_str())
+    }
+
+    /// Hashes the rows of a batch.
+    ///
+    /// # Errors
+    /// The batch is not in the form that the hasher was made for, or a row is malformed.
+    pub fn add(&mut self, tuples: &Tuples) -> Result<()> {
+        if tuples.form != self.form {
+            return Err(Error::OtherForm);
+        }
+        let mut start = 0;
+        for (number, &end) in tuples.ends.iter().enumerate() {
+            let end = end as usize;
+            let row = tuples.data.get(start..end).ok_or_else(|| malformed(tuples))?;
+            self.add_row(row).map_err(|bad| self.error(number, bad))?;
+            start = end;
+        }
+        if start == tuples.data.len() { Ok(()) } else { Err(malformed(tuples)) }
+    }
+
+    /// The sum of all rows so far.
+    pub fn sum(&self) -> RowSum {
+        let mut sum = RowSum::default();
+        for leaf in &self.sums {
+            sum += *leaf;
+        }
+        sum
+    }
+
+    /// The sum of all rows, and of each leaf that has rows.
+    pub fn finish(self) -> (RowSum, Vec<LeafSum>) {
+        let leaves = (0_u32..)
+            .zip(&self.sums)
+            .filter(|(_, sum)| sum.count > 0)
+            .map(|(leaf, sum)| LeafSum { leaf, sum: *sum })
+            .collect();
+        (self.sum(), leaves)
+    }
+
+    #[inline]
+    fn add_row(&mut self, row: &[u8]) -> Result<(), BadRow> {
+        let raw = match self.raw {
+            RawScheme::TextLine => {
+                let line = row.strip_suffix(b"\n").ok_or("a line without its line feed")?;
+                self.key.hash(line)
+            }
+            RawScheme::Tuple => {
+                check_count(row, self.widths.len())?;
+                self.key.hash(row)
+            }
+            RawScheme::Canonical => {
+                walk(row, &self.widths, &mut self.fields)?;
+                self.canonical(row, Form::Raw)?
+            }
+        };
+        let value = if self.has_value {
+            if self.raw == RawScheme::Tuple {
+                walk(row, &self.widths, &mut self.fields)?;
+            }
+            self.canonical(row, Form::Value)?
+        } else {
+            raw
+        };
+        if let Some(index) = self.leaves.key_index() {
+            self.near = self.leaf(row, index)?;
+        }
+        self.sums[self.near] += RowSum { count: 1, raw, value };
+        Ok(())
+    }
+
+    #[inline]
+    fn canonical(&mut self, row: &[u8], form: Form) -> Result<u128, BadRow> {
+        self.row.clear();
+        let mut out = Encoder::new(&mut self.row, form);
+        for cell in &self.cells {
+            let Field { at, len } = self.fields[cell.field];
+            if len == NULL {
+                out.push_null(cell.op.tag());
+                continue;
+            }
+            let field = row.get(at as usize..at as usize + len as usize);
+            let field = field.ok_or(BadRow(Some(cell.field), TRUNCATED))?;
+            cell.op.push(field, &mut out).map_err(|fault| BadRow(Some(cell.field), fault))?;
+        }
+        Ok(self.key.hash(self.row.as_slice()))
+    }
+
+    #[inline]
+    fn leaf(&self, row: &[u8], index: usize) -> Result<usize, BadRow> {
+        let blame = |fault| BadRow(Some(index), fault);
+        if self.form == TupleForm::PgText {
+            return match text_field(row, index)? {
+                None => Ok(0),
+                Some(text) => self.leaves.leaf_of_text(&text, self.near).map_err(blame),
+            };
+        }
+        match binary_field(row, index)? {
+            None => Ok(0),
+            Some(field) if self.key_is_text => {
+                self.leaves.leaf_of_text(field, self.near).map_err(blame)
+            }
+            Some(field) => self.leaves.leaf_of_binary(field, self.near).map_err(blame),
+        }
+    }
+
+    #[cold]
+    fn error(&self, row: usize, BadRow(column, what): BadRow) -> Error {
+        match column {
+            None => Error::MalformedRow { row, what },
+            Some(column) => Error::MalformedField { row, column: self.names[column].clone(), what },
+        }
+    }
+}
+
+const TRUNCATED: Fault = "the row is shorter or longer than its fields";
+
+#[cold]
+fn malformed(tuples: &Tuples) -> Error {
+    Error::MalformedBatch { rows: tuples.ends.len() }
+}
+
+#[inline]
+fn check_count(row: &[u8], count: usize) -> Result<(), Fault> {
+    match row {
+        [a, b, ..] if usize::from(u16::from_be_bytes([*a, *b])) == count => Ok(()),
+        _ => Err("the number of fields is not the number of columns"),
+    }
+}
+
+/// Finds the fields of a binary tuple and checks that they fill it exactly.
+#[inline]
+fn walk(row: &[u8], widths: &[u32], fields: &mut [Field]) -> Result<(), Fault> {
+    check_count(row, widths.len())?;
+    let mut at = 2;
+    for (field, &width) in fields.iter_mut().zip(widths) {
+        let len =
+            u32::from_be_bytes(*row.get(at..).and_then(<[u8]>::first_chunk).ok_or(TRUNCATED)?);
+        at += 4;
+        *field = Field { at: at as u32, len };
+        // A length that does not lie ends here: `at` only grows, so the next field or the end is missed.
+        if len == width {
+            at += width as usize;
+        } else if len != NULL {
+            at += len as usize;
+        }
+    }
+    if at == row.len() { Ok(()) } else { Err(TRUNCATED) }
+}
+
+/// One field of a binary tuple; `None` is NULL.
+#[inline]
+fn binary_field(row: &[u8], index: usize) -> Result<Option<&[u8]>, Fault> {
+    let mut rest = row.get(2..).ok_or(TRUNCATED)?;
+    for _ in 0..index {
+        let (len, after) = rest.split_first_chunk().ok_or(TRUNCATED)?;
+        let len = u32::from_be_bytes(*len);
+        let skip = if len == NULL { 0 } else { len as usize };
+        rest = after.get(skip..).ok_or(TRUNCATED)?;
+    }
+    let (len, after) = rest.split_first_chunk().ok_or(TRUNCATED)?;
+    match u32::from_be_bytes(*len) {
+        NULL => Ok(None),
+        len => after.get(..len as usize).map(Some).ok_or(TRUNCATED),
+    }
+}
+
+/// One field of a line of COPY text without its escapes; `None` is NULL.
+fn text_field(line: &[u8], index: usize) -> Result<Option<std::borrow::Cow<'_, [u8]>>, Fault> {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    let mut rest = line;
+    for _ in 0..index {
+        let tab = memchr::memchr(b'\t', rest).ok_or("a line with too few fields")?;
+        rest = &rest[tab + 1..];
+    }
+    let field = &rest[..memchr::memchr(b'\t', rest).unwrap_or(rest.len())];
+    if field == b"\\N" {
+        return Ok(None);
+    }
+    if memchr::memchr(b'\\', field).is_none() {
+        return Ok(Some(field.into()));
+    }
+    let mut plain = Vec::with_capacity(field.len());
+    let mut bytes = field.iter();
+    while let Some(&byte) = bytes.next() {
+        let unescaped = match byte {
+            b'\\' => match bytes.next().ok_or("a line that ends in an escape")? {
+                b'b' => 0x08,
+                b'f' => 0x0c,
+                b'n' => b'\n',
+                b'r' => b'\r',
+                b't' => b'\t',
+                b'v' => 0x0b,
+                other => *other,
+            },
+            byte => byte,
+        };
+        plain.push(unescaped);
+    }
+    Ok(Some(plain.into()))
+}
