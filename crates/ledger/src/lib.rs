@@ -1,1 +1,27 @@
-//! The local record of a job.
+//! The local record of a job: its run, tables, chunks, leaves and journal, in one SQLite file of the state directory.
+//!
+//! **Invariant:** one process at a time writes (a lock held for the life of [`Ledger`]); others read while it does
+//! ([`LedgerReader`]). Each method is one transaction: after a crash the ledger holds all of it or nothing. There are no
+//! rows of users in it, only names, counts and sums.
+//!
+//! The ledger is a hint. What the target's own markers say is the truth, so a ledger that is damaged is moved away, never
+//! repaired.
+//!
+//! **Not here:** what follows from what is written here (`pipeline`), and how sums are made (`digest`). All calls block:
+//! callers keep them off the threads that serve sockets.
+
+mod directory;
+mod error;
+mod lock;
+mod reader;
+mod record;
+mod schema;
+mod writer;
+
+pub use error::Error;
+pub use reader::LedgerReader;
+pub use record::{ChunkRecord, JournalEntry, NewRelation, RelationRecord, RunRecord, now_ms};
+pub use writer::Ledger;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
