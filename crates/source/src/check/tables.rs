@@ -1,0 +1,165 @@
+//! Findings about the chosen tables.
+
+use std::collections::{BTreeSet, HashSet};
+
+use tidemark_model::sql::Ident;
+use tidemark_model::{Finding, Oid, Persistence, Relation, ReplicaIdentity, Severity, TablePlan};
+use tidemark_wire::Client;
+
+use super::Needs;
+use super::server::{grantee, literals};
+use crate::snapshot::has_identity;
+use crate::{Catalog, Result, sql};
+
+pub(super) async fn check(
+    client: &Client,
+    catalog: &Catalog,
+    chosen: &[TablePlan],
+    needs: Needs,
+) -> Result<Vec<Finding>> {
+    let mut findings = schemas(client, catalog, chosen).await?;
+    let without_usage: HashSet<String> =
+        findings.iter().map(|finding| finding.object.clone()).collect();
+    let owned = if needs.replication && !needs.given_publication {
+        Some(owned(client, chosen).await?)
+    } else {
+        None
+    };
+    for plan in chosen {
+        let relation = &plan.relation;
+        if !relation.can_select
+            && !without_usage.contains(&Ident(&relation.name.schema).to_string())
+        {
+            findings.push(no_select(catalog, relation));
+        }
+        findings.extend(row_security(catalog, relation));
+        findings.extend(identity(relation, needs));
+        findings.extend(keys(relation));
+        findings.extend(unlogged(relation, needs));
+        if owned.as_ref().is_some_and(|owned| !owned.contains(&relation.oid)) {
+            findings.push(not_owned(catalog, relation));
+        }
+    }
+    Ok(findings)
+}
+
+async fn schemas(client: &Client, catalog: &Catalog, chosen: &[TablePlan]) -> Result<Vec<Finding>> {
+    let names: BTreeSet<&str> =
+        chosen.iter().map(|plan| plan.relation.name.schema.as_str()).collect();
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let text = format!(
+        "SELECT nspname::text FROM pg_catalog.pg_namespace WHERE NOT has_schema_privilege(oid, 'USAGE') \
+         AND nspname IN ({}) ORDER BY nspname",
+        literals(&names.into_iter().collect::<Vec<_>>())
+    );
+    let rows = sql::rows(client, "read rights on schemas", &text).await?;
+    let finding = |row: &tidemark_wire::tokio_postgres::Row| {
+        let schema: String = row.get(0);
+        let message = "the role may not use the schema";
+        Finding::new(Severity::Blocking, "schema-right", Ident(&schema).to_string(), message)
+            .with_fix(format!(
+                "GRANT USAGE ON SCHEMA {} TO {}",
+                Ident(&schema),
+                grantee(&catalog.server)
+            ))
+    };
+    Ok(rows.iter().map(finding).collect())
+}
+
+/// Tables that the role owns, by itself or through a role that it inherits from.
+async fn owned(client: &Client, chosen: &[TablePlan]) -> Result<HashSet<Oid>> {
+    let oids: Vec<Oid> = chosen.iter().map(|plan| plan.relation.oid).collect();
+    let text = format!(
+        "SELECT oid FROM pg_catalog.pg_class WHERE pg_has_role(relowner, 'USAGE') AND oid = ANY ({})",
+        sql::oid_array(&oids)
+    );
+    Ok(sql::rows(client, "read the owners of tables", &text)
+        .await?
+        .iter()
+        .map(|row| row.get(0))
+        .collect())
+}
+
+fn no_select(catalog: &Catalog, relation: &Relation) -> Finding {
+    let object = relation.name.to_string();
+    let fix = format!("GRANT SELECT ON {object} TO {}", grantee(&catalog.server));
+    Finding::new(Severity::Blocking, "select-right", object, "the role may not read the table")
+        .with_fix(fix)
+}
+
+fn not_owned(catalog: &Catalog, relation: &Relation) -> Finding {
+    let message = "the role does not own the table and cannot put it into a publication";
+    Finding::new(Severity::Blocking, "owner", relation.name.to_string(), message).with_fix(format!(
+        "let a DBA make the publication (source.publication), or ALTER TABLE {} OWNER TO a role that {} is a member of",
+        relation.name,
+        grantee(&catalog.server)
+    ))
+}
+
+fn row_security(catalog: &Catalog, relation: &Relation) -> Option<Finding> {
+    if !relation.row_security_applies {
+        return None;
+    }
+    let message = "row security applies to the role: rows would be hidden from the copy";
+    Some(
+        Finding::new(Severity::Blocking, "row-security", relation.name.to_string(), message)
+            .with_fix(format!("ALTER ROLE {} BYPASSRLS", grantee(&catalog.server))),
+    )
+}
+
+/// What an UPDATE or DELETE could carry in the stream (`hazards.md` E67, E69, E70).
+fn identity(relation: &Relation, needs: Needs) -> Option<Finding> {
+    let object = relation.name.to_string();
+    let full = format!("ALTER TABLE {object} REPLICA IDENTITY FULL");
+    let is_streamed = needs.replication && relation.persistence == Persistence::Permanent;
+    if is_streamed && !has_identity(relation) {
+        let message = match relation.replica_identity {
+            ReplicaIdentity::Nothing => "its replica identity is NOTHING",
+            _ if relation.primary_key().is_some() => "its primary key is deferrable",
+            _ => "it has no primary key",
+        };
+        let message = format!(
+            "{message}: the application's UPDATE and DELETE would fail once it is published"
+        );
+        let fix = format!("add a primary key, or {full}");
+        return Some(
+            Finding::new(Severity::Blocking, "replica-identity", object, message).with_fix(fix),
+        );
+    }
+    if !relation.keys.is_empty() {
+        return None;
+    }
+    if is_streamed {
+        let message = "it has no key: changes are found by whole rows, which is slow";
+        return Some(
+            Finding::new(Severity::Warning, "no-key", object, message)
+                .with_fix("add a primary key"),
+        );
+    }
+    let message = "it has no key: it can be copied, and be verified by whole rows only";
+    Some(Finding::new(Severity::Note, "no-key", object, message).with_fix("add a primary key"))
+}
+
+fn keys(relation: &Relation) -> Option<Finding> {
+    let key = relation.keys.iter().find(|key| key.is_deferrable)?;
+    let message = format!(
+        "key {} is deferrable: it is checked by a query once the table is in",
+        Ident(&key.index)
+    );
+    Some(Finding::new(Severity::Note, "deferrable-key", relation.name.to_string(), message))
+}
+
+fn unlogged(relation: &Relation, needs: Needs) -> Option<Finding> {
+    if relation.persistence != Persistence::Unlogged {
+        return None;
+    }
+    let object = relation.name.to_string();
+    if needs.replication {
+        let message = "it is unlogged: its rows are copied once, its changes are in no WAL";
+        let fix = format!("ALTER TABLE {object} SET LOGGED, or exclude it");
+        return Some(Finding::new(Severity::Warning, "unlogged", object, message).with_fix(fix));
+    }
+    Some(Finding::new(Severity::Note, "unlogged", object, "it is unlogged; its rows are copied"))
+}

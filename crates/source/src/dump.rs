@@ -1,0 +1,142 @@
+//! Dumps the source's schema under the exported snapshot, with the installed `pg_dump`.
+//!
+//! **Invariant:** the archive shows the schema of the very snapshot that the rows are read under; the password travels in
+//! the child's environment, never in its arguments.
+//!
+//! **Not here:** restoring it (`sink::postgres`).
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tidemark_wire::ConnectSpec;
+use tokio::process::Command;
+
+/// What went wrong around `pg_dump`.
+#[derive(Debug, thiserror::Error)]
+pub enum DumpError {
+    /// It is not installed.
+    #[error("run pg_dump, which is needed to create the target's schema: {0}")]
+    Missing(#[source] std::io::Error),
+    /// It is older than the server.
+    #[error(
+        "dump the schema of a server of version {server} with pg_dump {tool}: pg_dump must not be older than the server"
+    )]
+    TooOld {
+        /// `pg_dump`'s major version.
+        tool: u32,
+        /// The server's major version.
+        server: u32,
+    },
+    /// It failed.
+    #[error("dump the schema of database {database:?} with pg_dump: {message}")]
+    Failed {
+        /// The source's database.
+        database: String,
+        /// The last lines that it printed.
+        message: String,
+    },
+}
+
+impl DumpError {
+    /// The way out.
+    pub fn hint(&self) -> String {
+        let package = |major: &str| {
+            format!(
+                "install the package postgresql-client{major} (Debian, Ubuntu) or postgresql{major} (Fedora, Alpine), \
+                 or create the tables yourself and set target.schema = \"exists\""
+            )
+        };
+        match self {
+            Self::Missing(_) => package(""),
+            Self::TooOld { server, .. } => package(&format!("-{server}")),
+            Self::Failed { .. } => {
+                "read pg_dump's message above; with target.schema = \"exists\" it is not needed"
+                    .to_owned()
+            }
+        }
+    }
+}
+
+/// The `pg_dump` (or, with another name, `pg_restore`) to use for a server of this major version: the newest one that is
+/// installed where Debian puts them, otherwise the one on `PATH`. `TIDEMARK_PG_BIN` names a directory that comes first.
+pub fn client_tool(name: &str) -> PathBuf {
+    if let Some(directory) = std::env::var_os("TIDEMARK_PG_BIN") {
+        return Path::new(&directory).join(name);
+    }
+    let installed = |major: u32| {
+        Path::new("/usr/lib/postgresql").join(major.to_string()).join("bin").join(name)
+    };
+    (13..=30).rev().map(installed).find(|path| path.exists()).unwrap_or_else(|| PathBuf::from(name))
+}
+
+/// The major version of a client tool.
+///
+/// # Errors
+/// It is not installed or does not say its version.
+pub async fn client_tool_version(path: &Path) -> Result<u32, DumpError> {
+    let output = Command::new(path)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .map_err(DumpError::Missing)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text.split_whitespace().find_map(|word| {
+        let digits: String = word.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().ok()
+    });
+    version.ok_or_else(|| {
+        DumpError::Missing(std::io::Error::other(format!(
+            "{} does not say its version",
+            path.display()
+        )))
+    })
+}
+
+/// Checks that `pg_dump` is there and new enough for a server of `server_version_num`.
+///
+/// # Errors
+/// [`DumpError::Missing`], [`DumpError::TooOld`].
+pub async fn check_tool(server_version_num: u32) -> Result<PathBuf, DumpError> {
+    let path = client_tool("pg_dump");
+    let tool = client_tool_version(&path).await?;
+    let server = server_version_num / 10_000;
+    if tool < server {
+        return Err(DumpError::TooOld { tool, server });
+    }
+    Ok(path)
+}
+
+/// Writes the whole schema, as the snapshot shows it, into a custom-format archive at `archive`.
+///
+/// # Errors
+/// See [`DumpError`].
+pub async fn dump_schema(
+    spec: &ConnectSpec,
+    server_version_num: u32,
+    snapshot_id: &str,
+    archive: &Path,
+) -> Result<(), DumpError> {
+    let tool = check_tool(server_version_num).await?;
+    let output = Command::new(tool)
+        .args(["--format=custom", "--schema-only", "--no-publications", "--no-subscriptions"])
+        .args(["--exclude-schema=tidemark", "--no-password", "--compress=0"])
+        .arg(format!("--snapshot={snapshot_id}"))
+        .arg("--file")
+        .arg(archive)
+        .envs(spec.libpq_env())
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(DumpError::Missing)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let message = String::from_utf8_lossy(&output.stderr);
+    let tail: Vec<&str> = message.lines().rev().take(5).collect();
+    Err(DumpError::Failed {
+        database: spec.database().to_owned(),
+        message: tail.into_iter().rev().collect::<Vec<_>>().join("; "),
+    })
+}

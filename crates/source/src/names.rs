@@ -1,0 +1,49 @@
+//! The names that a job gives to its objects on a server.
+//!
+//! **Invariant:** every name is a function of the job's (and wave's) name alone, so that a later run, `cleanup` and a person
+//! find the same objects; `-` becomes `_`, which no job's name holds, so that two jobs never share an object.
+
+/// The replication slot of a job.
+pub fn slot_name(job: &str) -> String {
+    object_name(job)
+}
+
+/// The publication of a job.
+pub fn publication_name(job: &str) -> String {
+    object_name(job)
+}
+
+/// The replication origin of a job on its target.
+pub fn origin_name(job: &str) -> String {
+    object_name(job)
+}
+
+/// The key of the advisory lock that a running job holds on its target: FNV-1a over the job's object name, so that it is
+/// the same on every machine and in every version.
+pub fn advisory_lock_key(job: &str) -> i64 {
+    let hash = object_name(job).bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    i64::from_ne_bytes(hash.to_ne_bytes())
+}
+
+fn object_name(job: &str) -> String {
+    format!("tidemark_{}", job.replace('-', "_"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dashes_become_underscores_and_the_names_agree() {
+        assert_eq!(slot_name("my-shop"), "tidemark_my_shop");
+        assert_eq!(publication_name("my-shop"), origin_name("my-shop"));
+    }
+
+    #[test]
+    fn the_advisory_key_never_changes_between_versions() {
+        assert_eq!(advisory_lock_key("shop"), advisory_lock_key("shop"));
+        assert_ne!(advisory_lock_key("shop"), advisory_lock_key("shop2"));
+    }
+}

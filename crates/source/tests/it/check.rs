@@ -1,0 +1,174 @@
+//! Every readiness finding, and that the exact rights suffice.
+
+use tidemark_model::{ChunkRange, Finding, Severity};
+use tidemark_source::{Needs, Selection, Snapshot, SnapshotOptions, check, read_catalog};
+use tidemark_testkit::{Cluster, shared};
+
+use crate::support::{plan, rows_of, session, spec};
+
+const STREAM: Needs = Needs { replication: true, given_publication: false, connections: 0 };
+const COPY: Needs = Needs { replication: false, given_publication: false, connections: 0 };
+
+async fn findings(url: &str, needs: Needs) -> Vec<Finding> {
+    let client = session(url).await;
+    let catalog = read_catalog(&client).await.unwrap();
+    let chosen = Selection::default().apply(&catalog).unwrap();
+    let plans: Vec<_> = chosen.iter().map(plan).collect();
+    check(&client, &catalog, &plans, needs).await.unwrap()
+}
+
+fn blocking(findings: &[Finding]) -> Vec<&str> {
+    let is_blocking = |finding: &&Finding| finding.severity == Severity::Blocking;
+    let mut codes: Vec<&str> =
+        findings.iter().filter(is_blocking).map(|finding| finding.code.as_str()).collect();
+    codes.sort_unstable();
+    codes
+}
+
+fn find<'a>(findings: &'a [Finding], code: &str, object: &str) -> &'a Finding {
+    let found = findings.iter().find(|finding| finding.code == code && finding.object == object);
+    found.unwrap_or_else(|| panic!("no {code} of {object} in {findings:?}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn select_alone_is_enough_for_a_copy_and_each_missing_right_is_told() {
+    let cluster = Cluster::start_default().unwrap();
+    let run = |sql: &str| cluster.psql("postgres", sql).unwrap();
+    run(
+        "CREATE SCHEMA app; CREATE TABLE app.t (id serial PRIMARY KEY); INSERT INTO app.t VALUES (1); CREATE ROLE reader LOGIN",
+    );
+    let url = cluster.url_as("reader", "x", "postgres");
+    let before = findings(&url, COPY).await;
+    assert_eq!(blocking(&before), ["schema-right"]);
+    run(find(&before, "schema-right", "\"app\"").fix.as_ref().unwrap());
+    let before = findings(&url, COPY).await;
+    assert_eq!(blocking(&before), ["select-right"]);
+    run(find(&before, "select-right", "\"app\".\"t\"").fix.as_ref().unwrap());
+    let before = findings(&url, COPY).await;
+    assert!(blocking(&before).is_empty(), "{before:?}");
+    find(&before, "sequence-right", "\"app\".\"t_id_seq\"");
+    let catalog = read_catalog(&session(&url).await).await.unwrap();
+    let tables = Selection::default().apply(&catalog).unwrap();
+    let snapshot =
+        Snapshot::take(&spec(&url), &SnapshotOptions::new(tables, "test")).await.unwrap();
+    let rows = rows_of(&url, &snapshot.tables()[0], snapshot.id(), vec![ChunkRange::Whole]).await;
+    assert_eq!(rows, ["1\n"]);
+    let streaming = findings(&url, STREAM).await;
+    assert_eq!(blocking(&streaming), ["owner", "publication-right", "replication-right"]);
+    let given = Needs { given_publication: true, ..STREAM };
+    assert_eq!(blocking(&findings(&url, given).await), ["replication-right"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn row_security_blocks_also_through_inherited_roles() {
+    let cluster = Cluster::start_default().unwrap();
+    let run = |sql: &str| cluster.psql("postgres", sql).unwrap();
+    run("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1); \
+         CREATE ROLE app; CREATE ROLE reader LOGIN IN ROLE app; GRANT SELECT ON t TO app; \
+         CREATE POLICY none ON t TO app USING (false); ALTER TABLE t ENABLE ROW LEVEL SECURITY");
+    let url = cluster.url_as("reader", "x", "postgres");
+    let before = findings(&url, COPY).await;
+    assert_eq!(blocking(&before), ["row-security"]);
+    let catalog = read_catalog(&session(&url).await).await.unwrap();
+    let tables = Selection::default().apply(&catalog).unwrap();
+    let snapshot =
+        Snapshot::take(&spec(&url), &SnapshotOptions::new(tables, "test")).await.unwrap();
+    let mut reader = tidemark_source::Reader::open(&spec(&url), snapshot.id()).await.unwrap();
+    let chunk = crate::support::chunk(&snapshot.tables()[0], snapshot.id(), ChunkRange::Whole);
+    let error =
+        reader.copy(&chunk).await.err().expect("row_security = off makes it an error, not no rows");
+    assert_eq!(error.sqlstate(), Some("42501"));
+    drop(reader);
+    snapshot.release().await;
+    run(find(&before, "row-security", "\"public\".\"t\"").fix.as_ref().unwrap());
+    assert!(blocking(&findings(&url, COPY).await).is_empty());
+    run("ALTER ROLE reader NOBYPASSRLS; GRANT postgres TO reader; ALTER TABLE t OWNER TO app");
+    assert!(blocking(&findings(&url, COPY).await).is_empty(), "an owner by membership is exempt");
+    run("ALTER TABLE t FORCE ROW LEVEL SECURITY");
+    assert_eq!(blocking(&findings(&url, COPY).await), ["row-security"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn identities_that_would_stop_the_application_block_a_stream_only() {
+    let database = shared().unwrap();
+    database
+        .psql(
+            "CREATE TABLE good (id int PRIMARY KEY); CREATE TABLE keyless (a int); \
+             CREATE TABLE nothing (id int PRIMARY KEY); ALTER TABLE nothing REPLICA IDENTITY NOTHING; \
+             CREATE TABLE late (id int PRIMARY KEY DEFERRABLE); \
+             CREATE TABLE whole (a int); ALTER TABLE whole REPLICA IDENTITY FULL; \
+             CREATE TABLE lost (a int NOT NULL); CREATE UNIQUE INDEX lost_a ON lost (a); \
+             ALTER TABLE lost REPLICA IDENTITY USING INDEX lost_a; DROP INDEX lost_a",
+        )
+        .unwrap();
+    let stream = findings(&database.url(), STREAM).await;
+    assert_eq!(blocking(&stream), ["replica-identity"; 4]);
+    for table in ["keyless", "nothing", "late", "lost"] {
+        let finding = find(&stream, "replica-identity", &format!("\"public\".\"{table}\""));
+        assert!(finding.fix.as_ref().unwrap().contains("REPLICA IDENTITY FULL"));
+    }
+    assert_eq!(find(&stream, "no-key", "\"public\".\"whole\"").severity, Severity::Warning);
+    let copy = findings(&database.url(), COPY).await;
+    assert!(blocking(&copy).is_empty(), "{copy:?}");
+    assert_eq!(find(&copy, "no-key", "\"public\".\"keyless\"").severity, Severity::Note);
+    find(&copy, "deferrable-key", "\"public\".\"late\"");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_moved_is_listed_with_counts() {
+    let database = shared().unwrap();
+    database
+        .psql(
+            "CREATE UNLOGGED TABLE u (id int PRIMARY KEY); CREATE VIEW v AS SELECT 1 AS a; \
+             CREATE MATERIALIZED VIEW m AS SELECT 1 AS a; CREATE MATERIALIZED VIEW n AS SELECT 1 AS a; \
+             CREATE FOREIGN DATA WRAPPER far; CREATE SERVER away FOREIGN DATA WRAPPER far; \
+             CREATE FOREIGN TABLE f (a int) SERVER away; SELECT lo_create(0)",
+        )
+        .unwrap();
+    let other = session(&database.url()).await;
+    other.batch_execute("CREATE TEMP TABLE passing (a int)").await.unwrap();
+    let all = findings(&database.url(), COPY).await;
+    assert!(find(&all, "materialized-views", "source").message.starts_with("2 materialized views"));
+    assert!(find(&all, "foreign-tables", "source").message.contains("\"public\".\"f\""));
+    assert!(find(&all, "views", "source").message.starts_with("1 view "));
+    assert!(find(&all, "large-objects", "pg_largeobject").message.starts_with("1 large"));
+    find(&all, "temporary-tables", "source");
+    assert_eq!(find(&all, "unlogged", "\"public\".\"u\"").severity, Severity::Note);
+    let stream = findings(&database.url(), STREAM).await;
+    assert_eq!(find(&stream, "unlogged", "\"public\".\"u\"").severity, Severity::Warning);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_a_slot_needs_block_before_anything_is_made() {
+    let cluster = Cluster::builder()
+        .setting("wal_level", "replica")
+        .setting("max_replication_slots", "1")
+        .setting("max_locks_per_transaction", "10")
+        .setting("max_connections", "20")
+        .start()
+        .unwrap();
+    cluster.psql("postgres", "SELECT pg_create_physical_replication_slot('taken')").unwrap();
+    cluster.psql("postgres", "ALTER ROLE postgres SET default_transaction_read_only = on").unwrap();
+    let url = cluster.url("postgres");
+    let all = findings(&url, STREAM).await;
+    let codes = blocking(&all);
+    for code in ["slots", "wal-level"] {
+        assert!(codes.contains(&code), "{code}: {all:?}");
+    }
+    assert!(codes.contains(&"read-only"), "{all:?}");
+    let many = Needs { connections: 50, ..COPY };
+    assert_eq!(blocking(&findings(&url, many).await), ["connections"]);
+    let client = session(&url).await;
+    let catalog = read_catalog(&client).await.unwrap();
+    assert!(catalog.server.max_locks < 1000, "{}", catalog.server.max_locks);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn open_and_prepared_transactions_are_named_before_a_slot_waits_for_them() {
+    let cluster = Cluster::start_default().unwrap();
+    cluster.psql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").unwrap();
+    cluster.psql("postgres", "BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION 'old'").unwrap();
+    let all = findings(&cluster.url("postgres"), STREAM).await;
+    let finding = find(&all, "long-transaction", "prepared transaction 'old'");
+    assert!(finding.fix.as_ref().unwrap().contains("PREPARED 'old'"));
+}
