@@ -19,15 +19,31 @@
 //!   gone through after all. An error with [`Disposition::Retry`](crate::Disposition) allows that; every other one ends
 //!   the run.
 
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tidemark_model::{
-    ChunkResult, ChunkSpec, Finding, Lsn, RelationName, Reservation, RowSum, TablePlan, Tuples,
+    ChunkResult, ChunkSpec, Finding, Lsn, Oid, RelationName, Reservation, RowSum, SchemaObjects,
+    TablePlan, Tuples,
 };
 
 use crate::Result;
+
+/// What to do with a target that holds something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NotEmpty {
+    /// Refuse the run.
+    #[default]
+    Refuse,
+    /// Add our rows to those that are there; a lake refuses that.
+    Append,
+    /// Empty the chosen tables, or the lake, first.
+    Truncate,
+}
 
 /// What a run begins with.
 #[derive(Debug, Clone)]
@@ -49,6 +65,12 @@ pub struct SnapshotStart {
     pub source_version: u32,
     /// Every table that will come.
     pub tables: Arc<Vec<TablePlan>>,
+    /// Keys, indexes, foreign keys and sequences of these tables, for a target that has such things.
+    pub schema: Arc<SchemaObjects>,
+    /// The source's schema as a `pg_dump` custom-format archive, where the target is to be created from it.
+    pub schema_archive: Option<PathBuf>,
+    /// `pg_class` OIDs (of the source) of tables that were not chosen: they and what depends on them stay out.
+    pub excluded: Arc<HashSet<Oid>>,
 }
 
 /// What came of one table.

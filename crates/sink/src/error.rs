@@ -15,6 +15,8 @@ pub enum Disposition {
     Usage,
     /// A value has no form in the target and the policy says stop: exit code 7.
     Value,
+    /// Another instance holds the job: exit code 9.
+    Held,
     /// A defect of ours: exit code 70.
     Internal,
 }

@@ -7,6 +7,8 @@
 
 mod contract;
 mod error;
+pub mod postgres;
+pub mod parquet;
 
-pub use contract::{BeginChunk, ChunkWriter, Committed, Sink, SnapshotStart, SnapshotSummary, TableSummary};
+pub use contract::{BeginChunk, ChunkWriter, Committed, NotEmpty, Sink, SnapshotStart, SnapshotSummary, TableSummary};
 pub use error::{Disposition, Error, Result};

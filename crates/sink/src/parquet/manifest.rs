@@ -1,0 +1,167 @@
+//! The documents in `_tidemark/` (described for readers in `docs/lake-format.md`).
+//!
+//! **Invariant:** what no commit lists is not part of the lake. Commit 0 is written once, put-if-absent, after everything that it
+//! lists is durable. `job.json` is written before the first file of a run and names every directory that the run may write
+//! into, so that a later run knows what was left by us and touches nothing else.
+
+use serde::{Deserialize, Serialize};
+use tidemark_model::{Column, Lsn, RowSum, TablePlan};
+
+use super::file::FileEntry;
+use super::names;
+
+/// The commit of the snapshot.
+pub(super) const SNAPSHOT_COMMIT: &str = "_tidemark/commits/00000000000000000000.json";
+
+/// The directory of the documents.
+pub(super) const DOCUMENTS: &str = "_tidemark";
+
+/// The directory of the commits.
+pub(super) const COMMITS: &str = "_tidemark/commits";
+
+/// Who writes here.
+pub(super) const JOB: &str = "_tidemark/job.json";
+
+/// Version of both documents; a reader refuses a higher one.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Whose lake this is, while it is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct JobDocument {
+    pub(super) format_version: u32,
+    pub(super) job: String,
+    pub(super) run: String,
+    pub(super) created_at: String,
+    /// Directories relative to the root that the run writes into.
+    pub(super) directories: Vec<String>,
+}
+
+/// One commit: a set of files that together are the lake at `end_lsn`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Commit {
+    /// [`FORMAT_VERSION`].
+    pub format_version: u32,
+    /// Dense, from 0.
+    pub commit: u64,
+    /// `snapshot`.
+    pub kind: String,
+    /// The job.
+    pub job: String,
+    /// The run.
+    pub run: String,
+    /// The position on the source that the files show.
+    pub end_lsn: Lsn,
+    /// Where the rows come from.
+    pub source: Source,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// The tables, in the job's order.
+    pub tables: Vec<CommitTable>,
+}
+
+/// The source of a lake.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// As a string: it has 64 bits, more than JSON's readers keep.
+    pub system_identifier: String,
+    /// The database.
+    pub database: String,
+    /// `server_version_num`.
+    pub server_version: u32,
+}
+
+/// One table in a commit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CommitTable {
+    /// Schema, as in PostgreSQL.
+    pub schema: String,
+    /// Name, as in PostgreSQL.
+    pub name: String,
+    /// Columns in file order.
+    pub columns: Vec<CommitColumn>,
+    /// Columns of the primary key, in key order; empty without one.
+    pub key: Vec<String>,
+    /// The user's row filter.
+    pub filter: Option<String>,
+    /// Rows.
+    pub rows: u64,
+    /// Count and keyed sums of the rows, as the source had them.
+    pub digest: RowSum,
+    /// Values without a lake form that became NULL, by column.
+    pub replaced: Vec<Replaced>,
+    /// The files; together they are the table.
+    pub files: Vec<FileEntry>,
+}
+
+/// One column in a commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type as PostgreSQL prints it.
+    pub pg_type: String,
+    /// Its type in the files, as Arrow prints it.
+    pub arrow_type: String,
+    /// Whether PostgreSQL allows NULL.
+    pub nullable: bool,
+}
+
+/// How many values of a column were replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replaced {
+    /// The column.
+    pub column: String,
+    /// How many.
+    pub values: u64,
+}
+
+/// The directory of a table's snapshot files, relative to the root.
+pub(super) fn snapshot_directory(plan: &TablePlan) -> String {
+    let name = &plan.relation.name;
+    format!("{}/{}/snapshot", names::encode(&name.schema), names::encode(&name.name))
+}
+
+/// How the files of a run begin, in every directory; temporary ones have a dot before it.
+pub(super) fn file_prefix(run: &str) -> String {
+    format!("{}-", names::encode(run))
+}
+
+/// Whether a file was written by this run.
+pub(super) fn is_file_of_run(name: &str, run: &str) -> bool {
+    let name = name.strip_prefix('.').unwrap_or(name);
+    let Some(rest) = name.strip_prefix(&file_prefix(run)) else { return false };
+    let (number, rest) = rest.split_at(rest.bytes().take_while(u8::is_ascii_digit).count());
+    number.len() >= 5 && (rest == ".parquet" || rest.starts_with(".parquet.tmp-"))
+}
+
+/// The file name of a run's file.
+pub(super) fn file_name(run: &str, number: u32) -> String {
+    format!("{}{number:05}.parquet", file_prefix(run))
+}
+
+/// Columns as a commit shows them.
+pub(super) fn commit_columns(columns: &[Column], schema: &arrow_schema::Schema) -> Vec<CommitColumn> {
+    let described = columns.iter().zip(schema.fields()).map(|(column, field)| CommitColumn {
+        name: column.name.clone(),
+        pg_type: column.type_name.clone(),
+        arrow_type: field.data_type().to_string(),
+        nullable: column.is_nullable,
+    });
+    described.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_of_the_run_are_taken_for_its_own() {
+        for name in ["r1-00000.parquet", ".r1-00012.parquet.tmp-AbC", "r1-100000.parquet"] {
+            assert!(is_file_of_run(name, "r1"), "{name}");
+        }
+        for name in ["r2-00000.parquet", "r1.parquet", "r1-0.parquet", "r11-00000.parquet", "r1-00000.parquet.bak", "r1.00000.parquet"] {
+            assert!(!is_file_of_run(name, "r1"), "{name}");
+        }
+        assert!(is_file_of_run(&file_name("2026-11-20T10:00", 7), "2026-11-20T10:00"));
+    }
+}

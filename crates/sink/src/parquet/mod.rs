@@ -1,0 +1,325 @@
+//! The Parquet lake as a [`Sink`].
+//!
+//! **Invariant:** a reader who reads what `_tidemark/commits/` lists sees a whole snapshot or nothing; files become visible whole,
+//! durable before they are listed, and nothing that is not ours is ever removed or overwritten.
+//!
+//! ```text
+//! <root>/_tidemark/job.json                             whose files these are, written before the first of them
+//! <root>/<schema>/<table>/snapshot/<run>-<nnnnn>.parquet
+//! <root>/_tidemark/commits/00000000000000000000.json    put-if-absent, last: the snapshot exists
+//! ```
+//!
+//! A run that dies before the commit leaves files that no commit lists. The next run of the same job finds `job.json` without a
+//! commit, removes the files of the run that it names, in the directories that it names, and starts over: committed
+//! chunks of a dead run do not count, which is the second half of what [`crate::contract`] calls durable.
+//!
+//! **Not here:** values to Arrow (`columnar`), what the documents mean to readers (`docs/lake-format.md`).
+
+mod check;
+mod chunk;
+mod failure;
+mod file;
+mod layout;
+mod manifest;
+mod names;
+mod options;
+mod root;
+mod table;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use tidemark_columnar::map_column;
+use tidemark_model::{
+    ChunkSpec, Column, Cpu, Finding, RelationName, SelectColumn, TablePlan, TupleForm, Unrepresentable,
+};
+use tokio::sync::Semaphore;
+
+use crate::{
+    BeginChunk, Disposition, Error, NotEmpty, Result, Sink, SnapshotStart, SnapshotSummary, TableSummary,
+};
+
+pub use file::FileEntry;
+pub use layout::{ColumnChoice, EncodedRowGroup, Layout, ROW_GROUP_ROWS, RowGroupEncoder, SAMPLE_ROWS};
+pub use manifest::{Commit, CommitColumn, CommitTable, FORMAT_VERSION, Replaced, Source};
+pub use options::{Compression, ParquetOptions};
+pub use root::Root;
+
+use manifest::{COMMITS, DOCUMENTS, JOB, JobDocument, SNAPSHOT_COMMIT};
+use table::Table;
+
+/// What a table's rows must look like for a lake: the SELECT list and the form of COPY.
+pub fn lake_plan(columns: &[Column], policy: Unrepresentable) -> (Vec<SelectColumn>, TupleForm) {
+    let select = columns.iter().map(|column| SelectColumn {
+        name: column.name.clone(),
+        wire: map_column(column, policy).wire(),
+    });
+    (select.collect(), TupleForm::PgBinary)
+}
+
+/// Writes tables as Parquet files below a root.
+pub struct ParquetSink {
+    root: Root,
+    options: ParquetOptions,
+    cpu: Cpu,
+    wide: Arc<Semaphore>,
+    run: Mutex<Option<Arc<Run>>>,
+}
+
+/// A prepared run.
+struct Run {
+    start: SnapshotStart,
+    tables: HashMap<RelationName, Arc<Table>>,
+    is_finished: std::sync::atomic::AtomicBool,
+}
+
+impl ParquetSink {
+    /// A sink for this root; nothing is touched before [`Sink::prepare`].
+    pub fn new(root: Root, options: ParquetOptions, cpu: Cpu) -> Self {
+        Self { root, options, cpu, wide: Arc::new(Semaphore::new(1)), run: Mutex::new(None) }
+    }
+
+    fn run(&self) -> Result<Arc<Run>> {
+        let run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+        run.clone().ok_or_else(|| Error::new(Disposition::Internal, "write to a lake before it was prepared"))
+    }
+
+    fn table(&self, relation: &RelationName) -> Result<Arc<Table>> {
+        self.run()?.tables.get(relation).cloned().ok_or_else(|| {
+            Error::new(Disposition::Internal, "write a table that the run does not have").on(relation)
+        })
+    }
+
+    /// Makes sure that what is there may go, and removes it.
+    async fn clear(&self, job: &str) -> Result<()> {
+        if self.options.not_empty == NotEmpty::Append {
+            return Err(self.refuse("append to").hint("a lake cannot be appended to yet: use refuse or truncate"));
+        }
+        if let Some(bytes) = self.root.read(SNAPSHOT_COMMIT).await? {
+            let commit: Commit = self.parse(SNAPSHOT_COMMIT, &bytes)?;
+            self.require_own(job, &commit.job, commit.format_version)?;
+            if self.options.not_empty != NotEmpty::Truncate {
+                return Err(self.refuse("write to").hint(
+                    "it already holds a snapshot: name another directory, or say --target-not-empty truncate --yes",
+                ));
+            }
+            return self.truncate().await;
+        }
+        match self.root.read(JOB).await? {
+            Some(bytes) => {
+                let left: JobDocument = self.parse(JOB, &bytes)?;
+                self.require_own(job, &left.job, left.format_version)?;
+                self.remove_leftovers(&left).await
+            }
+            None if self.root.is_empty().await? => Ok(()),
+            None => Err(self.refuse("write to").hint(
+                "there are files here that are not ours: name an empty or a new directory",
+            )),
+        }
+    }
+
+    fn require_own(&self, job: &str, found: &str, format_version: u32) -> Result<()> {
+        if found != job {
+            return Err(self.refuse("write to").hint(format!("it belongs to job \"{found}\"")));
+        }
+        if format_version > FORMAT_VERSION {
+            return Err(self.refuse("write to").hint("a newer version of tidemark wrote it"));
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, verb: &str) -> Error {
+        Error::new(Disposition::Usage, format!("{verb} the lake {}", self.root))
+    }
+
+    fn parse<T: serde::de::DeserializeOwned>(&self, path: &str, bytes: &[u8]) -> Result<T> {
+        serde_json::from_slice(bytes).map_err(|error| {
+            let attempt = format!("understand {path} of the lake {}", self.root);
+            Error::new(Disposition::Usage, attempt).because(error)
+        })
+    }
+
+    /// Takes every commit away, newest first, then the files that they listed: at no time does a commit list what is gone.
+    async fn truncate(&self) -> Result<()> {
+        let mut commits = self.root.file_names(COMMITS).await?;
+        commits.retain(|name| name.ends_with(".json") && !name.starts_with('.'));
+        commits.sort_unstable_by(|a, b| b.cmp(a));
+        for name in commits {
+            let path = format!("{COMMITS}/{name}");
+            let Some(bytes) = self.root.read(&path).await? else { continue };
+            let commit: Commit = self.parse(&path, &bytes)?;
+            self.root.remove(&path).await?;
+            for file in commit.tables.iter().flat_map(|table| &table.files) {
+                self.require_inside(&path, &file.path)?;
+                self.root.remove(&file.path).await?;
+            }
+        }
+        // What a truncation that was killed here left behind is of the run that `job.json` still names.
+        match self.root.read(JOB).await? {
+            Some(bytes) => self.remove_leftovers(&self.parse(JOB, &bytes)?).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn remove_leftovers(&self, left: &JobDocument) -> Result<()> {
+        for directory in [DOCUMENTS, COMMITS] {
+            for name in self.root.file_names(directory).await? {
+                if root::is_unfinished_document(&name) {
+                    self.root.remove(&format!("{directory}/{name}")).await?;
+                }
+            }
+        }
+        for directory in &left.directories {
+            self.require_inside(JOB, directory)?;
+            for name in self.root.file_names(directory).await? {
+                if manifest::is_file_of_run(&name, &left.run) {
+                    self.root.remove(&format!("{directory}/{name}")).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A document that was tampered with must not make us remove files elsewhere.
+    fn require_inside(&self, document: &str, path: &str) -> Result<()> {
+        let segments: Vec<_> = path.split('/').collect();
+        let is_ours = (3..=4).contains(&segments.len())
+            && segments[2] == "snapshot"
+            && segments.iter().all(|segment| !segment.is_empty() && !matches!(*segment, "." | ".."));
+        if is_ours {
+            return Ok(());
+        }
+        let attempt = format!("understand {document} of the lake {}", self.root);
+        Err(Error::new(Disposition::Usage, attempt).hint("it names a path that we never write"))
+    }
+
+    fn commit_document(&self, run: &Run, summary: &SnapshotSummary) -> Result<Commit> {
+        let sums: HashMap<_, _> =
+            summary.tables.iter().map(|table| (&table.relation, table)).collect();
+        let tables = run.start.tables.iter().map(|plan| {
+            let name = &plan.relation.name;
+            let summary = sums.get(name).ok_or_else(|| {
+                Error::new(Disposition::Internal, "finish a run without this table's summary").on(name)
+            })?;
+            commit_table(plan, self.table(name)?.as_ref(), summary)
+        });
+        Ok(Commit {
+            format_version: FORMAT_VERSION,
+            commit: 0,
+            kind: "snapshot".to_owned(),
+            job: run.start.job.clone(),
+            run: run.start.run.clone(),
+            end_lsn: summary.lsn,
+            source: Source {
+                system_identifier: run.start.system_identifier.to_string(),
+                database: run.start.database.clone(),
+                server_version: run.start.source_version,
+            },
+            created_at: jiff::Timestamp::now().to_string(),
+            tables: tables.collect::<Result<_>>()?,
+        })
+    }
+}
+
+fn commit_table(plan: &TablePlan, table: &Table, summary: &TableSummary) -> Result<CommitTable> {
+    let name = &plan.relation.name;
+    let files = table.files()?;
+    let rows: u64 = files.iter().map(|file| file.rows).sum();
+    if rows != summary.rows_in || rows != summary.rows_out {
+        let attempt = format!(
+            "finish: the files hold {rows} rows, the source sent {} and {} were counted in",
+            summary.rows_out, summary.rows_in
+        );
+        return Err(Error::new(Disposition::Internal, attempt).on(name));
+    }
+    let replaced = summary.replaced.iter();
+    Ok(CommitTable {
+        schema: name.schema.clone(),
+        name: name.name.clone(),
+        columns: manifest::commit_columns(&plan.columns, &table.program.schema()),
+        key: plan.relation.primary_key().map(|key| key.columns.clone()).unwrap_or_default(),
+        filter: plan.filter.clone(),
+        rows,
+        digest: summary.sum,
+        replaced: replaced
+            .map(|(column, values)| Replaced { column: column.clone(), values: *values })
+            .collect(),
+        files,
+    })
+}
+
+fn to_json<T: serde::Serialize>(document: &T) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(document).expect("our documents have no maps with odd keys");
+    bytes.push(b'\n');
+    bytes
+}
+
+#[async_trait]
+impl Sink for ParquetSink {
+    async fn check(&self, tables: &[TablePlan]) -> Result<Vec<Finding>> {
+        let bytes = tables.iter().map(|plan| plan.relation.heap_bytes + plan.relation.toast_bytes).sum();
+        let mut findings = check::check_root(&self.root, self.options.not_empty, bytes).await?;
+        findings.extend(tables.iter().flat_map(check::check_table));
+        Ok(findings)
+    }
+
+    async fn prepare(&self, start: &SnapshotStart) -> Result<()> {
+        let mut tables = HashMap::with_capacity(start.tables.len());
+        let mut directories = Vec::with_capacity(start.tables.len());
+        for plan in start.tables.iter() {
+            let table = Table::new(&self.root, &start.run, plan, &self.options)?;
+            directories.push(manifest::snapshot_directory(plan));
+            tables.insert(plan.relation.name.clone(), Arc::new(table));
+        }
+        self.clear(&start.job).await?;
+        let document = JobDocument {
+            format_version: FORMAT_VERSION,
+            job: start.job.clone(),
+            run: start.run.clone(),
+            created_at: jiff::Timestamp::now().to_string(),
+            directories,
+        };
+        self.root.put(JOB, to_json(&document)).await?;
+        let run = Run { start: start.clone(), tables, is_finished: false.into() };
+        *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(run));
+        Ok(())
+    }
+
+    async fn begin_chunk(&self, spec: &ChunkSpec) -> Result<BeginChunk> {
+        let table = self.table(&spec.relation)?;
+        if spec.run != self.run()?.start.run {
+            return Err(Error::new(Disposition::Internal, "write a chunk of another run").on(&spec.relation));
+        }
+        if let Some(committed) = table.committed(spec.chunk) {
+            return Ok(BeginChunk::AlreadyCommitted(committed));
+        }
+        let wide = Arc::clone(&self.wide);
+        let writer = chunk::ParquetChunk::new(table, spec.chunk, self.cpu.clone(), wide);
+        Ok(BeginChunk::Write(Box::new(writer)))
+    }
+
+    async fn table_loaded(&self, relation: &RelationName) -> Result<()> {
+        self.table(relation)?.close().await
+    }
+
+    async fn finish(&self, summary: &SnapshotSummary) -> Result<()> {
+        use std::sync::atomic::Ordering;
+        let run = self.run()?;
+        let document = self.commit_document(&run, summary)?;
+        if run.is_finished.load(Ordering::Acquire) {
+            return Err(Error::new(Disposition::Internal, "finish a run twice"));
+        }
+        if !self.root.put_new(SNAPSHOT_COMMIT, to_json(&document)).await? {
+            // Ours, if the answer to an earlier attempt was lost.
+            let found = self.root.read(SNAPSHOT_COMMIT).await?.unwrap_or_default();
+            let found: Commit = self.parse(SNAPSHOT_COMMIT, &found)?;
+            if found.run != document.run || found.job != document.job {
+                let error = Error::new(Disposition::Refused, format!("commit the snapshot to the lake {}", self.root));
+                return Err(error.hint("another run committed a snapshot here in the meantime"));
+            }
+        }
+        run.is_finished.store(true, Ordering::Release);
+        Ok(())
+    }
+}

@@ -1,0 +1,199 @@
+//! Builds what stands around the rows once they are in: indexes, keys, foreign keys, sequences, materialized views.
+//!
+//! **Invariant:** every definition is the source server's own text, with qualified names; a key is an index first (so that
+//! several are built on one table at once) and a constraint after.
+//!
+//! PostgreSQL manual: ALTER TABLE (`ADD CONSTRAINT .. USING INDEX`, `NOT VALID`), section 14.4 (populating a database).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures::future::try_join_all;
+use tidemark_model::{ConstraintKind, ForeignKey, IndexDef, RelationName, SchemaObjects, sql::Ident};
+use tokio::sync::Semaphore;
+
+use super::session::{Pool, Purpose, Sessions, server_error};
+use super::{PostgresOptions, SchemaMode};
+use crate::{Result, SnapshotStart};
+
+/// Below this a table's indexes are built one after the other in one round trip: with tens of thousands of small tables the
+/// round trips are what takes the time.
+const SMALL_TABLE_BYTES: u64 = 16 << 20;
+
+/// Builds, several things at once.
+pub(super) struct Builder {
+    pool: Pool,
+    slots: Arc<Semaphore>,
+    mode: SchemaMode,
+    schema: Arc<SchemaObjects>,
+    tables: HashMap<RelationName, TableBuild>,
+}
+
+/// What is built on one table.
+#[derive(Default)]
+struct TableBuild {
+    heap_bytes: u64,
+    indexes: Vec<IndexDef>,
+}
+
+impl Builder {
+    pub(super) fn new(
+        options: &PostgresOptions,
+        sessions: &Sessions,
+        start: &SnapshotStart,
+        mode: SchemaMode,
+    ) -> Self {
+        let table = |plan: &tidemark_model::TablePlan| {
+            let build = TableBuild { heap_bytes: plan.relation.heap_bytes, indexes: Vec::new() };
+            (plan.relation.name.clone(), build)
+        };
+        let mut tables: HashMap<_, _> = start.tables.iter().map(table).collect();
+        if mode == SchemaMode::Create {
+            for index in &start.schema.indexes {
+                if let Some(table) = tables.get_mut(&index.table) {
+                    table.indexes.push(index.clone());
+                }
+            }
+        }
+        Self {
+            pool: Pool::new(sessions, Purpose::Build),
+            slots: Arc::new(Semaphore::new(options.build_jobs.max(1))),
+            mode,
+            schema: Arc::clone(&start.schema),
+            tables,
+        }
+    }
+
+    /// Indexes, keys and statistics of one table.
+    pub(super) async fn table(&self, relation: &RelationName) -> Result<()> {
+        let Some(table) = self.tables.get(relation) else { return Ok(()) };
+        let creations = table.indexes.iter().filter_map(creation);
+        let mut after: Vec<String> = table.indexes.iter().flat_map(after_index).collect();
+        if table.heap_bytes > 0 {
+            // Statistics of an empty table say nothing.
+            after.push(format!("ANALYZE {relation}"));
+        }
+        if table.heap_bytes < SMALL_TABLE_BYTES {
+            let all: Vec<String> =
+                creations.map(|(_, statement)| statement.to_owned()).chain(after).collect();
+            return self.execute(relation, "build the indexes and keys", &all).await;
+        }
+        try_join_all(creations.map(|(attempt, statement)| async move {
+            self.execute(relation, &attempt, &[statement.to_owned()]).await
+        }))
+        .await?;
+        self.execute(relation, "add the keys", &after).await
+    }
+
+    async fn execute(&self, relation: &RelationName, attempt: &str, statements: &[String]) -> Result<()> {
+        if statements.is_empty() {
+            return Ok(());
+        }
+        let _slot = self.slots.acquire().await.expect("the build slots are never closed");
+        let client = self.pool.take().await?;
+        client
+            .batch_execute(&statements.join("; "))
+            .await
+            .map_err(|cause| server_error(attempt, Some(relation), cause))?;
+        self.pool.give_back(client);
+        Ok(())
+    }
+
+    /// Foreign keys: first all of them NOT VALID, which takes a moment, then validated several at once.
+    pub(super) async fn foreign_keys(&self) -> Result<()> {
+        if self.mode != SchemaMode::Create {
+            return Ok(());
+        }
+        for key in &self.schema.foreign_keys {
+            let attempt = format!("add foreign key {}", Ident(&key.name));
+            self.execute(&key.table, &attempt, &[add_foreign_key(key)]).await?;
+        }
+        let to_validate = self.schema.foreign_keys.iter().filter(|key| is_validated_later(key));
+        try_join_all(to_validate.map(|key| async move {
+            let statement = format!("ALTER TABLE {} VALIDATE CONSTRAINT {}", key.table, Ident(&key.name));
+            let attempt = format!("validate foreign key {}", Ident(&key.name));
+            self.execute(&key.table, &attempt, &[statement]).await
+        }))
+        .await?;
+        Ok(())
+    }
+
+    /// Sets every sequence that the target has to where the source's stood under the snapshot.
+    pub(super) async fn sequences(&self) -> Result<()> {
+        let client = self.pool.take().await?;
+        for group in self.schema.sequences.chunks(1000) {
+            let names: Vec<String> = group.iter().map(|sequence| sequence.name.to_string()).collect();
+            let values: Vec<i64> = group.iter().map(|sequence| sequence.last_value).collect();
+            let called: Vec<bool> = group.iter().map(|sequence| sequence.is_called).collect();
+            client
+                .execute(
+                    "SELECT setval(c.oid::regclass, s.value, s.called) \
+                     FROM unnest($1::text[], $2::int8[], $3::bool[]) AS s(name, value, called) \
+                     JOIN pg_class c ON c.oid = to_regclass(s.name) AND c.relkind = 'S'",
+                    &[&names, &values, &called],
+                )
+                .await
+                .map_err(|cause| server_error("set the sequences", None, cause))?;
+        }
+        self.pool.give_back(client);
+        Ok(())
+    }
+
+    /// Fills materialized views, each after those it reads.
+    pub(super) async fn materialized_views(&self) -> Result<()> {
+        if self.mode != SchemaMode::Create || self.schema.materialized_views.is_empty() {
+            return Ok(());
+        }
+        let client = self.pool.take().await?;
+        for view in &self.schema.materialized_views {
+            let attempt = |cause| server_error("fill a materialized view", Some(view), cause);
+            // One that reads a table outside the selection was not created.
+            let row = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&view.to_string()]).await;
+            if row.map_err(attempt)?.get(0) {
+                client.batch_execute(&format!("REFRESH MATERIALIZED VIEW {view}")).await.map_err(attempt)?;
+            }
+        }
+        self.pool.give_back(client);
+        Ok(())
+    }
+}
+
+/// What makes the index, unless only its constraint can.
+fn creation(index: &IndexDef) -> Option<(String, &str)> {
+    let is_exclusion = |kind| kind == ConstraintKind::Exclusion;
+    if index.constraint.as_ref().is_some_and(|constraint| is_exclusion(constraint.kind)) {
+        return None;
+    }
+    Some((format!("build index {}", Ident(&index.name)), &index.definition))
+}
+
+/// The constraint and the marks that an index carries.
+fn after_index(index: &IndexDef) -> Vec<String> {
+    let (table, name) = (&index.table, Ident(&index.name));
+    let mut statements = Vec::new();
+    if let Some(constraint) = &index.constraint {
+        let add = format!("ALTER TABLE ONLY {table} ADD CONSTRAINT {}", Ident(&constraint.name));
+        statements.push(match constraint.kind {
+            ConstraintKind::PrimaryKey => format!("{add} PRIMARY KEY USING INDEX {name}{}", constraint.deferrable),
+            ConstraintKind::Unique => format!("{add} UNIQUE USING INDEX {name}{}", constraint.deferrable),
+            ConstraintKind::Exclusion => format!("{add} {}", constraint.definition),
+        });
+    }
+    if index.is_clustered {
+        statements.push(format!("ALTER TABLE {table} CLUSTER ON {name}"));
+    }
+    if index.is_replica_identity {
+        statements.push(format!("ALTER TABLE ONLY {table} REPLICA IDENTITY USING INDEX {name}"));
+    }
+    statements
+}
+
+fn is_validated_later(key: &ForeignKey) -> bool {
+    key.is_valid && !key.on_partitioned
+}
+
+fn add_foreign_key(key: &ForeignKey) -> String {
+    let only = if key.on_partitioned { "" } else { "ONLY " };
+    let suffix = if is_validated_later(key) { " NOT VALID" } else { "" };
+    format!("ALTER TABLE {only}{} ADD CONSTRAINT {} {}{suffix}", key.table, Ident(&key.name), key.definition)
+}

@@ -1,0 +1,561 @@
+//! The job's record on the target: who runs it, how far it is, which chunks are there.
+//!
+//! **Invariant:** one session holds the job's advisory lock from before the first change to the target until the end; its
+//! task renews the heartbeat, and where that fails the run stops. What `tidemark.chunk` says is the truth about a chunk;
+//! the local ledger is a copy.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tidemark_model::{Lsn, RelationName, sql::Ident};
+use tidemark_wire::{Client, ConnectSpec};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::session::{Sessions, application_name, server_error};
+use super::{PostgresOptions, SchemaMode};
+use crate::{Disposition, Error, NotEmpty, Result, SnapshotStart, SnapshotSummary};
+
+/// How often the heartbeat is renewed.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// A holder whose heartbeat stood still for this long is dead. Several heartbeats, so that a busy target is no proof.
+const STALE: Duration = Duration::from_secs(12);
+
+const TABLES: &str = "
+CREATE SCHEMA IF NOT EXISTS tidemark;
+CREATE TABLE IF NOT EXISTS tidemark.progress (
+  job text NOT NULL, wave text NOT NULL DEFAULT '', run text NOT NULL, phase text NOT NULL,
+  end_lsn pg_lsn NOT NULL, schema_mode text NOT NULL,
+  source_system_identifier text NOT NULL, source_database text NOT NULL,
+  tool_version text NOT NULL, started_at timestamptz NOT NULL DEFAULT now(), finished_at timestamptz,
+  heartbeat timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (job, wave));
+CREATE TABLE IF NOT EXISTS tidemark.relation (
+  job text NOT NULL, schema_name text NOT NULL, relation_name text NOT NULL,
+  PRIMARY KEY (job, schema_name, relation_name));
+CREATE TABLE IF NOT EXISTS tidemark.chunk (
+  job text NOT NULL, run text NOT NULL, relation_oid oid NOT NULL, chunk int8 NOT NULL,
+  rows int8 NOT NULL, digest_raw text NOT NULL, xid int8 NOT NULL,
+  PRIMARY KEY (job, run, relation_oid, chunk));
+COMMENT ON SCHEMA tidemark IS 'Records of Tidemark; removed by tidemark cleanup'";
+
+const RELATIONS_THERE: &str = "
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't'
+  AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'tidemark')
+  AND n.nspname NOT LIKE 'pg\\_toast%' AND n.nspname NOT LIKE 'pg\\_temp%'
+  AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+ORDER BY 1, 2";
+
+/// The job as the target knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// Which run.
+    pub run: String,
+    /// `prepare`, `snapshot`, `finish` or `complete`.
+    pub phase: String,
+    /// The position that the target stands at once the phase is `complete`.
+    pub end_lsn: Lsn,
+    /// `create` or `exists`.
+    pub schema_mode: String,
+    /// The source cluster.
+    pub source_system_identifier: String,
+    /// The source's database.
+    pub source_database: String,
+}
+
+/// What `begin` decided.
+pub(super) struct Begun {
+    /// The schema mode in force.
+    pub(super) mode: SchemaMode,
+    /// Whether objects of an earlier run of this job are being replaced.
+    pub(super) replaces_own: bool,
+}
+
+/// The session that holds the job.
+pub(super) struct Control {
+    client: Arc<Client>,
+    job: String,
+    run: String,
+    lost: Arc<AtomicBool>,
+    _heartbeat: JoinSet<()>,
+}
+
+impl Control {
+    /// Takes the job's advisory lock, ends the sessions of a killed run and creates our tables.
+    pub(super) async fn open(
+        options: &PostgresOptions,
+        sessions: &Sessions,
+        run: &str,
+    ) -> Result<Self> {
+        let client = Arc::new(sessions.plain().await?);
+        take_lock(&client, options).await?;
+        end_other_sessions(&client, &options.job).await?;
+        client
+            .batch_execute(&format!("SET client_min_messages = warning; {TABLES}"))
+            .await
+            .map_err(|cause| {
+                server_error("create the schema tidemark for the job's record", None, cause)
+                    .hint("the role needs CREATE on the target's database, and the target must not be read-only or a standby")
+            })?;
+        let lost = Arc::new(AtomicBool::new(false));
+        let mut heartbeat = JoinSet::new();
+        heartbeat.spawn(beat(Arc::clone(&client), options.job.clone(), Arc::clone(&lost)));
+        Ok(Self {
+            client,
+            job: options.job.clone(),
+            run: run.to_owned(),
+            lost,
+            _heartbeat: heartbeat,
+        })
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// An error once the session that holds the job is gone: another run may have taken it over.
+    pub(super) fn alive(&self) -> Result<()> {
+        if !self.lost.load(Ordering::Relaxed) && !self.client.is_closed() {
+            return Ok(());
+        }
+        Err(Error::new(Disposition::Unavailable, "go on after the session that holds the job was lost")
+            .hint("run the same command again: it starts the snapshot over"))
+    }
+
+    /// Decides whether this run may write here, clears what an earlier run of the same job left, and records this one.
+    pub(super) async fn begin(&self, options: &PostgresOptions, start: &SnapshotStart) -> Result<Begun> {
+        let record = read_record(&self.client, &self.job).await?;
+        let there = self.relations_there().await?;
+        let begun = match record.filter(|record| record.phase != "cleaned") {
+            Some(record) => self.continue_over(&record, options, start).await?,
+            None => decide(options, start, &there)?,
+        };
+        if begun.mode == SchemaMode::Create && begun.replaces_own {
+            self.drop_own_tables().await?;
+            let left = self.relations_there().await?;
+            refuse_foreign(&left, start)?;
+        }
+        if begun.mode == SchemaMode::Exists {
+            self.make_room(options, start).await?;
+        }
+        self.record(options, start, begun.mode).await?;
+        Ok(begun)
+    }
+
+    async fn continue_over(
+        &self,
+        record: &JobRecord,
+        options: &PostgresOptions,
+        start: &SnapshotStart,
+    ) -> Result<Begun> {
+        if record.source_system_identifier != start.system_identifier.to_string()
+            || record.source_database != start.database
+        {
+            return Err(Error::new(
+                Disposition::Usage,
+                format!(
+                    "go on with job {:?}, which the target knows with source database {:?} of cluster {}",
+                    self.job, record.source_database, record.source_system_identifier
+                ),
+            )
+            .hint("give this job another name (--job), or remove the old one with tidemark cleanup --yes"));
+        }
+        if record.phase == "complete" && options.not_empty == NotEmpty::Refuse {
+            return Err(Error::new(
+                Disposition::Usage,
+                format!("copy again: the target already holds the finished snapshot of job {:?} at {}", self.job, record.end_lsn),
+            )
+            .hint("--target-not-empty truncate --yes replaces it"));
+        }
+        let mode = if record.schema_mode == "create" { SchemaMode::Create } else { SchemaMode::Exists };
+        if record.phase != "complete" && mode == SchemaMode::Exists {
+            self.delete_own_rows(&record.run, start).await?;
+        }
+        Ok(Begun { mode, replaces_own: true })
+    }
+
+    /// Deletes the rows that an unfinished run added to tables that it did not create, by the transactions that its
+    /// markers name: rows that were there before stay.
+    async fn delete_own_rows(&self, run: &str, start: &SnapshotStart) -> Result<()> {
+        for plan in start.tables.iter() {
+            let name = &plan.relation.name;
+            let statement = format!(
+                "DELETE FROM ONLY {name} WHERE xmin::text::int8 IN \
+                 (SELECT xid & 4294967295 FROM tidemark.chunk WHERE job = $1 AND run = $2)"
+            );
+            self.client
+                .execute(&statement, &[&self.job, &run])
+                .await
+                .map_err(|cause| server_error("delete what an unfinished run left", Some(name), cause))?;
+        }
+        Ok(())
+    }
+
+    async fn drop_own_tables(&self) -> Result<()> {
+        let attempt = |cause| server_error("drop what an earlier run of this job made", None, cause);
+        let rows = self
+            .client
+            .query(
+                "SELECT r.schema_name, r.relation_name FROM tidemark.relation r \
+                 JOIN pg_namespace n ON n.nspname = r.schema_name \
+                 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = r.relation_name AND c.relkind IN ('r', 'p') \
+                 WHERE r.job = $1",
+                &[&self.job],
+            )
+            .await
+            .map_err(attempt)?;
+        for group in rows.chunks(500) {
+            let names: Vec<String> =
+                group.iter().map(|row| RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)).to_string()).collect();
+            let statement = format!(
+                "SET client_min_messages = warning; DROP TABLE IF EXISTS {} CASCADE",
+                names.join(", ")
+            );
+            self.client.batch_execute(&statement).await.map_err(attempt)?;
+        }
+        Ok(())
+    }
+
+    /// In tables that were there before us: nothing but what the user allowed.
+    async fn make_room(&self, options: &PostgresOptions, start: &SnapshotStart) -> Result<()> {
+        let names: Vec<String> = start.tables.iter().map(|plan| plan.relation.name.to_string()).collect();
+        match options.not_empty {
+            NotEmpty::Append => return Ok(()),
+            NotEmpty::Truncate => {
+                for group in names.chunks(500) {
+                    let statement = format!("TRUNCATE ONLY {}", group.join(", ONLY "));
+                    self.client.batch_execute(&statement).await.map_err(|cause| {
+                        server_error("truncate the chosen tables on the target", None, cause)
+                            .hint("a foreign key from a table outside the selection stands in the way: choose that table too, or empty the tables yourself")
+                    })?;
+                }
+                return Ok(());
+            }
+            NotEmpty::Refuse => {}
+        }
+        for plan in start.tables.iter() {
+            let name = &plan.relation.name;
+            let row = self
+                .client
+                .query_one(&format!("SELECT EXISTS (SELECT FROM ONLY {name})"), &[])
+                .await
+                .map_err(|cause| server_error("look whether the target's table is empty", Some(name), cause))?;
+            if row.get(0) {
+                return Err(not_empty(name));
+            }
+        }
+        Ok(())
+    }
+
+    async fn record(&self, options: &PostgresOptions, start: &SnapshotStart, mode: SchemaMode) -> Result<()> {
+        let attempt = |cause| server_error("write the job's record on the target", None, cause);
+        let mode = if mode == SchemaMode::Create { "create" } else { "exists" };
+        let (schemas, names): (Vec<&str>, Vec<&str>) = start
+            .tables
+            .iter()
+            .flat_map(|plan| std::iter::once(&plan.relation.name).chain(&plan.relation.partition_root))
+            .map(|name| (name.schema.as_str(), name.name.as_str()))
+            .unzip();
+        let identifier = start.system_identifier.to_string();
+        let lsn = start.lsn.to_string();
+        // Two autocommitted statements: the relations first, so that a record never names less than was made.
+        self.client
+            .execute(
+                "WITH gone AS (DELETE FROM tidemark.chunk WHERE job = $1) \
+                 INSERT INTO tidemark.relation SELECT $1, s, r FROM unnest($2::text[], $3::text[]) AS t(s, r) \
+                 ON CONFLICT DO NOTHING",
+                &[&self.job, &schemas, &names],
+            )
+            .await
+            .map_err(attempt)?;
+        self.client
+            .execute(
+                "INSERT INTO tidemark.progress (job, run, phase, end_lsn, schema_mode, source_system_identifier, source_database, tool_version) \
+                 VALUES ($1, $2, 'prepare', $3::text::pg_lsn, $4, $5, $6, $7) \
+                 ON CONFLICT (job, wave) DO UPDATE SET run = excluded.run, phase = excluded.phase, end_lsn = excluded.end_lsn, \
+                 schema_mode = excluded.schema_mode, source_system_identifier = excluded.source_system_identifier, \
+                 source_database = excluded.source_database, tool_version = excluded.tool_version, \
+                 started_at = now(), finished_at = NULL, heartbeat = now()",
+                &[&self.job, &self.run, &lsn, &mode, &identifier, &start.database, &options.tool_version],
+            )
+            .await
+            .map_err(attempt)?;
+        Ok(())
+    }
+
+    async fn relations_there(&self) -> Result<Vec<RelationName>> {
+        relations_there(&self.client).await
+    }
+
+    pub(super) async fn set_phase(&self, phase: &str) -> Result<()> {
+        self.client
+            .execute(
+                "UPDATE tidemark.progress SET phase = $3 WHERE job = $1 AND run = $2",
+                &[&self.job, &self.run, &phase],
+            )
+            .await
+            .map_err(|cause| server_error("write the job's phase on the target", None, cause))?;
+        Ok(())
+    }
+
+    /// Compares the markers with what the run believes: commits that a crash of the target took back show here.
+    pub(super) async fn expect_markers(&self, summary: &SnapshotSummary) -> Result<()> {
+        let row = self
+            .client
+            .query_one(
+                "SELECT coalesce(sum(rows), 0)::int8 FROM tidemark.chunk WHERE job = $1 AND run = $2",
+                &[&self.job, &self.run],
+            )
+            .await
+            .map_err(|cause| server_error("count the chunks that the target holds", None, cause))?;
+        let there = row.get::<_, i64>(0) as u64;
+        let expected: u64 = summary.tables.iter().map(|table| table.rows_in).sum();
+        if there == expected {
+            return Ok(());
+        }
+        Err(Error::new(
+            Disposition::Unavailable,
+            format!("finish the snapshot: the target's markers name {there} rows, {expected} were committed to it"),
+        )
+        .hint("the target was restarted and lost commits; run the same command again: it starts the snapshot over"))
+    }
+
+    /// Closes the record. This commit waits for the disk and with it for every commit before it.
+    pub(super) async fn complete(&self, summary: &SnapshotSummary) -> Result<()> {
+        self.alive()?;
+        let lsn = summary.lsn.to_string();
+        self.client
+            .batch_execute("SET synchronous_commit = on")
+            .await
+            .map_err(|cause| server_error("close the job's record on the target", None, cause))?;
+        let changed = self
+            .client
+            .execute(
+                "UPDATE tidemark.progress SET phase = 'complete', end_lsn = $3::text::pg_lsn, finished_at = now() \
+                 WHERE job = $1 AND run = $2",
+                &[&self.job, &self.run, &lsn],
+            )
+            .await
+            .map_err(|cause| server_error("close the job's record on the target", None, cause))?;
+        if changed == 1 {
+            return Ok(());
+        }
+        Err(Error::new(Disposition::Internal, "close the job's record on the target: it is not there any more"))
+    }
+}
+
+fn decide(options: &PostgresOptions, start: &SnapshotStart, there: &[RelationName]) -> Result<Begun> {
+    if options.schema == SchemaMode::Exists {
+        return Ok(Begun { mode: SchemaMode::Exists, replaces_own: false });
+    }
+    if there.is_empty() {
+        return Ok(Begun { mode: SchemaMode::Create, replaces_own: false });
+    }
+    let missing = start.tables.iter().find(|plan| !there.contains(&plan.relation.name));
+    match (options.not_empty, missing) {
+        (NotEmpty::Refuse, _) => Err(not_empty(&there[0])),
+        (_, None) => Ok(Begun { mode: SchemaMode::Exists, replaces_own: false }),
+        (_, Some(plan)) => Err(Error::new(
+            Disposition::Usage,
+            "load into a target that holds some of the tables but not this one",
+        )
+        .on(&plan.relation.name)
+        .hint("create the missing tables, or start from an empty database")),
+    }
+}
+
+fn refuse_foreign(left: &[RelationName], start: &SnapshotStart) -> Result<()> {
+    let is_chosen = |name: &&RelationName| start.tables.iter().any(|plan| plan.relation.name == **name);
+    // Views, sequences and the like are taken away by the schema's own DROP ... IF EXISTS statements; a chosen table that
+    // is still there was never ours.
+    left.iter().find(is_chosen).map_or(Ok(()), |name| Err(not_empty(name)))
+}
+
+pub(super) fn not_empty(name: &RelationName) -> Error {
+    Error::new(Disposition::Usage, "load into a target that is not empty")
+        .on(name)
+        .hint("use an empty database, or say --target-not-empty append, or --target-not-empty truncate --yes")
+}
+
+pub(super) async fn relations_there(client: &Client) -> Result<Vec<RelationName>> {
+    let rows = client
+        .query(RELATIONS_THERE, &[])
+        .await
+        .map_err(|cause| server_error("list what the target holds", None, cause))?;
+    Ok(rows.iter().map(|row| RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
+}
+
+async fn beat(client: Arc<Client>, job: String, lost: Arc<AtomicBool>) {
+    loop {
+        tokio::time::sleep(HEARTBEAT).await;
+        let beaten = client
+            .execute("UPDATE tidemark.progress SET heartbeat = clock_timestamp() WHERE job = $1", &[&job])
+            .await;
+        if let Err(error) = beaten {
+            tracing::error!(%error, "the session that holds the job on the target is lost");
+            lost.store(true, Ordering::Relaxed);
+            return;
+        }
+    }
+}
+
+/// Takes the advisory lock, from a dead run if need be.
+async fn take_lock(client: &Client, options: &PostgresOptions) -> Result<()> {
+    let attempt = |cause| server_error("take the job's advisory lock on the target", None, cause);
+    let key = lock_key(&options.job);
+    let deadline = Instant::now() + STALE;
+    let mut seen = heartbeat_of(client, &options.job).await?;
+    loop {
+        let row = client.query_one("SELECT pg_try_advisory_lock($1)", &[&key]).await.map_err(attempt)?;
+        if row.get(0) {
+            return Ok(());
+        }
+        let beat = heartbeat_of(client, &options.job).await?;
+        if beat != seen && seen.is_some() {
+            return Err(held(&options.job));
+        }
+        seen = beat;
+        if Instant::now() >= deadline {
+            return end_holder(client, key, options).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+async fn end_holder(client: &Client, key: i64, options: &PostgresOptions) -> Result<()> {
+    let attempt = |cause| server_error("end the session of a dead run on the target", None, cause);
+    let name = application_name(&options.job);
+    client
+        .query(
+            "SELECT pg_terminate_backend(a.pid) FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+             WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted \
+               AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+               AND (l.classid::int8 << 32 | l.objid::int8) = $1 \
+               AND a.application_name = $2 AND a.usename = current_user",
+            &[&key, &name],
+        )
+        .await
+        .map_err(attempt)?;
+    let deadline = Instant::now() + STALE;
+    while Instant::now() < deadline {
+        let row = client.query_one("SELECT pg_try_advisory_lock($1)", &[&key]).await.map_err(attempt)?;
+        if row.get(0) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Err(held(&options.job))
+}
+
+fn held(job: &str) -> Error {
+    let mut error = Error::new(Disposition::Held, format!("take job {job:?} on the target: another instance holds it"));
+    error.hint = Some("stop the other instance, or give this job another name (--job)".to_owned());
+    error
+}
+
+async fn heartbeat_of(client: &Client, job: &str) -> Result<Option<String>> {
+    let attempt = |cause| server_error("read the job's heartbeat on the target", None, cause);
+    let row = client
+        .query_one("SELECT to_regclass('tidemark.progress') IS NOT NULL", &[])
+        .await
+        .map_err(attempt)?;
+    if !row.get::<_, bool>(0) {
+        return Ok(None);
+    }
+    let row = client
+        .query_opt("SELECT heartbeat::text FROM tidemark.progress WHERE job = $1 AND wave = ''", &[&job])
+        .await
+        .map_err(attempt)?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+/// Ends sessions of this job that a killed run left on the target. Only ours: same role and application name, begun
+/// before this one.
+async fn end_other_sessions(client: &Client, job: &str) -> Result<()> {
+    client
+        .query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+             WHERE application_name = $1 AND usename = current_user AND datname = current_database() AND pid <> pg_backend_pid()",
+            &[&application_name(job)],
+        )
+        .await
+        .map_err(|cause| server_error("end the sessions of a killed run on the target", None, cause))?;
+    Ok(())
+}
+
+/// The advisory lock's key: the job's name, so that two jobs on one target do not meet (FNV-1a, 64 bits).
+fn lock_key(job: &str) -> i64 {
+    let name = application_name(job);
+    let hash = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    hash.cast_signed()
+}
+
+async fn read_record(client: &Client, job: &str) -> Result<Option<JobRecord>> {
+    let row = client
+        .query_opt(
+            "SELECT run, phase, end_lsn::text, schema_mode, source_system_identifier, source_database \
+             FROM tidemark.progress WHERE job = $1 AND wave = ''",
+            &[&job],
+        )
+        .await
+        .map_err(|cause| server_error("read the job's record on the target", None, cause))?;
+    Ok(row.map(|row| JobRecord {
+        run: row.get(0),
+        phase: row.get(1),
+        end_lsn: row.get::<_, &str>(2).parse().unwrap_or_default(),
+        schema_mode: row.get(3),
+        source_system_identifier: row.get(4),
+        source_database: row.get(5),
+    }))
+}
+
+/// The job as the target knows it, if it does.
+///
+/// # Errors
+/// The target cannot be reached or does not let us read.
+pub async fn read_job_record(spec: &ConnectSpec, job: &str) -> Result<Option<JobRecord>> {
+    let client = spec.connect().await.map_err(|cause| {
+        Error::new(Disposition::Unavailable, "connect to the target").because(cause)
+    })?;
+    if heartbeat_of(&client, job).await?.is_none() {
+        return Ok(None);
+    }
+    read_record(&client, job).await
+}
+
+/// Removes the job's records from the target, by exact name, and the schema `tidemark` with the last of them. Data stays.
+/// Returns what was done, one line each.
+///
+/// # Errors
+/// Another instance holds the job, or the target refuses.
+pub async fn cleanup(options: &PostgresOptions) -> Result<Vec<String>> {
+    let attempt = |cause| server_error("remove the job's records from the target", None, cause);
+    let sessions = Sessions::new(options);
+    let client = sessions.plain().await?;
+    if heartbeat_of(&client, &options.job).await?.is_none() {
+        return Ok(Vec::new());
+    }
+    take_lock(&client, options).await?;
+    end_other_sessions(&client, &options.job).await?;
+    let mut done = Vec::new();
+    for table in ["chunk", "relation", "progress"] {
+        let statement = format!("DELETE FROM tidemark.{} WHERE job = $1", Ident(table));
+        let rows = client.execute(&statement, &[&options.job]).await.map_err(attempt)?;
+        if rows > 0 {
+            done.push(format!("target: removed {rows} rows of job {:?} from tidemark.{table}", options.job));
+        }
+    }
+    let row = client.query_one("SELECT count(*) FROM tidemark.progress", &[]).await.map_err(attempt)?;
+    if row.get::<_, i64>(0) == 0 {
+        client
+            .batch_execute("DROP TABLE tidemark.chunk, tidemark.relation, tidemark.progress; DROP SCHEMA tidemark")
+            .await
+            .map_err(attempt)?;
+        done.push("target: dropped the schema tidemark".to_owned());
+    }
+    Ok(done)
+}

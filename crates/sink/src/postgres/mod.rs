@@ -1,0 +1,183 @@
+//! The PostgreSQL target.
+//!
+//! **Invariant:** a chunk's rows and its marker in `tidemark.chunk` are written by one transaction, so that after any
+//! crash the markers say exactly which chunks are there. Only the session that holds the job's advisory lock writes.
+//!
+//! The way of a run:
+//!
+//! ```text
+//! prepare   control: lock, end a killed run's sessions, job record    restore: pre-data half of the schema
+//! chunks    load: BEGIN, [TRUNCATE], COPY, marker, COMMIT
+//! tables    build: indexes, keys, ANALYZE
+//! finish    build: foreign keys   restore: post-data half   sequences, views   control: markers counted, record closed
+//! ```
+//!
+//! **Not here:** reading the source's schema (`source::dump`, `source::schema`).
+
+mod build;
+mod check;
+mod control;
+mod form;
+mod load;
+mod restore;
+mod session;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tidemark_model::{ChunkSpec, Finding, RelationName, TablePlan};
+use tidemark_wire::ConnectSpec;
+use tokio::sync::OnceCell;
+
+use crate::{
+    BeginChunk, Committed, Disposition, Error, NotEmpty, Result, Sink, SnapshotStart, SnapshotSummary,
+};
+
+pub use control::{JobRecord, cleanup, read_job_record};
+pub use form::copy_form;
+
+use build::Builder;
+use control::Control;
+use load::Loader;
+use session::Sessions;
+
+/// Where the target's tables come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SchemaMode {
+    /// They are created from the source's schema.
+    Create,
+    /// They are there already and are checked column by column.
+    Exists,
+}
+
+/// What happens to the target's triggers and rules while rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Triggers {
+    /// `session_replication_role = replica`: only those marked ENABLE REPLICA or ALWAYS fire.
+    #[default]
+    Replica,
+    /// They fire as for any other writer.
+    AsIs,
+}
+
+/// How the target is reached and treated.
+#[derive(Debug, Clone)]
+pub struct PostgresOptions {
+    /// The target.
+    pub spec: ConnectSpec,
+    /// The job's name.
+    pub job: String,
+    /// Where the tables come from.
+    pub schema: SchemaMode,
+    /// What a target with contents means.
+    pub not_empty: NotEmpty,
+    /// Triggers while loading.
+    pub triggers: Triggers,
+    /// How many indexes and keys are built at once.
+    pub build_jobs: usize,
+    /// `pg_restore`, where the schema is created.
+    pub restore_tool: PathBuf,
+    /// This program's version, for the job record.
+    pub tool_version: String,
+}
+
+/// The PostgreSQL target.
+pub struct PostgresSink {
+    options: Arc<PostgresOptions>,
+    sessions: Sessions,
+    run: OnceCell<Run>,
+}
+
+/// What `prepare` sets up for the rest of the run.
+struct Run {
+    start: SnapshotStart,
+    /// The mode in force: a target that already has every table is never created again.
+    mode: SchemaMode,
+    /// The filtered table of contents of the schema archive.
+    contents: Option<restore::Contents>,
+    control: Control,
+    load: Loader,
+    build: Builder,
+}
+
+impl PostgresSink {
+    /// A target that is not yet connected to.
+    pub fn new(options: PostgresOptions) -> Self {
+        let sessions = Sessions::new(&options);
+        Self { options: Arc::new(options), sessions, run: OnceCell::new() }
+    }
+
+    fn run(&self) -> Result<&Run> {
+        self.run.get().ok_or_else(|| {
+            Error::new(Disposition::Internal, "use a PostgreSQL target before it was prepared")
+        })
+    }
+}
+
+#[async_trait]
+impl Sink for PostgresSink {
+    async fn check(&self, tables: &[TablePlan]) -> Result<Vec<Finding>> {
+        check::check(&self.options, &self.sessions, tables).await
+    }
+
+    async fn prepare(&self, start: &SnapshotStart) -> Result<()> {
+        let control = Control::open(&self.options, &self.sessions, &start.run).await?;
+        let begun = control.begin(&self.options, start).await?;
+        let mut contents = None;
+        match begun.mode {
+            SchemaMode::Create => {
+                let list = restore::Contents::read(&self.options, start).await?;
+                restore::pre_data(&self.options, &list, begun.replaces_own).await?;
+                contents = Some(list);
+            }
+            SchemaMode::Exists => check::matching_or_refuse(control.client(), &start.tables).await?,
+        }
+        control.set_phase("snapshot").await?;
+        let run = Run {
+            load: Loader::new(&self.options, &self.sessions, start, begun.mode),
+            build: Builder::new(&self.options, &self.sessions, start, begun.mode),
+            start: start.clone(),
+            mode: begun.mode,
+            contents,
+            control,
+        };
+        self.run.set(run).map_err(|_| {
+            Error::new(Disposition::Internal, "prepare a PostgreSQL target a second time")
+        })
+    }
+
+    async fn begin_chunk(&self, spec: &ChunkSpec) -> Result<BeginChunk> {
+        let run = self.run()?;
+        run.control.alive()?;
+        if let Some(rows) = run.load.committed(spec).await? {
+            return Ok(BeginChunk::AlreadyCommitted(Committed { rows, replaced: Vec::new() }));
+        }
+        Ok(BeginChunk::Write(Box::new(run.load.writer(spec))))
+    }
+
+    async fn table_loaded(&self, relation: &RelationName) -> Result<()> {
+        let run = self.run()?;
+        run.build.table(relation).await
+    }
+
+    async fn finish(&self, summary: &SnapshotSummary) -> Result<()> {
+        let run = self.run()?;
+        run.control.expect_markers(summary).await?;
+        run.control.set_phase("finish").await?;
+        // The links between partitions' indexes come with the post-data half; a foreign key may need the key they make.
+        if let Some(contents) = &run.contents {
+            restore::post_data(&self.options, contents).await?;
+        }
+        run.build.foreign_keys().await?;
+        if let Some(contents) = &run.contents {
+            restore::after_foreign_keys(&self.options, contents).await?;
+        }
+        run.build.sequences().await?;
+        run.build.materialized_views().await?;
+        if run.mode == SchemaMode::Exists {
+            check::keys_hold(run.control.client(), &run.start.tables).await?;
+        }
+        run.control.complete(summary).await
+    }
+}

@@ -1,0 +1,260 @@
+//! Restores the source's schema in two halves with the installed `pg_restore`.
+//!
+//! **Invariant:** an object of the archive is found by the catalog and OID that the table of contents gives, never by its
+//! name, so that no name can make us leave out or restore something else. Names from the source reach the target only
+//! through `pg_restore`'s own quoting.
+//!
+//! PostgreSQL manual: pg_restore (`--section`, `--use-list`).
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tidemark_model::Oid;
+use tokio::process::Command;
+
+use super::PostgresOptions;
+use super::session::application_name;
+use crate::{Disposition, Error, Result, SnapshotStart};
+
+const PG_CLASS: u32 = 1259;
+const PG_CONSTRAINT: u32 = 2606;
+
+/// The entries to restore, as a list file beside the archive.
+pub(super) struct Contents {
+    archive: PathBuf,
+    list: PathBuf,
+    /// What depends on a foreign key, such as its comment: restored after the foreign keys are built.
+    late: Option<PathBuf>,
+    with_owners: bool,
+}
+
+/// One line of the table of contents.
+#[derive(Debug, PartialEq, Eq)]
+struct Entry<'a> {
+    id: u32,
+    object: (u32, Oid),
+    line: &'a str,
+    depends_on: Vec<u32>,
+}
+
+impl Contents {
+    /// Reads the archive's table of contents and leaves out what was not chosen and what we build ourselves.
+    pub(super) async fn read(options: &PostgresOptions, start: &SnapshotStart) -> Result<Self> {
+        let Some(archive) = start.schema_archive.clone() else {
+            return Err(Error::new(Disposition::Internal, "create the schema without an archive of it"));
+        };
+        let mut command = tool(options);
+        command.args(["--list", "--verbose"]).arg(&archive);
+        let text = run(command, "read the schema's table of contents").await?;
+        let built: HashSet<(u32, Oid)> = built_by_us(start);
+        let entries = parse(&text);
+        let is_excluded = |(catalog, oid)| catalog == PG_CLASS && start.excluded.contains(&oid);
+        let dropped = with_dependents(&entries, is_excluded);
+        let foreign: HashSet<Oid> = start.schema.foreign_keys.iter().map(|key| key.oid).collect();
+        let after_keys = with_dependents(&entries, |(catalog, oid)| catalog == PG_CONSTRAINT && foreign.contains(&oid));
+        let is_kept = |entry: &&Entry<'_>| !dropped.contains(&entry.id) && !built.contains(&entry.object);
+        let (late_entries, early): (Vec<&Entry<'_>>, Vec<&Entry<'_>>) =
+            entries.iter().filter(is_kept).partition(|entry| after_keys.contains(&entry.id));
+        let list = archive.with_extension("list");
+        write_list(&list, &early).await?;
+        let late = (!late_entries.is_empty()).then(|| archive.with_extension("late"));
+        if let Some(path) = &late {
+            write_list(path, &late_entries).await?;
+        }
+        let with_owners = roles_are_there(options, &start.schema.roles).await?;
+        Ok(Self { archive, list, late, with_owners })
+    }
+}
+
+async fn write_list(path: &Path, entries: &[&Entry<'_>]) -> Result<()> {
+    let lines: String = entries.iter().flat_map(|entry| [entry.line, "\n"]).collect();
+    tokio::fs::write(path, lines).await.map_err(|cause| {
+        Error::new(Disposition::Unavailable, "write the list of objects to restore").because(cause)
+    })
+}
+
+/// Restores what comes before the rows: schemas, types, functions, tables, views, sequences.
+pub(super) async fn pre_data(options: &PostgresOptions, contents: &Contents, replace: bool) -> Result<()> {
+    let clean: &[&str] = if replace { &["--clean", "--if-exists"] } else { &[] };
+    section(options, contents, &contents.list, "pre-data", clean).await
+}
+
+/// Restores what comes after them and is not ours to build: triggers, rules, policies, partitions' index links.
+pub(super) async fn post_data(options: &PostgresOptions, contents: &Contents) -> Result<()> {
+    section(options, contents, &contents.list, "post-data", &[]).await
+}
+
+/// Restores what depends on foreign keys.
+pub(super) async fn after_foreign_keys(options: &PostgresOptions, contents: &Contents) -> Result<()> {
+    match &contents.late {
+        Some(list) => section(options, contents, list, "post-data", &[]).await,
+        None => Ok(()),
+    }
+}
+
+async fn section(
+    options: &PostgresOptions,
+    contents: &Contents,
+    list: &Path,
+    section: &str,
+    more: &[&str],
+) -> Result<()> {
+    let mut command = tool(options);
+    command
+        .arg(format!("--section={section}"))
+        .arg("--use-list")
+        .arg(list)
+        .arg("--dbname")
+        .arg(dbname_argument(options.spec.database()))
+        .args(["--exit-on-error", "--no-password", "--no-tablespaces"])
+        .args(more)
+        .envs(options.spec.libpq_env())
+        .env("PGAPPNAME", application_name(&options.job))
+        .env("PGOPTIONS", "-c synchronous_commit=off -c statement_timeout=0 -c lock_timeout=0");
+    if !contents.with_owners {
+        command.args(["--no-owner", "--no-privileges"]);
+    }
+    command.arg(&contents.archive);
+    run(command, &format!("create the target's schema ({section})")).await?;
+    Ok(())
+}
+
+/// `--dbname` reads a name with `=` or a URL's scheme as a connection string: wrap the name into one.
+fn dbname_argument(database: &str) -> String {
+    format!("dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+fn tool(options: &PostgresOptions) -> Command {
+    let mut command = Command::new(&options.restore_tool);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+async fn run(mut command: Command, attempt: &str) -> Result<String> {
+    let output = command.output().await.map_err(|cause| {
+        Error::new(Disposition::Usage, format!("{attempt}: run pg_restore"))
+            .hint("install the package postgresql-client, or set target.schema = \"exists\"")
+            .because(cause)
+    })?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let said: Vec<&str> = stderr.lines().filter(|line| line.contains("error")).take(4).collect();
+    Err(Error::new(Disposition::Refused, attempt)
+        .hint("mend what pg_restore names and run the same command again, or create the tables yourself and set target.schema = \"exists\"")
+        .because(said.join("; ")))
+}
+
+/// Owners and grants are kept only where the target knows every role and lets us give objects to them.
+async fn roles_are_there(options: &PostgresOptions, roles: &[String]) -> Result<bool> {
+    let sessions = super::session::Sessions::new(options);
+    let client = sessions.plain().await?;
+    let row = client
+        .query_one(
+            "SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) \
+               AND NOT EXISTS (SELECT FROM unnest($1::text[]) AS wanted(name) \
+                               WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted.name))",
+            &[&roles],
+        )
+        .await
+        .map_err(|cause| super::session::server_error("ask for the target's roles", None, cause))?;
+    let there: bool = row.get(0);
+    if !there {
+        tracing::warn!(
+            "owners and privileges are not copied: the target lacks some of the source's roles, or ours is no superuser there"
+        );
+    }
+    Ok(there)
+}
+
+fn built_by_us(start: &SnapshotStart) -> HashSet<(u32, Oid)> {
+    let indexes = start.schema.indexes.iter().map(|index| (PG_CLASS, index.oid));
+    let constraints = start.schema.indexes.iter().filter_map(|index| index.constraint.as_ref());
+    let constraints = constraints.map(|constraint| (PG_CONSTRAINT, constraint.oid));
+    let foreign = start.schema.foreign_keys.iter().map(|key| (PG_CONSTRAINT, key.oid));
+    indexes.chain(constraints).chain(foreign).collect()
+}
+
+/// The entries whose object is named, and all that depends on them.
+fn with_dependents(entries: &[Entry<'_>], is_named: impl Fn((u32, Oid)) -> bool) -> HashSet<u32> {
+    let mut dependents: HashMap<u32, Vec<u32>> = HashMap::new();
+    for entry in entries {
+        for on in &entry.depends_on {
+            dependents.entry(*on).or_default().push(entry.id);
+        }
+    }
+    let named = entries.iter().filter(|entry| is_named(entry.object));
+    let mut open: Vec<u32> = named.map(|entry| entry.id).collect();
+    let mut found = HashSet::new();
+    while let Some(id) = open.pop() {
+        if found.insert(id) {
+            open.extend(dependents.get(&id).into_iter().flatten());
+        }
+    }
+    found
+}
+
+fn parse(text: &str) -> Vec<Entry<'_>> {
+    let mut entries: Vec<Entry<'_>> = Vec::new();
+    for line in text.lines() {
+        if let Some(list) = line.strip_prefix(";\tdepends on:") {
+            if let Some(entry) = entries.last_mut() {
+                entry.depends_on.extend(list.split_whitespace().filter_map(|id| id.parse::<u32>().ok()));
+            }
+        } else if let Some(entry) = parse_entry(line) {
+            entries.push(entry);
+        }
+    }
+    entries
+}
+
+/// `215; 1259 16400 TABLE public customer postgres`
+fn parse_entry(line: &str) -> Option<Entry<'_>> {
+    let (id, rest) = line.split_once("; ")?;
+    let mut words = rest.split(' ');
+    let object = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    Some(Entry { id: id.parse().ok()?, object, line, depends_on: Vec::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LISTING: &str = "\
+;
+; Archive created at 2026-11-20
+;
+; Selected TOC Entries:
+;
+215; 1259 16400 TABLE public customer postgres
+;\tdepends on: 5
+220; 1259 16410 VIEW public rich customers
+;\tdepends on: 215
+221; 0 0 COMMENT public VIEW rich postgres
+;\tdepends on: 220
+222; 1259 16420 TABLE public orders postgres
+3100; 2606 16430 CONSTRAINT public orders orders_pkey postgres
+;\tdepends on: 222
+";
+
+    #[test]
+    fn entries_are_found_by_catalog_and_oid() {
+        let entries = parse(LISTING);
+        assert_eq!(entries.len(), 5);
+        assert_eq!(entries[0].object, (PG_CLASS, 16400));
+        assert_eq!(entries[4].depends_on, [222]);
+    }
+
+    #[test]
+    fn what_depends_on_a_table_that_stays_out_stays_out_too() {
+        let dropped = with_dependents(&parse(LISTING), |object| object == (PG_CLASS, 16400));
+        assert_eq!(dropped, HashSet::from([215, 220, 221]));
+    }
+
+    #[test]
+    fn a_database_name_cannot_become_a_connection_string() {
+        assert_eq!(dbname_argument("a=b 'c'"), r"dbname='a=b \'c\''");
+    }
+}

@@ -1,0 +1,164 @@
+//! Connections to the target, and what its errors mean.
+//!
+//! **Invariant:** every connection carries our application name, so that a later run can tell the sessions of a killed one.
+//! A connection goes back to its pool only after everything on it went well.
+
+use std::sync::{Arc, Mutex};
+
+use tidemark_model::RelationName;
+use tidemark_wire::{Client, ConnectSpec, tokio_postgres};
+
+use super::{PostgresOptions, Triggers};
+use crate::{Disposition, Error, Result};
+
+/// Opens connections of the kinds that a run needs.
+#[derive(Debug, Clone)]
+pub(super) struct Sessions {
+    spec: ConnectSpec,
+    triggers: Triggers,
+}
+
+impl Sessions {
+    pub(super) fn new(options: &PostgresOptions) -> Self {
+        let spec = options.spec.clone().with_application_name(&application_name(&options.job));
+        Self { spec, triggers: options.triggers }
+    }
+
+    /// A connection with the pinned settings only.
+    pub(super) async fn plain(&self) -> Result<Client> {
+        self.spec.connect().await.map_err(|cause| connect_error(&self.spec, cause))
+    }
+
+    /// A connection for COPY: commits need not wait for the disk (the closing record's commit flushes them all, and the
+    /// markers are counted before), and triggers do not fire.
+    async fn load(&self) -> Result<Client> {
+        let client = self.plain().await?;
+        let mut settings = String::from("SET synchronous_commit = off");
+        if self.triggers == Triggers::Replica && may_replicate(&client).await? {
+            settings.push_str("; SET session_replication_role = replica");
+        }
+        client.batch_execute(&settings).await.map_err(|cause| {
+            server_error("set up a session for loading", None, cause)
+        })?;
+        Ok(client)
+    }
+
+    /// A connection for building indexes: more memory for sorting than an ordinary session is given.
+    async fn build(&self) -> Result<Client> {
+        let client = self.plain().await?;
+        client
+            .batch_execute(
+                "SET synchronous_commit = off; \
+                 SELECT set_config('maintenance_work_mem', '256MB', false) \
+                 WHERE pg_size_bytes(current_setting('maintenance_work_mem')) < pg_size_bytes('256MB')",
+            )
+            .await
+            .map_err(|cause| server_error("set up a session for building indexes", None, cause))?;
+        Ok(client)
+    }
+}
+
+/// What a pool's connections are set up for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// COPY.
+    Load,
+    /// Indexes and keys.
+    Build,
+}
+
+/// Connections of one purpose, used again and again.
+#[derive(Clone)]
+pub(super) struct Pool {
+    sessions: Sessions,
+    purpose: Purpose,
+    idle: Arc<Mutex<Vec<Client>>>,
+}
+
+impl Pool {
+    pub(super) fn new(sessions: &Sessions, purpose: Purpose) -> Self {
+        Self { sessions: sessions.clone(), purpose, idle: Arc::default() }
+    }
+
+    /// An idle connection, or a new one.
+    pub(super) async fn take(&self) -> Result<Client> {
+        loop {
+            let idle = self.idle.lock().expect("no holder of this lock panics").pop();
+            match (idle, self.purpose) {
+                (Some(client), _) if client.is_closed() => {}
+                (Some(client), _) => return Ok(client),
+                (None, Purpose::Load) => return self.sessions.load().await,
+                (None, Purpose::Build) => return self.sessions.build().await,
+            }
+        }
+    }
+
+    /// Keeps a connection for the next one; only after everything on it went well.
+    pub(super) fn give_back(&self, client: Client) {
+        self.idle.lock().expect("no holder of this lock panics").push(client);
+    }
+}
+
+/// The application name of every session of a job on the target.
+pub(super) fn application_name(job: &str) -> String {
+    format!("tidemark_{}", job.replace('-', "_"))
+}
+
+/// Whether this session may switch triggers off: superusers always, others by GRANT SET from 15 on.
+pub(super) async fn may_replicate(client: &Client) -> Result<bool> {
+    let statement = if client.server_version_num() >= 150_000 {
+        "SELECT has_parameter_privilege('session_replication_role', 'SET')"
+    } else {
+        "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
+    };
+    let row = client.query_one(statement, &[]).await.map_err(|cause| {
+        server_error("ask whether triggers may be switched off", None, cause)
+    })?;
+    Ok(row.get(0))
+}
+
+fn connect_error(spec: &ConnectSpec, cause: tidemark_wire::Error) -> Error {
+    use tidemark_wire::Disposition as Wire;
+
+    let disposition = match cause.disposition() {
+        Wire::Retry => Disposition::Retry,
+        Wire::Usage => Disposition::Usage,
+        Wire::Unreachable => Disposition::Unavailable,
+        Wire::Server => Disposition::Refused,
+    };
+    let hint = cause.hint();
+    let mut error = Error::new(disposition, format!("connect to the target {}", spec.redacted()));
+    error.hint = hint.map(Into::into);
+    error.because(cause)
+}
+
+/// An error of a statement, sorted by what follows from it.
+pub(super) fn server_error(
+    attempt: impl Into<String>,
+    relation: Option<&RelationName>,
+    cause: tokio_postgres::Error,
+) -> Error {
+    let disposition = disposition_of(&cause);
+    let mut error = Error::new(disposition, attempt);
+    error.relation = relation.cloned();
+    if disposition == Disposition::Unavailable {
+        error.hint = Some("free the resource on the target and run the same command again".to_owned());
+    }
+    // The server's DETAIL may quote a row; only its message and code are kept.
+    match cause.as_db_error() {
+        Some(db) => error.because(format!("{} (SQLSTATE {})", db.message(), db.code().code())),
+        None => error.because(cause),
+    }
+}
+
+fn disposition_of(cause: &tokio_postgres::Error) -> Disposition {
+    let Some(state) = cause.code() else {
+        return Disposition::Retry; // no answer of the server: the connection is gone
+    };
+    match state.code() {
+        "57P01" | "57P02" | "57P03" | "53300" | "40001" | "40P01" => Disposition::Retry,
+        code if code.starts_with("08") => Disposition::Retry,
+        code if code.starts_with("53") || code.starts_with("58") => Disposition::Unavailable,
+        _ => Disposition::Refused,
+    }
+}
