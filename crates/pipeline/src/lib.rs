@@ -1,1 +1,36 @@
-//! From snapshot to stream: the planner, the task engine, budgets, progress.
+//! From a source to a target: plan, snapshot, progress, and the running job's control socket.
+//!
+//! **Invariant:** a chunk counts only when both sides said that they are done with it and rows out = rows in; it is in the
+//! ledger only after it is durable in the target. Every queue is bounded in bytes by one budget.
+//!
+//! The way of a row (see `docs/architecture.md`):
+//!
+//! ```text
+//! source::Reader --COPY OUT--> Tuples --digest::RowHasher--> Tuples --ChunkWriter::accept--> target
+//!                              (budget)      (cpu pool)
+//! ```
+//!
+//! **Not here:** how a server is read (`source`), how a target is written (`sink`), how people see it (`cli`).
+
+mod check;
+mod cleanup;
+mod control;
+mod error;
+mod job;
+mod plan;
+mod progress;
+mod snapshot;
+mod status;
+mod target;
+
+pub use check::check;
+pub use cleanup::cleanup;
+pub use control::{CONTROL_VERSION, ask_status};
+pub use error::{Error, Kind, Result};
+pub use job::{Job, LakeTarget, PostgresTarget, TableOptions, Target};
+pub use progress::{ActiveTable, Phase, Progress, ProgressView};
+pub use snapshot::{ChunkRunner, Report, TableReport, run_chunk, snapshot_only};
+pub use status::{Lag, SnapshotStatus, Status, StreamStatus, stored_status};
+pub use tidemark_sink::parquet::Compression;
+pub use tidemark_sink::NotEmpty;
+pub use tidemark_sink::postgres::{SchemaMode, Triggers};

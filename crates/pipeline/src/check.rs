@@ -1,0 +1,87 @@
+//! Collects what source and sink find before anything moves.
+
+use tidemark_model::{Finding, Severity, TablePlan};
+use tidemark_sink::Sink;
+use tidemark_source::{Catalog, Needs, dump, read_catalog};
+use tidemark_wire::Client;
+
+use crate::job::{Job, Target};
+use crate::plan::plan_tables;
+use crate::target::sink;
+use crate::{Error, Kind, Result};
+
+/// Catalog, snapshot holder and `pg_dump`.
+const SESSIONS_BESIDE_READERS: u32 = 3;
+
+/// What a look at both sides gives.
+pub(crate) struct Looked {
+    pub(crate) catalog: Catalog,
+    pub(crate) plans: Vec<TablePlan>,
+    pub(crate) findings: Vec<Finding>,
+    /// The connection to the source that was used.
+    pub(crate) client: Client,
+}
+
+/// Readiness of source and target for this job: findings, blocking ones first. Changes nothing.
+///
+/// # Errors
+/// A side cannot be reached or the selection makes no sense; findings are no errors.
+pub async fn check(job: &Job) -> Result<Vec<Finding>> {
+    let cpu = tidemark_model::Cpu::new(1)
+        .map_err(|cause| Error::new(Kind::Unavailable, "start the CPU threads").because(cause))?;
+    let budget = tidemark_model::Budget::new(job.memory / 2);
+    let sink = sink(job, &cpu, &budget);
+    Ok(look(job, sink.as_ref()).await?.findings)
+}
+
+pub(crate) async fn look(job: &Job, sink: &dyn Sink) -> Result<Looked> {
+    let client = job.source.connect().await?;
+    let catalog = read_catalog(&client).await?;
+    let target_version = match &job.target {
+        Target::Postgres(target) => Some(target.spec.connect().await?.server_version_num()),
+        Target::Lake(_) => None,
+    };
+    let plans = plan_tables(job, &catalog, target_version)?;
+    let needs = Needs { connections: job.readers as u32 + SESSIONS_BESIDE_READERS, ..Needs::default() };
+    let mut findings = tidemark_source::check(&client, &catalog, &plans, needs).await?;
+    findings.extend(password_findings(job));
+    findings.extend(schema_tool_findings(job, &catalog).await);
+    findings.extend(sink.check(&plans).await?);
+    findings.sort_by(|a, b| b.severity.cmp(&a.severity));
+    Ok(Looked { catalog, plans, findings, client })
+}
+
+/// Connections whose other end nobody has proven to be the right one, and passwords that stand in a URL.
+fn password_findings(job: &Job) -> Vec<Finding> {
+    let mut specs = vec![("source", &job.source)];
+    if let Target::Postgres(target) = &job.target {
+        specs.push(("target", &target.spec));
+    }
+    let mut findings = Vec::new();
+    for (side, spec) in specs {
+        if spec.password_in_text() {
+            findings.push(
+                Finding::new(Severity::Note, "password-in-url", side, "the connection string holds the password")
+                    .with_fix("keep it in PGPASSFILE (.pgpass), PGPASSWORD, a service file, or ${VAR} in the configuration"),
+            );
+        }
+        if spec.tls_unauthenticated() {
+            let message = "the connection may be encrypted, but nothing proves that the server is the right one";
+            findings.push(
+                Finding::new(Severity::Warning, "tls-unauthenticated", side, message)
+                    .with_fix("set sslmode=verify-full and sslrootcert"),
+            );
+        }
+    }
+    findings
+}
+
+async fn schema_tool_findings(job: &Job, catalog: &Catalog) -> Option<Finding> {
+    let Target::Postgres(target) = &job.target else { return None };
+    if target.schema != tidemark_sink::postgres::SchemaMode::Create {
+        return None;
+    }
+    let error = dump::check_tool(catalog.server.version_num).await.err()?;
+    let finding = Finding::new(Severity::Blocking, "pg-dump", "pg_dump", error.to_string());
+    Some(finding.with_fix(error.hint()))
+}

@@ -1,0 +1,178 @@
+//! What ends a job, by consequence.
+//!
+//! **Invariant:** every error of a lower layer becomes exactly one [`Kind`], decided in this file; the kinds are the exit
+//! codes of `design.md` section 8.
+
+use tidemark_ledger as ledger;
+use tidemark_model::Finding;
+use tidemark_sink as sink;
+use tidemark_source as source;
+
+/// The result of a job's operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The consequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Usage, configuration, wrong password or database: mend and run again (2).
+    Usage,
+    /// Preflight blocks (5).
+    Preflight,
+    /// The source cannot continue (6).
+    SourceCannotContinue,
+    /// The target refused (7).
+    TargetRefused,
+    /// Not reachable, or a resource is missing (8).
+    Unavailable,
+    /// Another instance holds the job (9).
+    Held,
+    /// A defect of ours (70).
+    Internal,
+    /// Interrupted with work left (130).
+    Interrupted,
+}
+
+/// What ended a job.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// The consequence.
+    pub kind: Kind,
+    /// What was attempted, on which object.
+    pub message: String,
+    /// The way out.
+    pub hint: Option<String>,
+    /// For [`Kind::Preflight`]: what blocks.
+    pub findings: Vec<Finding>,
+    /// Whether the same may be tried again at once (a connection was lost).
+    pub is_transient: bool,
+    /// Whether the run as a whole must begin again with a new snapshot.
+    pub lost_snapshot: bool,
+    /// The cause.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error without a cause.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            hint: None,
+            findings: Vec::new(),
+            is_transient: false,
+            lost_snapshot: false,
+            source: None,
+        }
+    }
+
+    /// Adds the way out.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds the cause.
+    #[must_use]
+    pub fn because(mut self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(cause.into());
+        self
+    }
+
+    /// What stops a run that was interrupted.
+    pub fn interrupted() -> Self {
+        Self::new(Kind::Interrupted, "interrupted: the snapshot is not finished")
+            .hint("run the same command again: it starts the snapshot over and replaces what this run left on the target")
+    }
+}
+
+impl From<source::Error> for Error {
+    fn from(error: source::Error) -> Self {
+        use source::Disposition as From;
+
+        let kind = match error.disposition() {
+            From::Retry | From::SnapshotLost | From::Blocked | From::Unreachable => Kind::Unavailable,
+            From::Refused => Kind::Preflight,
+            From::Usage | From::RelationGone => Kind::Usage,
+            From::SourceCannotContinue => Kind::SourceCannotContinue,
+            From::Internal => Kind::Internal,
+        };
+        let mut own = Self::new(kind, format!("source: {error}"));
+        own.hint = error.way_out().map(str::to_owned);
+        own.is_transient = error.disposition() == From::Retry;
+        own.lost_snapshot = error.is_snapshot_gone();
+        match std::error::Error::source(&error).map(ToString::to_string) {
+            Some(cause) => own.because(cause),
+            None => own,
+        }
+    }
+}
+
+impl From<sink::Error> for Error {
+    fn from(error: sink::Error) -> Self {
+        use sink::Disposition as From;
+
+        let kind = match error.disposition {
+            From::Retry | From::Unavailable => Kind::Unavailable,
+            From::Refused | From::Value => Kind::TargetRefused,
+            From::Usage => Kind::Usage,
+            From::Held => Kind::Held,
+            From::Internal => Kind::Internal,
+        };
+        let mut own = Self::new(kind, format!("target: {error}"));
+        own.hint = error.hint;
+        own.is_transient = error.disposition == From::Retry;
+        own.source = error.source;
+        own
+    }
+}
+
+impl From<tidemark_wire::Error> for Error {
+    fn from(error: tidemark_wire::Error) -> Self {
+        use tidemark_wire::Disposition as From;
+
+        let kind = match error.disposition() {
+            From::Retry | From::Unreachable | From::Server => Kind::Unavailable,
+            From::Usage => Kind::Usage,
+        };
+        let mut own = Self::new(kind, error.to_string());
+        own.hint = error.hint();
+        own.is_transient = error.disposition() == From::Retry;
+        own
+    }
+}
+
+impl From<ledger::Error> for Error {
+    fn from(error: ledger::Error) -> Self {
+        use ledger::Error as From;
+
+        let (kind, hint) = match &error {
+            From::Held { .. } => (
+                Kind::Held,
+                "stop the other instance, or give this job its own --job and --state-dir",
+            ),
+            From::UnsafeDirectory { .. } | From::UnsafeFile { .. } => {
+                (Kind::Usage, "use a directory that only you can write to (--state-dir)")
+            }
+            From::OtherJob { .. } => (Kind::Usage, "give each job its own --state-dir"),
+            From::Missing { .. } | From::NoRun { .. } => (Kind::Usage, "start the job with tidemark sync"),
+            From::Damaged { .. } => (
+                Kind::Unavailable,
+                "move the file away and run again: what the target's own markers say is the truth",
+            ),
+            From::NewerVersion { .. } => (Kind::Usage, "use the newer tidemark that wrote it"),
+            From::Io { .. } | From::Sqlite { .. } => (
+                Kind::Unavailable,
+                "make room or mend the directory's rights, then run the same command again",
+            ),
+            _ => (Kind::Internal, "this is a defect of tidemark; please report it"),
+        };
+        let own = Self::new(kind, error.to_string()).hint(hint);
+        match std::error::Error::source(&error).map(ToString::to_string) {
+            Some(cause) => own.because(cause),
+            None => own,
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What a job is: plain data, made by the command line from flags and configuration.
+//!
+//! **Invariant:** a `Job` is valid by itself: names and sizes were checked before it was made.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tidemark_model::Unrepresentable;
+use tidemark_sink::parquet::{Compression, Root};
+use tidemark_sink::NotEmpty;
+use tidemark_sink::postgres::{SchemaMode, Triggers};
+use tidemark_source::Selection;
+use tidemark_wire::ConnectSpec;
+
+/// One job.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Its name: `[a-z0-9]([a-z0-9-]{0,19})`.
+    pub name: String,
+    /// Where ledger, control socket and schema archive live.
+    pub state_dir: PathBuf,
+    /// The source.
+    pub source: ConnectSpec,
+    /// The target.
+    pub target: Target,
+    /// Which tables.
+    pub selection: Selection,
+    /// What is special about some of them.
+    pub tables: Vec<TableOptions>,
+    /// Connections that read the source at once.
+    pub readers: usize,
+    /// Heap and TOAST bytes of one chunk.
+    pub chunk_bytes: u64,
+    /// How long a lock on a source table is waited for, each time.
+    pub lock_timeout: Duration,
+    /// Bytes of rows on their way, all queues together.
+    pub memory: u64,
+    /// This program's version.
+    pub tool_version: String,
+}
+
+/// Where the rows go.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// Another PostgreSQL.
+    Postgres(PostgresTarget),
+    /// Parquet files.
+    Lake(LakeTarget),
+}
+
+/// A PostgreSQL target.
+#[derive(Debug, Clone)]
+pub struct PostgresTarget {
+    /// How it is reached.
+    pub spec: ConnectSpec,
+    /// Where its tables come from.
+    pub schema: SchemaMode,
+    /// Triggers while loading.
+    pub triggers: Triggers,
+    /// What a target with contents means.
+    pub not_empty: NotEmpty,
+}
+
+/// A Parquet target.
+#[derive(Debug, Clone)]
+pub struct LakeTarget {
+    /// Directory or bucket.
+    pub root: Root,
+    /// Compression of pages.
+    pub compression: Compression,
+    /// A file is closed when it has this size.
+    pub file_bytes: u64,
+    /// What a target with contents means; a lake knows `Refuse` and `Truncate`.
+    pub not_empty: NotEmpty,
+}
+
+/// What the user said about one table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TableOptions {
+    /// `schema.table`.
+    pub name: String,
+    /// Only rows for which this SQL expression is true.
+    pub filter: Option<String>,
+    /// Only these columns.
+    pub columns: Option<Vec<String>>,
+    /// Values without a lake form.
+    pub unrepresentable: Unrepresentable,
+}

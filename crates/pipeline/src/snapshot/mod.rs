@@ -1,0 +1,480 @@
+//! The snapshot without a stream: `sync --snapshot-only`.
+//!
+//! **Invariant:** everything that is read is read under one exported snapshot whose holder lives until the last chunk is
+//! in; when the holder is lost the run begins again as a whole and never mixes two snapshots (`hazards.md` A5). Nothing
+//! is left behind on the source: no slot, no publication, no table, only sessions that end with us.
+
+mod chunk;
+mod engine;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tidemark_digest::{CANONICAL_VERSION, DigestKey, Forms, LeafBounds};
+use tidemark_ledger::{Ledger, NewRelation, RunRecord, now_ms};
+use tidemark_model::{
+    Budget, ChunkRange, ChunkResult, ChunkSpec, Cpu, Lsn, RelationName, RowSum, SchemaObjects, SequencePosition,
+    Severity, TablePlan,
+};
+use tidemark_sink::postgres::SchemaMode;
+use tidemark_sink::{Sink, SnapshotStart, SnapshotSummary, TableSummary};
+use tidemark_source::{Catalog, Snapshot, SnapshotOptions, dump, schema};
+use tidemark_wire::Client;
+use tokio_util::sync::CancellationToken;
+
+use crate::check::{Looked, look};
+use crate::control::{self, Shared};
+use crate::job::{Job, Target};
+use crate::plan::{excluded_relations, refresh};
+use crate::progress::{Phase, Progress};
+use crate::target::sink;
+use crate::{Error, Kind, Result};
+
+pub use chunk::{ChunkRunner, run_chunk};
+use engine::{Engine, TableWork, blocking};
+
+/// How often a run begins again after its snapshot was lost.
+const RUNS: u32 = 3;
+
+/// What a finished snapshot says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The job.
+    pub job: String,
+    /// The run.
+    pub run: String,
+    /// The source's position that belongs to the snapshot.
+    pub lsn: Lsn,
+    /// Every table, largest first.
+    pub tables: Vec<TableReport>,
+    /// From start to durable.
+    pub duration_ms: u64,
+    /// Connections that read.
+    pub readers: usize,
+    /// Tables that were dropped between being chosen and being locked: not copied.
+    pub gone: Vec<RelationName>,
+}
+
+/// One table of the report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableReport {
+    /// Counts and digest.
+    #[serde(flatten)]
+    pub summary: TableSummary,
+    /// The chunks' time added up, which is more than the wall time where several ran at once.
+    pub duration_ms: u64,
+    /// Number of chunks.
+    pub chunks: u64,
+    /// Number of leaves with rows.
+    pub leaves: u64,
+}
+
+/// Copies the chosen tables once and ends.
+///
+/// # Errors
+/// See [`Kind`]; after any of them the same call starts the snapshot over.
+///
+/// # Cancel safety
+/// Cancel by `stop`: sessions end, the target keeps an unfinished run that the next one replaces.
+pub async fn snapshot_only(job: &Job, progress: &Arc<Progress>, stop: &CancellationToken) -> Result<Report> {
+    let state_dir = job.state_dir.clone();
+    let name = job.name.clone();
+    let ledger = Arc::new(blocking(move || Ledger::open(&state_dir, &name)).await??);
+    let shared = Shared::new(job, progress, &ledger);
+    let _control = control::listen(&job.state_dir, shared).await;
+    let mut run_number = 1;
+    loop {
+        let ended = Run { job, progress, stop, ledger: &ledger }.once().await;
+        let error = match ended {
+            Ok(report) => return Ok(report),
+            Err(error) => error,
+        };
+        note_error(&ledger, &error).await;
+        if !error.lost_snapshot || run_number == RUNS || stop.is_cancelled() {
+            return Err(error);
+        }
+        tracing::warn!(%error, "the snapshot was lost; the copy starts again with a new one");
+        run_number += 1;
+    }
+}
+
+/// Keeps what ended a run for `status`. A run that ended before the ledger knew of it has nothing to keep it with.
+async fn note_error(ledger: &Arc<Ledger>, error: &Error) {
+    let (ledger, text) = (Arc::clone(ledger), error.to_string());
+    let noted = blocking(move || ledger.set_error(Some(&text))).await;
+    if let Ok(Err(cause)) = noted {
+        tracing::debug!(%cause, "the run's error is not in the ledger");
+    }
+}
+
+/// One run from catalog to durable.
+struct Run<'a> {
+    job: &'a Job,
+    progress: &'a Arc<Progress>,
+    stop: &'a CancellationToken,
+    ledger: &'a Arc<Ledger>,
+}
+
+impl Run<'_> {
+    async fn once(&self) -> Result<Report> {
+        let started = Instant::now();
+        let job = self.job;
+        let cpu = Cpu::new(std::thread::available_parallelism().map_or(2, usize::from))
+            .map_err(|cause| Error::new(Kind::Unavailable, "start the CPU threads").because(cause))?;
+        let budget = Budget::new(job.memory / 2);
+        let sink = sink(job, &cpu, &budget);
+        self.progress.enter(Phase::Check, "checking source and target");
+        let looked = self.or_stop(look(job, sink.as_ref())).await?;
+        refuse_blocking(&looked)?;
+        self.progress.enter(Phase::Prepare, "taking the snapshot");
+        let snapshot = self.or_stop(self.take(&looked)).await?;
+        let copied = async {
+            let prepared = self.or_stop(self.prepare(looked, &snapshot, sink.as_ref())).await?;
+            self.copy(prepared, &snapshot, sink, cpu, budget).await
+        };
+        let mut report = copied.await;
+        if let Ok(report) = &mut report {
+            report.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        }
+        report
+    }
+
+    /// Runs `work` until it is done or the user stops the job.
+    async fn or_stop<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(Error::interrupted()),
+            done = work => done,
+        }
+    }
+
+    async fn take(&self, looked: &Looked) -> Result<Snapshot> {
+        let tables = looked.plans.iter().map(|plan| plan.relation.clone()).collect();
+        let name = tidemark_source::names::slot_name(&self.job.name);
+        let mut options = SnapshotOptions::new(tables, name);
+        options.lock_timeout = self.job.lock_timeout;
+        Ok(Snapshot::take(&self.job.source, &options).await?)
+    }
+
+    async fn prepare(&self, looked: Looked, snapshot: &Snapshot, sink: &dyn Sink) -> Result<Prepared> {
+        let Looked { catalog, mut plans, client, .. } = looked;
+        plans.retain(|plan| !snapshot.gone().contains(&plan.relation.name));
+        refresh(&mut plans, snapshot.tables());
+        let objects = self.schema_objects(&client, &plans, snapshot).await?;
+        let excluded = excluded_relations(&catalog, &plans);
+        let leaves = leaf_bounds(&client, &plans).await?;
+        let chunks = plan_chunks(self.job, &client, &catalog, &plans).await?;
+        let run = run_name();
+        self.progress.enter(Phase::Prepare, "preparing the target");
+        let archive = self.dump_schema(&catalog, snapshot).await?;
+        let start = SnapshotStart {
+            job: self.job.name.clone(),
+            run,
+            snapshot_id: snapshot.id().to_owned(),
+            lsn: snapshot.lsn(),
+            system_identifier: catalog.server.system_identifier,
+            database: catalog.server.database.clone(),
+            source_version: catalog.server.version_num,
+            tables: Arc::new(plans),
+            schema: Arc::new(objects),
+            schema_archive: archive.as_ref().map(|archive| archive.path.clone()),
+            excluded: Arc::new(excluded),
+        };
+        sink.prepare(&start).await?;
+        Ok(Prepared { start, leaves, chunks, _archive: archive })
+    }
+
+    async fn schema_objects(
+        &self,
+        client: &Client,
+        plans: &[TablePlan],
+        snapshot: &Snapshot,
+    ) -> Result<SchemaObjects> {
+        if matches!(self.job.target, Target::Lake(_)) {
+            return Ok(SchemaObjects::default());
+        }
+        let mut objects = schema::read_schema_objects(client).await.map_err(|cause| {
+            Error::from(tidemark_wire::Error::sql("read indexes and keys of the source")(cause))
+        })?;
+        let sequence = |sequence: &tidemark_source::Sequence| SequencePosition {
+            name: sequence.name.clone(),
+            last_value: sequence.last_value,
+            is_called: sequence.is_called,
+            owner: sequence.owned_by.as_ref().map(|(table, _)| table.clone()),
+        };
+        objects.sequences = snapshot.sequences().iter().map(sequence).collect();
+        let mut chosen: HashSet<_> = plans.iter().map(|plan| plan.relation.name.clone()).collect();
+        chosen.extend(plans.iter().filter_map(|plan| plan.relation.partition_root.clone()));
+        schema::restrict(&mut objects, &chosen);
+        Ok(objects)
+    }
+
+    async fn dump_schema(&self, catalog: &Catalog, snapshot: &Snapshot) -> Result<Option<Archive>> {
+        let Target::Postgres(target) = &self.job.target else { return Ok(None) };
+        if target.schema == SchemaMode::Exists {
+            return Ok(None);
+        }
+        let archive = Archive { path: self.job.state_dir.join("schema.dump") };
+        dump::dump_schema(&self.job.source, catalog.server.version_num, snapshot.id(), &archive.path)
+            .await
+            .map_err(|cause| {
+                let hint = cause.hint();
+                Error::new(Kind::Usage, cause.to_string()).hint(hint)
+            })?;
+        Ok(Some(archive))
+    }
+
+    async fn copy(
+        &self,
+        prepared: Prepared,
+        snapshot: &Snapshot,
+        sink: Arc<dyn Sink>,
+        cpu: Cpu,
+        budget: Budget,
+    ) -> Result<Report> {
+        let Prepared { start, leaves, chunks, .. } = prepared;
+        let engine = self.engine(&start, leaves, chunks, ChunkRunner { sink, budget, cpu }).await?;
+        self.progress.enter(Phase::Snapshot, "copying");
+        let copied = tokio::select! {
+            biased;
+            lost = snapshot.watch() => Err(Error::from(lost)),
+            copied = engine.run(self.job.readers) => copied,
+        };
+        if let Err(error) = copied {
+            engine.stop.cancel();
+            return Err(if self.stop.is_cancelled() { Error::interrupted() } else { error });
+        }
+        self.progress.enter(Phase::Snapshot, "finishing: foreign keys, sequences, views");
+        let mut report = report_of(&engine, &start, self.job.readers);
+        report.gone = snapshot.gone().to_vec();
+        let summary = SnapshotSummary {
+            lsn: start.lsn,
+            tables: report.tables.iter().map(|table| table.summary.clone()).collect(),
+        };
+        self.or_stop(async { Ok(engine.runner.sink.finish(&summary).await?) }).await?;
+        let ledger = Arc::clone(self.ledger);
+        blocking(move || ledger.finish_run()).await??;
+        self.progress.enter(Phase::Complete, "done");
+        Ok(report)
+    }
+
+    async fn engine(
+        &self,
+        start: &SnapshotStart,
+        leaves: HashMap<u32, LeafBounds>,
+        chunks: HashMap<u32, Vec<ChunkRange>>,
+        runner: ChunkRunner,
+    ) -> Result<Arc<Engine>> {
+        let mut order: Vec<&TablePlan> = start.tables.iter().collect();
+        order.sort_by_key(|plan| std::cmp::Reverse(plan.relation.heap_bytes + plan.relation.toast_bytes));
+        self.progress.begin(order.iter().map(|plan| (*plan, chunks[&plan.relation.oid].len())));
+        let key = self.begin_ledger(start, &order, &leaves, &chunks).await?;
+        let queue: VecDeque<ChunkSpec> = order
+            .iter()
+            .flat_map(|plan| chunk_specs(start, plan, &chunks[&plan.relation.oid]))
+            .collect();
+        let is_lake = matches!(self.job.target, Target::Lake(_));
+        let tables = start.tables.iter().map(|plan| {
+            let oid = plan.relation.oid;
+            let leaves = leaves.get(&oid).cloned().unwrap_or_else(LeafBounds::single);
+            (oid, TableWork { plan: plan.clone(), leaves })
+        });
+        Ok(Arc::new(Engine {
+            runner,
+            source: self.job.source.clone(),
+            snapshot_id: start.snapshot_id.clone(),
+            ledger: Arc::clone(self.ledger),
+            progress: Arc::clone(self.progress),
+            tables: tables.collect(),
+            key,
+            forms: if is_lake { Forms::RawAndValue } else { Forms::Raw },
+            queue: Mutex::new(queue),
+            done: Mutex::new(HashMap::new()),
+            stop: self.stop.child_token(),
+        }))
+    }
+
+    /// Begins the run in the ledger and gives the job's digest key, which stays the same from run to run.
+    async fn begin_ledger(
+        &self,
+        start: &SnapshotStart,
+        order: &[&TablePlan],
+        leaves: &HashMap<u32, LeafBounds>,
+        chunks: &HashMap<u32, Vec<ChunkRange>>,
+    ) -> Result<DigestKey> {
+        let ledger = Arc::clone(self.ledger);
+        let relations: Vec<NewRelation> = order
+            .iter()
+            .map(|plan| NewRelation {
+                oid: plan.relation.oid,
+                name: plan.relation.name.clone(),
+                chunks_total: chunks[&plan.relation.oid].len() as u32,
+                leaf_bounds: serde_json::to_string(&leaves.get(&plan.relation.oid))
+                    .expect("bounds are plain data"),
+                estimated_rows: plan.relation.row_estimate,
+                estimated_bytes: plan.relation.heap_bytes + plan.relation.toast_bytes,
+                raw_scheme: String::new(),
+            })
+            .collect();
+        let start = start.clone();
+        let job = self.job.name.clone();
+        blocking(move || {
+            let earlier = ledger.run()?.and_then(|run| DigestKey::from_hex(&run.digest_key).ok());
+            let key = earlier.unwrap_or_else(DigestKey::random);
+            ledger.begin_run(&RunRecord {
+                job,
+                run: start.run.clone(),
+                phase: "snapshot".to_owned(),
+                system_identifier: start.system_identifier,
+                database: start.database.clone(),
+                server_version: start.source_version,
+                snapshot_lsn: start.lsn,
+                digest_key: key.to_hex(),
+                canonical_version: CANONICAL_VERSION,
+                started_at_ms: now_ms(),
+                finished_at_ms: None,
+                last_error: None,
+            })?;
+            ledger.add_relations(&relations)?;
+            Ok(key)
+        })
+        .await?
+        .map_err(|error: tidemark_ledger::Error| error.into())
+    }
+}
+
+/// What `prepare` hands to `copy`.
+struct Prepared {
+    start: SnapshotStart,
+    leaves: HashMap<u32, LeafBounds>,
+    chunks: HashMap<u32, Vec<ChunkRange>>,
+    _archive: Option<Archive>,
+}
+
+/// The schema dump and its list; removed when the run ends.
+struct Archive {
+    path: PathBuf,
+}
+
+impl Drop for Archive {
+    fn drop(&mut self) {
+        for extension in ["dump", "list", "late"] {
+            // It may never have been written.
+            drop(std::fs::remove_file(self.path.with_extension(extension)));
+        }
+    }
+}
+
+fn refuse_blocking(looked: &Looked) -> Result<()> {
+    let blocking: Vec<_> =
+        looked.findings.iter().filter(|finding| finding.severity == Severity::Blocking).cloned().collect();
+    for finding in looked.findings.iter().filter(|finding| finding.severity == Severity::Warning) {
+        tracing::warn!(object = %finding.object, "{}", finding.message);
+    }
+    if blocking.is_empty() {
+        return Ok(());
+    }
+    let mut error = Error::new(Kind::Preflight, format!("begin: {} finding(s) block the job", blocking.len()))
+        .hint("mend what is listed; tidemark check shows all findings");
+    error.findings = blocking;
+    Err(error)
+}
+
+async fn leaf_bounds(client: &Client, plans: &[TablePlan]) -> Result<HashMap<u32, LeafBounds>> {
+    let relations: Vec<_> = plans.iter().map(|plan| plan.relation.clone()).collect();
+    let mut texts = tidemark_source::leaf_bounds(client, &relations).await?;
+    let bounds = plans.iter().filter_map(|plan| {
+        let (column_name, bounds) = texts.remove(&plan.relation.oid)?;
+        let index = plan.columns.iter().position(|column| column.name == column_name)?;
+        Some((plan.relation.oid, LeafBounds::from_text_bounds(&plan.columns[index], index, &bounds)))
+    });
+    Ok(bounds.collect())
+}
+
+async fn plan_chunks(
+    job: &Job,
+    client: &Client,
+    catalog: &Catalog,
+    plans: &[TablePlan],
+) -> Result<HashMap<u32, Vec<ChunkRange>>> {
+    let version = catalog.server.version_num;
+    let mut chunks = HashMap::with_capacity(plans.len());
+    for plan in plans {
+        let relation = &plan.relation;
+        let parts = tidemark_source::parts_of(relation, job.chunk_bytes);
+        let ranges = if version < 140_000 && parts > 1 {
+            tidemark_source::key_bounds(client, relation, parts).await?
+        } else {
+            tidemark_source::plan_chunks(relation, version, job.chunk_bytes)
+        };
+        chunks.insert(relation.oid, ranges);
+    }
+    Ok(chunks)
+}
+
+fn chunk_specs(start: &SnapshotStart, plan: &TablePlan, ranges: &[ChunkRange]) -> Vec<ChunkSpec> {
+    let spec = |(chunk, range): (usize, &ChunkRange)| ChunkSpec {
+        job: start.job.clone(),
+        run: start.run.clone(),
+        snapshot_id: start.snapshot_id.clone(),
+        relation_oid: plan.relation.oid,
+        relation: plan.relation.name.clone(),
+        chunk: chunk as u32,
+        range: range.clone(),
+        filter: plan.filter.clone(),
+        columns: plan.select.clone(),
+        form: plan.form,
+        estimated_bytes: tidemark_source::estimated_bytes(&plan.relation, range, ranges.len()),
+    };
+    ranges.iter().enumerate().map(spec).collect()
+}
+
+fn report_of(engine: &Engine, start: &SnapshotStart, readers: usize) -> Report {
+    let done = engine.done.lock().expect("no holder panics");
+    let mut tables: Vec<TableReport> = start
+        .tables
+        .iter()
+        .map(|plan| table_report(plan, done.get(&plan.relation.oid).map_or(&[], Vec::as_slice)))
+        .collect();
+    tables.sort_by_key(|table| std::cmp::Reverse(table.summary.bytes));
+    Report { job: start.job.clone(), run: start.run.clone(), lsn: start.lsn, tables, duration_ms: 0, readers, gone: Vec::new() }
+}
+
+fn table_report(plan: &TablePlan, results: &[ChunkResult]) -> TableReport {
+    let mut sum = RowSum::default();
+    let mut replaced: Vec<(String, u64)> = Vec::new();
+    let mut leaves = HashSet::new();
+    for result in results {
+        sum += result.sum;
+        leaves.extend(result.leaves.iter().map(|leaf| leaf.leaf));
+        for (column, count) in &result.replaced {
+            match replaced.iter_mut().find(|(name, _)| name == column) {
+                Some((_, sum)) => *sum += count,
+                None => replaced.push((column.clone(), *count)),
+            }
+        }
+    }
+    let total = |count: fn(&ChunkResult) -> u64| results.iter().map(count).sum::<u64>();
+    TableReport {
+        summary: TableSummary {
+            relation: plan.relation.name.clone(),
+            rows_out: total(|result| result.rows_out),
+            rows_in: total(|result| result.rows_in),
+            bytes: total(|result| result.bytes),
+            sum,
+            replaced,
+        },
+        duration_ms: total(|result| result.duration_ms),
+        chunks: results.len() as u64,
+        leaves: leaves.len() as u64,
+    }
+}
+
+/// Names a run: the time, and the process so that two runs in one millisecond differ.
+fn run_name() -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    format!("{:012x}{:06x}", now.as_millis(), std::process::id() & 0xFF_FFFF)
+}

@@ -1,0 +1,139 @@
+//! What `status` answers, from the running job or from its ledger.
+//!
+//! **Invariant:** the names are `design.md` section 8's; scripts rely on them.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tidemark_ledger::LedgerReader;
+use tidemark_model::Lsn;
+
+use crate::progress::{Phase, ProgressView};
+use crate::{Error, Kind, Result};
+
+/// The state of a job.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The job.
+    pub job: String,
+    /// Where it stands.
+    pub phase: Phase,
+    /// What it does at the moment, in a few words.
+    pub activity: String,
+    /// Whether a process runs it now.
+    pub is_running: bool,
+    /// The stream's positions; all null before a stream exists.
+    pub lag: Lag,
+    /// The snapshot.
+    pub snapshot: SnapshotStatus,
+    /// The stream's counters; zero before a stream exists.
+    pub stream: StreamStatus,
+    /// WAL that the source keeps because of us.
+    pub retained_wal_bytes: u64,
+    /// Bytes of the spool.
+    pub spool_bytes: u64,
+    /// Bytes of rows on their way, as the budget counts them.
+    pub memory_bytes: u64,
+    /// What ended the last run, if it did not end well.
+    pub last_error: Option<String>,
+    /// Waves; none yet.
+    pub waves: Vec<serde_json::Value>,
+}
+
+/// Five positions and what lies between them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lag {
+    /// The source's insert position.
+    pub head_lsn: Option<Lsn>,
+    /// Sent by the source.
+    pub sent_lsn: Option<Lsn>,
+    /// Received by us.
+    pub received_lsn: Option<Lsn>,
+    /// Applied to the target.
+    pub applied_lsn: Option<Lsn>,
+    /// Durable on the target: after a finished snapshot, its position.
+    pub durable_lsn: Option<Lsn>,
+    /// Bytes from durable to head.
+    pub bytes: Option<u64>,
+    /// Seconds.
+    pub seconds: Option<f64>,
+}
+
+/// Counters of the snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotStatus {
+    /// Tables whose rows and keys are in.
+    pub tables_done: u64,
+    /// All tables.
+    pub tables_total: u64,
+    /// Rows so far.
+    pub rows_done: u64,
+    /// Rows expected, an estimate.
+    pub rows_estimate: u64,
+    /// Bytes of heap and TOAST so far.
+    pub bytes_done: u64,
+    /// Bytes of heap and TOAST.
+    pub bytes_total: u64,
+    /// Seconds since the job began.
+    pub elapsed_seconds: f64,
+    /// Tables at work.
+    pub active: Vec<crate::progress::ActiveTable>,
+}
+
+/// Counters of the stream.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StreamStatus {
+    /// Transactions applied.
+    pub transactions: u64,
+    /// Changes applied.
+    pub changes: u64,
+    /// Changes a second, lately.
+    pub changes_per_second: f64,
+}
+
+impl SnapshotStatus {
+    pub(crate) fn of(view: ProgressView) -> Self {
+        Self {
+            tables_done: view.tables_done,
+            tables_total: view.tables_total,
+            rows_done: view.rows_done,
+            rows_estimate: view.rows_estimate,
+            bytes_done: view.bytes_done,
+            bytes_total: view.bytes_total,
+            elapsed_seconds: view.elapsed.as_secs_f64(),
+            active: view.active,
+        }
+    }
+}
+
+/// The status of a job that no process runs, from its ledger.
+///
+/// # Errors
+/// There is no ledger, or it cannot be read.
+pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
+    let reader = LedgerReader::open(state_dir)?;
+    let Some(run) = reader.run()? else {
+        return Err(Error::new(Kind::Usage, format!("read the status of job {job:?}: it has never run"))
+            .hint("start it with tidemark sync"));
+    };
+    let relations = reader.relations()?;
+    let is_complete = run.finished_at_ms.is_some();
+    let mut snapshot = SnapshotStatus { tables_total: relations.len() as u64, ..SnapshotStatus::default() };
+    for relation in &relations {
+        let share = f64::from(relation.chunks_done) / f64::from(relation.plan.chunks_total.max(1));
+        snapshot.tables_done += u64::from(relation.is_finished);
+        snapshot.rows_done += relation.rows_in;
+        snapshot.rows_estimate += if relation.is_finished { relation.rows_in } else { relation.plan.estimated_rows };
+        snapshot.bytes_total += relation.plan.estimated_bytes;
+        snapshot.bytes_done += (relation.plan.estimated_bytes as f64 * share.min(1.0)) as u64;
+    }
+    Ok(Status {
+        job: run.job,
+        phase: if is_complete { Phase::Complete } else { Phase::Stopped },
+        activity: if is_complete { "done" } else { "not running; the same sync starts the snapshot over" }.to_owned(),
+        lag: Lag { durable_lsn: is_complete.then_some(run.snapshot_lsn), ..Lag::default() },
+        snapshot,
+        last_error: run.last_error,
+        ..Status::default()
+    })
+}
