@@ -1,0 +1,279 @@
+//! The arguments, as clap reads them.
+//!
+//! **Invariant:** only what this version does is accepted; what a later version brings is refused with a message that says
+//! so. Nothing is validated here that depends on the configuration file.
+//!
+//! **Not here:** merging with the file ([`config`](crate::config)).
+
+use std::path::PathBuf;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// Commands of the design that this version does not have.
+pub const LATER_COMMANDS: [&str; 7] =
+    ["verify", "repair", "delta", "reset", "cutover", "fallback", "complete"];
+
+/// Move a live PostgreSQL database to PostgreSQL or Parquet.
+///
+/// Tidemark copies a database that is being written to, at one exact position, and counts and hashes every row on the
+/// way. Results go to stdout, messages and progress to stderr.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tidemark",
+    version,
+    styles = STYLES,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  tidemark demo
+  tidemark check --source postgres://app@db1/shop --target file:///lake
+  tidemark sync --snapshot-only --source postgres://app@db1/shop --target postgres://load@db2/shop
+  tidemark config example > tidemark.toml
+
+Passwords: PGPASSWORD, PGPASSFILE, PGSERVICE, or ${VAR} and ${file:PATH} in the configuration file;
+other users of the machine can read the arguments of a process.
+
+Exit codes: 0 done, 2 mend the call or the configuration, 5 the check blocks, 7 the target refused,
+8 not reachable, 9 the job is held, 70 internal error, 130 interrupted."
+)]
+pub struct Cli {
+    /// What is to be done.
+    #[command(subcommand)]
+    pub command: Command,
+    /// What works with every command.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Configuration file; `-` reads it from stdin [default: tidemark.toml, if it exists].
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The database to read: postgres://USER@HOST/DATABASE, or keywords as in "host=db1 dbname=shop".
+    #[arg(long, global = true, value_name = "URL", help_heading = "Job")]
+    pub source: Option<String>,
+    /// Where to write: a PostgreSQL URL, file:///DIRECTORY or s3://BUCKET/PREFIX.
+    #[arg(long, global = true, value_name = "URL", help_heading = "Job")]
+    pub target: Option<String>,
+    /// Tables to move, SCHEMA.TABLE with * and ?; may be given more than once [default: all].
+    #[arg(long = "table", global = true, value_name = "GLOB", help_heading = "Job")]
+    pub tables: Vec<String>,
+    /// Name of the job, 1 to 20 of a-z, 0-9 and - [default: the source database's name].
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Job")]
+    pub job: Option<String>,
+    /// Directory for the job's state [default: tidemark-state].
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Job")]
+    pub state_dir: Option<PathBuf>,
+    /// Say more; twice: everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Output")]
+    pub verbose: u8,
+    /// Say only what is wrong; no progress.
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Output")]
+    pub quiet: bool,
+    /// Form of the messages on stderr.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "text",
+        help_heading = "Output"
+    )]
+    pub log_format: LogFormat,
+    /// Colours; auto follows the terminal and NO_COLOR.
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        help_heading = "Output"
+    )]
+    pub color: ColorWhen,
+    /// Progress: bars on a terminal, plain lines elsewhere.
+    #[arg(
+        long,
+        global = true,
+        value_name = "HOW",
+        default_value = "auto",
+        help_heading = "Output"
+    )]
+    pub progress: ProgressHow,
+}
+
+/// Form of the messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ColorWhen {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProgressHow {
+    /// Bars on a terminal, plain lines elsewhere.
+    Auto,
+    /// Bars.
+    Bar,
+    /// A line every few seconds.
+    Plain,
+    /// Nothing.
+    None,
+}
+
+/// The commands of this version.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show it: two throwaway clusters, live load, a copy to PostgreSQL and one to Parquet.
+    ///
+    /// Needs PostgreSQL's server programs on this machine and nothing else; leaves nothing running.
+    #[command(after_help = "Example:\n  tidemark demo")]
+    Demo,
+    /// Say whether source and target are ready, and what would mend what is not.
+    ///
+    /// Changes nothing. Ends with 5 if something blocks.
+    #[command(after_help = "\
+Examples:
+  tidemark check
+  tidemark check --source postgres://app@db1/shop --target file:///lake --json")]
+    Check(CheckArgs),
+    /// Copy the database while it is being written to.
+    ///
+    /// Every table is read at one position. Rows are counted and hashed on the way; the summary on stdout shows rows out =
+    /// rows in for every table. Ctrl-C stops cleanly; the same command runs it again.
+    #[command(after_help = "\
+Examples:
+  tidemark sync --snapshot-only
+  tidemark sync --snapshot-only --source postgres://app@db1/shop --target postgres://load@db2/shop
+  tidemark sync --snapshot-only --table 'public.*' --target s3://lake/shop --json
+  tidemark sync --snapshot-only --target-not-empty truncate --yes")]
+    Sync(SyncArgs),
+    /// Show how far a job is, also while another process runs it.
+    #[command(after_help = "\
+Examples:
+  tidemark status --job shop
+  tidemark status --watch
+  tidemark status --json | jq .snapshot")]
+    Status(StatusArgs),
+    /// Drop what the job left on source and target, by exact name.
+    ///
+    /// Takes our slot, publication and progress rows away. The moved data stays.
+    #[command(after_help = "Example:\n  tidemark cleanup --job shop --yes")]
+    Cleanup(CleanupArgs),
+    /// The configuration file: an example, a check, its JSON schema.
+    #[command(after_help = "\
+Examples:
+  tidemark config example > tidemark.toml
+  tidemark config check -c tidemark.toml
+  tidemark config schema > tidemark.schema.json")]
+    Config(ConfigArgs),
+    /// Print completions for a shell.
+    #[command(after_help = "\
+Examples:
+  tidemark completions bash > /etc/bash_completion.d/tidemark
+  tidemark completions zsh > ~/.zfunc/_tidemark")]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the manual page.
+    #[command(after_help = "Example:\n  tidemark man | man -l -")]
+    Man,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    /// Print the findings as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `sync`.
+#[derive(Debug, Clone, Args)]
+pub struct SyncArgs {
+    /// Copy once and stop; needs no slot, no wal_level = logical and no replication rights (required in this version).
+    #[arg(long)]
+    pub snapshot_only: bool,
+    /// What to do with tables of the target that hold rows.
+    #[arg(long, value_name = "WHAT", default_value = "refuse")]
+    pub target_not_empty: NotEmpty,
+    /// Agree to --target-not-empty truncate.
+    #[arg(long)]
+    pub yes: bool,
+    /// Print the summary as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to do with a target that holds rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NotEmpty {
+    /// Do not start.
+    Refuse,
+    /// Add to them.
+    Append,
+    /// Empty the chosen tables first; needs --yes.
+    Truncate,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// Show it again and again until the job ends or Ctrl-C.
+    #[arg(long)]
+    pub watch: bool,
+    /// Print it as JSON; with --watch one object per line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `cleanup`.
+#[derive(Debug, Clone, Args)]
+pub struct CleanupArgs {
+    /// Do it; without it nothing is dropped.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Arguments of `config`.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigArgs {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+/// What to do with the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum ConfigCommand {
+    /// Print a commented file with every key, its default and why.
+    Example,
+    /// Read the file and print what is in force and where it comes from, without secrets.
+    Check,
+    /// Print the JSON schema, for editors.
+    Schema,
+}

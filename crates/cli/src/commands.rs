@@ -1,0 +1,127 @@
+//! What each command does.
+//!
+//! **Invariant:** a command prints its result and gives the exit code; everything that goes wrong is a [`Failure`]. What an
+//! argument demands (`--yes`, `--snapshot-only`) is asked for here, before any server is.
+
+use clap::CommandFactory as _;
+
+use crate::args::{Cli, Command, ConfigCommand, Global, NotEmpty, SyncArgs};
+use crate::config::{self, Config, Needs};
+use crate::exit::{ExitCode, Failure};
+use crate::jobs;
+use crate::log::Screen;
+use crate::output;
+use crate::redact;
+
+/// Runs one command.
+///
+/// # Errors
+/// It did not end well.
+pub fn run(cli: &Cli, screen: &Screen) -> Result<ExitCode, Failure> {
+    match &cli.command {
+        Command::Config(args) => config_command(args.command, &cli.global),
+        Command::Completions { shell } => completions(*shell),
+        Command::Man => man(),
+        Command::Sync(args) => {
+            demands_of_sync(args)?;
+            jobs::sync(&load(&cli.global, Needs::Both)?, args, screen)
+        }
+        Command::Check(args) => jobs::check(&load(&cli.global, Needs::Both)?, args, screen),
+        Command::Status(args) => jobs::status(&load(&cli.global, Needs::Job)?, args),
+        Command::Cleanup(args) => {
+            let config = load(&cli.global, Needs::Both)?;
+            if !args.yes {
+                return Err(cleanup_without_yes(&config));
+            }
+            jobs::cleanup(&config)
+        }
+        Command::Demo => not_connected("demo", screen),
+    }
+}
+
+/// The commands that move data are connected by the pipeline.
+fn not_connected(name: &str, _screen: &Screen) -> Result<ExitCode, Failure> {
+    Err(Failure::internal(format!("the command `{name}` is not connected in this build")))
+}
+
+fn load(global: &Global, needs: Needs) -> Result<Config, Failure> {
+    let config = config::load(global, needs)?;
+    tracing::debug!(
+        job = config.job.name,
+        file = config.file.as_ref().map(|file| file.display().to_string()),
+        source = config.source.as_ref().map(|source| redact::connection(source.url.reveal())),
+        target = config.target.as_ref().map(|target| target.url.redacted()),
+        "configuration loaded"
+    );
+    Ok(config)
+}
+
+/// Refuses what `sync` cannot do, or must not do without being told twice.
+///
+/// # Errors
+/// Exit code 2.
+pub fn demands_of_sync(args: &SyncArgs) -> Result<(), Failure> {
+    if !args.snapshot_only {
+        return Err(Failure::usage(
+            "following the source after the snapshot comes with a later version",
+        )
+        .hint("add --snapshot-only to copy once"));
+    }
+    if args.target_not_empty == NotEmpty::Truncate && !args.yes {
+        return Err(Failure::usage(
+            "--target-not-empty truncate empties the chosen tables of the target",
+        )
+        .hint("add --yes if that is meant"));
+    }
+    Ok(())
+}
+
+fn cleanup_without_yes(config: &Config) -> Failure {
+    let object = config.job.name.replace('-', "_");
+    Failure::usage(format!(
+        "cleanup would drop slot and publication tidemark_{object} on the source and the progress rows of the job {:?} on the target, if they are there",
+        config.job.name
+    ))
+    .hint("add --yes if that is meant; the moved data stays")
+}
+
+fn config_command(command: ConfigCommand, global: &Global) -> Result<ExitCode, Failure> {
+    match command {
+        ConfigCommand::Example => output::print(&config::example::text())?,
+        ConfigCommand::Schema => output::print_json(&config::schema::schema())?,
+        ConfigCommand::Check => output::print(&in_force(&load(global, Needs::Both)?))?,
+    }
+    Ok(ExitCode::Done)
+}
+
+/// What is in force, aligned, with where each value comes from.
+fn in_force(config: &Config) -> String {
+    let mut text = match &config.file {
+        Some(file) => format!("# {} is valid; in force:\n", file.display()),
+        None => "# no file; in force:\n".to_owned(),
+    };
+    let width = config
+        .in_force
+        .iter()
+        .map(|entry| entry.key.len() + entry.value.chars().count() + 3)
+        .max()
+        .unwrap_or_default()
+        .min(80);
+    for entry in &config.in_force {
+        let line = format!("{} = {}", entry.key, entry.value);
+        text.push_str(&format!("{line:width$}  # {}\n", entry.origin));
+    }
+    text
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<ExitCode, Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "tidemark", &mut script);
+    output::print(&String::from_utf8_lossy(&script))?;
+    Ok(ExitCode::Done)
+}
+
+fn man() -> Result<ExitCode, Failure> {
+    output::print(&crate::docs::man_page()?)?;
+    Ok(ExitCode::Done)
+}

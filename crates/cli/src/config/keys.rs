@@ -1,0 +1,293 @@
+//! The one table of configuration keys.
+//!
+//! **Invariant:** parser, defaults, `config example`, the JSON schema and `docs/reference/configuration.md` all read this
+//! table, and a test compares it with [`raw`](super::raw), so that they cannot drift.
+
+/// What a value looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text.
+    Text,
+    /// A connection string or URL; may hold a secret.
+    Url,
+    /// A size such as `64MiB`.
+    Bytes,
+    /// A length of time such as `5s`.
+    Duration,
+    /// A whole number.
+    Count,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A list of texts.
+    Texts,
+}
+
+impl Kind {
+    /// How the reference calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Url => "URL",
+            Self::Bytes => "size",
+            Self::Duration => "duration",
+            Self::Count => "number",
+            Self::Choice(_) => "choice",
+            Self::Texts => "list of texts",
+        }
+    }
+}
+
+/// One key.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// `section.key`.
+    pub path: &'static str,
+    /// What its value looks like.
+    pub kind: Kind,
+    /// The default as one would write it without quotes; `None` where it is computed or where there is none.
+    pub default: Option<&'static str>,
+    /// What holds where there is no literal default.
+    pub otherwise: &'static str,
+    /// A value for the example, as TOML.
+    pub example: &'static str,
+    /// What it does and why it is as it is; sentences.
+    pub why: &'static str,
+}
+
+impl Key {
+    /// The section.
+    pub fn section(&self) -> &'static str {
+        self.path.split_once('.').map_or(self.path, |(section, _)| section)
+    }
+
+    /// The name inside the section.
+    pub fn name(&self) -> &'static str {
+        self.path.split_once('.').map_or(self.path, |(_, name)| name)
+    }
+}
+
+/// One section.
+#[derive(Debug, Clone, Copy)]
+pub struct Section {
+    /// Its name.
+    pub name: &'static str,
+    /// Written `[[name]]`, any number of times.
+    pub repeated: bool,
+    /// What it is about, sentences.
+    pub why: &'static str,
+}
+
+/// The sections of this version, in the order of the file.
+pub const SECTIONS: [Section; 8] = [
+    Section { name: "job", repeated: false, why: "The job and where its state is kept." },
+    Section { name: "source", repeated: false, why: "Where the data comes from." },
+    Section { name: "target", repeated: false, why: "Where the data goes." },
+    Section { name: "select", repeated: false, why: "Which tables are moved." },
+    Section {
+        name: "table",
+        repeated: true,
+        why: "What is special about one table; repeat the section for each of them.",
+    },
+    Section { name: "snapshot", repeated: false, why: "How the copy reads the source." },
+    Section { name: "parquet", repeated: false, why: "How Parquet files are written." },
+    Section { name: "limits", repeated: false, why: "What the process may use." },
+];
+
+/// The choices of `target.schema`.
+pub const SCHEMA: &[&str] = &["create", "exists"];
+/// The choices of `target.triggers`.
+pub const TRIGGERS: &[&str] = &["replica", "as-is"];
+/// The choices of `table.unrepresentable`.
+pub const UNREPRESENTABLE: &[&str] = &["error", "null", "text"];
+/// The choices of `parquet.compression`.
+pub const COMPRESSION: &[&str] = &["zstd", "lz4", "snappy", "none"];
+
+/// The keys of this version, in the order of the file.
+pub const KEYS: &[Key] = &[
+    Key {
+        path: "job.name",
+        kind: Kind::Text,
+        default: None,
+        otherwise: "the source database's name, made to fit",
+        example: r#""shop""#,
+        why: "Name of the job: 1 to 20 of a-z, 0-9 and -, not beginning with -. Everything that the job makes on a server carries it.",
+    },
+    Key {
+        path: "job.state_dir",
+        kind: Kind::Text,
+        default: Some("tidemark-state"),
+        otherwise: "",
+        example: r#""tidemark-state""#,
+        why: "Directory for the job's ledger and control socket, made with mode 0700. Each job needs its own.",
+    },
+    Key {
+        path: "source.url",
+        kind: Kind::Url,
+        default: None,
+        otherwise: "none; this or --source is needed",
+        example: r#""postgres://app@db1/shop""#,
+        why: "The database to read, as libpq reads it: a URL, or keywords as in \"host=db1 dbname=shop\". Keep the password out of it: PGPASSWORD, PGPASSFILE and PGSERVICE work, and so does ${VAR}; a value that is put into a URL must be percent-encoded.",
+    },
+    Key {
+        path: "target.url",
+        kind: Kind::Url,
+        default: None,
+        otherwise: "none; this or --target is needed",
+        example: r#""postgres://load@db2/shop""#,
+        why: "Where to write: a PostgreSQL like source.url, file:///DIRECTORY or s3://BUCKET/PREFIX. For S3 the usual AWS_* environment variables give keys, region and endpoint.",
+    },
+    Key {
+        path: "target.schema",
+        kind: Kind::Choice(SCHEMA),
+        default: Some("create"),
+        otherwise: "",
+        example: r#""create""#,
+        why: "create makes tables, keys, indexes and views with the installed pg_dump and pg_restore; exists takes the tables that are there and compares them column by column first. PostgreSQL only.",
+    },
+    Key {
+        path: "target.triggers",
+        kind: Kind::Choice(TRIGGERS),
+        default: Some("replica"),
+        otherwise: "",
+        example: r#""replica""#,
+        why: "replica loads with session_replication_role = replica, so that triggers do not fire and foreign keys are not checked row by row; it needs a superuser, or from PostgreSQL 15 a GRANT. as-is loads as an application would. PostgreSQL only.",
+    },
+    Key {
+        path: "select.include",
+        kind: Kind::Texts,
+        default: None,
+        otherwise: "every table outside the system schemas",
+        example: r#"["public.*"]"#,
+        why: "Tables to move, SCHEMA.TABLE; * stands for any characters and ? for one, never across the dot. A partition is also chosen by the names of the tables above it. Names are compared as they are, capitals count; a part in double quotes is taken literally. --table replaces the list.",
+    },
+    Key {
+        path: "select.exclude",
+        kind: Kind::Texts,
+        default: None,
+        otherwise: "none",
+        example: r#"["public.tmp_*"]"#,
+        why: "Tables to leave out of what include chose. System schemas are never moved.",
+    },
+    Key {
+        path: "table.name",
+        kind: Kind::Text,
+        default: None,
+        otherwise: "none; it is needed",
+        example: r#""public.orders""#,
+        why: "The table, SCHEMA.TABLE without wildcards. Each table may have one section.",
+    },
+    Key {
+        path: "table.where",
+        kind: Kind::Text,
+        default: None,
+        otherwise: "all rows",
+        example: r#""id > 1000000""#,
+        why: "An SQL expression; only rows for which it is true are moved. It is put inside parentheses into the SELECT that reads the table and runs with the rights of the source's user.",
+    },
+    Key {
+        path: "table.columns",
+        kind: Kind::Texts,
+        default: None,
+        otherwise: "all columns",
+        example: r#"["id", "customer_id", "total"]"#,
+        why: "The columns to move, by their names as they are.",
+    },
+    Key {
+        path: "table.unrepresentable",
+        kind: Kind::Choice(UNREPRESENTABLE),
+        default: Some("error"),
+        otherwise: "",
+        example: r#""error""#,
+        why: "What happens to values that have no form in the lake (infinity, NaN in a decimal, 24:00:00, the year 294276): error stops the job, null replaces and counts them, text writes the column as PostgreSQL's text. Parquet only.",
+    },
+    Key {
+        path: "snapshot.readers",
+        kind: Kind::Count,
+        default: None,
+        otherwise: "this machine's cores, at most 8",
+        example: "4",
+        why: "Connections that read at the same time, 1 to 64. More than the source has spare cores does not make it faster.",
+    },
+    Key {
+        path: "snapshot.chunk_bytes",
+        kind: Kind::Bytes,
+        default: Some("64MiB"),
+        otherwise: "",
+        example: r#""64MiB""#,
+        why: "Size of the pieces that a table is read in, TOAST counted, 64KiB to 16GiB. A piece is what is read again after a lost connection; smaller ones spread better, larger ones cost less.",
+    },
+    Key {
+        path: "snapshot.lock_timeout",
+        kind: Kind::Duration,
+        default: Some("5s"),
+        otherwise: "",
+        example: r#""5s""#,
+        why: "How long to wait for the ACCESS SHARE lock of a table before letting go and trying again, 10ms to 1h. A longer wait makes the application's statements queue behind a waiting ALTER TABLE.",
+    },
+    Key {
+        path: "parquet.compression",
+        kind: Kind::Choice(COMPRESSION),
+        default: Some("zstd"),
+        otherwise: "",
+        example: r#""zstd""#,
+        why: "Compression of the pages. zstd gives the smallest files at a good speed; lz4 and snappy cost less CPU.",
+    },
+    Key {
+        path: "parquet.file_bytes",
+        kind: Kind::Bytes,
+        default: Some("256MiB"),
+        otherwise: "",
+        example: r#""256MiB""#,
+        why: "Size at which a file is closed and the next one begun, 1MiB to 16GiB. Query engines like 100 MB to 1 GB.",
+    },
+    Key {
+        path: "limits.memory",
+        kind: Kind::Bytes,
+        default: Some("512MiB"),
+        otherwise: "",
+        example: r#""512MiB""#,
+        why: "Memory for rows on their way, at least 16MiB; the process itself needs up to 100 MB more. When it is used up, reading waits.",
+    },
+];
+
+/// Keys and sections of the design that come with a later version: refused, but not as a misspelling.
+pub const LATER: &[&str] = &[
+    "source.publication",
+    "source.slot",
+    "source.failover",
+    "stream",
+    "stream.batch_delay",
+    "stream.batch_bytes",
+    "stream.lanes",
+    "stream.ddl",
+    "stream.heartbeat",
+    "limits.source_wal",
+    "limits.spool",
+    "limits.on_full",
+    "verify",
+    "verify.redact",
+    "verify.allow",
+    "wave",
+    "wave.name",
+    "wave.tables",
+    "cutover",
+    "cutover.max_lag",
+    "cutover.max_write_block",
+    "cutover.sequence_margin",
+    "cutover.fence",
+    "cutover.fence_hook",
+    "cutover.switch_hook",
+    "cutover.switch_url",
+    "serve",
+    "serve.listen",
+];
+
+/// The key of that path.
+pub fn key(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == path)
+}
+
+/// The section of that name.
+pub fn section(name: &str) -> Option<&'static Section> {
+    SECTIONS.iter().find(|section| section.name == name)
+}

@@ -1,0 +1,535 @@
+//! From arguments and file to a [`Config`].
+//!
+//! **Invariant:** every value passes through [`Resolver::value`], which alone decides between flag, file and default,
+//! expands, and notes what is in force.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use tidemark_model::Unrepresentable;
+use tidemark_wire::ConnectSpec;
+
+use super::error::ConfigError;
+use super::expand::{Lookup, expand};
+use super::file::{ConfigFile, nearest};
+use super::glob::{Selection, TableGlob};
+use super::keys::{Kind, key};
+use super::raw::{RawParquet, RawSnapshot, RawTable, RawTarget};
+use super::{
+    Compression, Config, InForce, Job, Limits, Origin, Parquet, SchemaMode, Snapshot, Source,
+    Table, Target, TargetUrl, Triggers, check_job_name, fitted_job_name, units, url,
+};
+use crate::args::Global;
+use crate::redact;
+
+/// The file that is read when none is named.
+const DEFAULT_FILE: &str = "tidemark.toml";
+
+/// What a command needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    /// Source and target.
+    Both,
+    /// The job's name and state directory.
+    Job,
+}
+
+/// What is taken from the process around us.
+pub struct Environment<'a> {
+    /// Looks up an environment variable.
+    pub lookup: Lookup<'a>,
+    /// The file that is read when none is named, if it exists.
+    pub default_file: &'a Path,
+}
+
+/// Loads the configuration of this process.
+///
+/// # Errors
+/// The file cannot be read, or a value of it or of a flag is wrong.
+pub fn load(global: &Global, needs: Needs) -> Result<Config, ConfigError> {
+    let lookup = |name: &str| std::env::var(name).ok();
+    let environment = Environment { lookup: &lookup, default_file: Path::new(DEFAULT_FILE) };
+    load_with(global, needs, &environment)
+}
+
+/// Loads a configuration in a given environment.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(
+    global: &Global,
+    needs: Needs,
+    environment: &Environment<'_>,
+) -> Result<Config, ConfigError> {
+    let path = match &global.config {
+        Some(path) => Some(path.clone()),
+        None if environment.default_file.exists() => Some(environment.default_file.to_owned()),
+        None => None,
+    };
+    let file = path.as_deref().map(ConfigFile::read).transpose()?;
+    let resolver =
+        Resolver { file: file.as_ref(), lookup: environment.lookup, in_force: Vec::new() };
+    let mut config = resolver.config(global, needs)?;
+    config.file = path;
+    Ok(config)
+}
+
+struct Resolver<'a> {
+    file: Option<&'a ConfigFile>,
+    lookup: Lookup<'a>,
+    in_force: Vec<InForce>,
+}
+
+/// A text and where it comes from, for messages.
+struct Found {
+    key: String,
+    text: String,
+    origin: Origin,
+}
+
+impl Resolver<'_> {
+    fn config(mut self, global: &Global, needs: Needs) -> Result<Config, ConfigError> {
+        let raw = self.file.map(|file| file.raw.clone()).unwrap_or_default();
+        let source = self.source(global.source.as_deref(), raw.source.url, needs)?;
+        let target = self.target(global.target.as_deref(), raw.target, needs)?;
+        let state_dir = global.state_dir.as_deref().map(Path::to_string_lossy);
+        let name = self.job_name(global.job.as_deref(), raw.job.name, source.as_ref())?;
+        let state_dir = self
+            .value("job.state_dir", state_dir.as_deref(), raw.job.state_dir)?
+            .filter(|found| !found.text.is_empty())
+            .ok_or_else(|| self.missing("job.state_dir is empty", "--state-dir DIR"))?;
+        let job = Job { name, state_dir: PathBuf::from(state_dir.text) };
+        let select = self.select(&global.tables, raw.select.include, raw.select.exclude)?;
+        let tables = self.tables(raw.table)?;
+        let snapshot = self.snapshot(raw.snapshot)?;
+        let parquet = self.parquet(raw.parquet)?;
+        let memory = self.bytes("limits.memory", raw.limits.memory, 16 << 20..=1 << 50)?;
+        Ok(Config {
+            job,
+            source,
+            target,
+            select,
+            tables,
+            snapshot,
+            parquet,
+            limits: Limits { memory },
+            in_force: self.in_force,
+            file: None,
+        })
+    }
+
+    fn source(
+        &mut self,
+        flag: Option<&str>,
+        file: Option<String>,
+        needs: Needs,
+    ) -> Result<Option<Source>, ConfigError> {
+        let Some(found) = self.value("source.url", flag, file)? else {
+            return match needs {
+                Needs::Both => {
+                    Err(self
+                        .missing("no source is given", "--source postgres://USER@HOST/DATABASE"))
+                }
+                Needs::Job => Ok(None),
+            };
+        };
+        let url = url::source(&found.text).map_err(|why| self.wrong(&found, why))?;
+        Ok(Some(Source { url }))
+    }
+
+    fn target(
+        &mut self,
+        flag: Option<&str>,
+        raw: RawTarget,
+        needs: Needs,
+    ) -> Result<Option<Target>, ConfigError> {
+        let found = self.value("target.url", flag, raw.url)?;
+        let schema = self.choice("target.schema", raw.schema, |word| match word {
+            "create" => Some(SchemaMode::Create),
+            "exists" => Some(SchemaMode::Exists),
+            _ => None,
+        })?;
+        let triggers = self.choice("target.triggers", raw.triggers, |word| match word {
+            "replica" => Some(Triggers::Replica),
+            "as-is" => Some(Triggers::AsIs),
+            _ => None,
+        })?;
+        let Some(found) = found else {
+            return match needs {
+                Needs::Both => Err(self.missing(
+                    "no target is given",
+                    "--target postgres://USER@HOST/DATABASE, file:///DIRECTORY or s3://BUCKET/PREFIX",
+                )),
+                Needs::Job => Ok(None),
+            };
+        };
+        let url = TargetUrl::parse(&found.text).map_err(|why| self.wrong(&found, why))?;
+        Ok(Some(Target { url, schema, triggers }))
+    }
+
+    /// The given name, or one made of the database's.
+    fn job_name(
+        &mut self,
+        flag: Option<&str>,
+        file: Option<String>,
+        source: Option<&Source>,
+    ) -> Result<String, ConfigError> {
+        if let Some(found) = self.value("job.name", flag, file)? {
+            check_job_name(&found.text).map_err(|why| self.wrong(&found, why))?;
+            return Ok(found.text);
+        }
+        let database = source.and_then(|source| database(source.url.reveal(), self.lookup));
+        let Some(database) = database else {
+            return Err(self.missing(
+                "the job has no name, and the source's database, after which it would be named, is not known",
+                "--job NAME",
+            ));
+        };
+        let name = fitted_job_name(&database);
+        self.note("job.name".to_owned(), quoted(&name), Origin::Default);
+        Ok(name)
+    }
+
+    fn select(
+        &mut self,
+        flags: &[String],
+        include: Option<Vec<String>>,
+        exclude: Option<Vec<String>>,
+    ) -> Result<Selection, ConfigError> {
+        let flags = (!flags.is_empty()).then(|| flags.to_vec());
+        Ok(Selection {
+            include: self.globs("select.include", flags, include)?,
+            exclude: self.globs("select.exclude", None, exclude)?,
+        })
+    }
+
+    fn globs(
+        &mut self,
+        key: &str,
+        flags: Option<Vec<String>>,
+        file: Option<Vec<String>>,
+    ) -> Result<Vec<TableGlob>, ConfigError> {
+        let (texts, origin) = match (flags, file) {
+            (Some(texts), _) => (texts, Origin::Flag),
+            (None, Some(texts)) => (texts, Origin::File),
+            (None, None) => return Ok(Vec::new()),
+        };
+        let texts = self.texts(key, texts, origin)?;
+        if texts.is_empty() && key == "select.include" {
+            let found = Found { key: key.to_owned(), text: String::new(), origin };
+            return Err(self.wrong(
+                &found,
+                "the list is empty, so no table would be moved; leave the key out for all",
+            ));
+        }
+        texts
+            .into_iter()
+            .map(|text| {
+                let found = Found { key: key.to_owned(), text, origin };
+                TableGlob::parse(&found.text).map_err(|why| self.wrong(&found, why))
+            })
+            .collect()
+    }
+
+    fn tables(&mut self, raw: Vec<RawTable>) -> Result<Vec<Table>, ConfigError> {
+        let mut tables: Vec<Table> = Vec::with_capacity(raw.len());
+        for (index, raw) in raw.into_iter().enumerate() {
+            let prefix = format!("table[{index}]");
+            let table = self.table(&prefix, raw)?;
+            let found =
+                Found { key: format!("{prefix}.name"), text: String::new(), origin: Origin::File };
+            if tables.iter().any(|other| other.name == table.name) {
+                let why = format!("the table {} has a section already", table.name.plain());
+                return Err(self.wrong(&found, why));
+            }
+            tables.push(table);
+        }
+        Ok(tables)
+    }
+
+    fn table(&mut self, prefix: &str, raw: RawTable) -> Result<Table, ConfigError> {
+        let at = |name: &str| format!("{prefix}.{name}");
+        let Some(found) = self.value(&at("name"), None, raw.name)? else {
+            let found = Found { key: prefix.to_owned(), text: String::new(), origin: Origin::File };
+            return Err(
+                self.wrong(&found, "the section has no name; write name = \"SCHEMA.TABLE\"")
+            );
+        };
+        let name = TableGlob::parse(&found.text)
+            .and_then(|glob| {
+                glob.exact().ok_or_else(|| {
+                    format!("{:?} has a wildcard; a section is for one table", found.text)
+                })
+            })
+            .map_err(|why| self.wrong(&found, why))?;
+        let filter = self.value(&at("where"), None, raw.filter)?;
+        if let Some(found) = filter
+            .as_ref()
+            .filter(|found| found.text.trim().is_empty() || found.text.contains('\0'))
+        {
+            return Err(
+                self.wrong(found, "the expression is empty; leave the key out for all rows")
+            );
+        }
+        let columns = match raw.columns {
+            None => None,
+            Some(columns) => Some(self.columns(&at("columns"), columns)?),
+        };
+        let unrepresentable =
+            self.choice(&at("unrepresentable"), raw.unrepresentable, |word| match word {
+                "error" => Some(Unrepresentable::Error),
+                "null" => Some(Unrepresentable::Null),
+                "text" => Some(Unrepresentable::Text),
+                _ => None,
+            })?;
+        Ok(Table { name, filter: filter.map(|found| found.text), columns, unrepresentable })
+    }
+
+    fn columns(&mut self, key: &str, columns: Vec<String>) -> Result<Vec<String>, ConfigError> {
+        let columns = self.texts(key, columns, Origin::File)?;
+        let found = Found { key: key.to_owned(), text: String::new(), origin: Origin::File };
+        if columns.is_empty() || columns.iter().any(String::is_empty) {
+            return Err(self.wrong(
+                &found,
+                "a column has no name, or there is none; leave the key out for all columns",
+            ));
+        }
+        for (index, column) in columns.iter().enumerate() {
+            if columns[..index].contains(column) {
+                return Err(self.wrong(&found, format!("the column {column:?} is there twice")));
+            }
+        }
+        Ok(columns)
+    }
+
+    fn snapshot(&mut self, raw: RawSnapshot) -> Result<Snapshot, ConfigError> {
+        let (readers, origin) = match raw.readers {
+            Some(readers) => (readers, Origin::File),
+            None => (default_readers(), Origin::Default),
+        };
+        self.note("snapshot.readers".to_owned(), readers.to_string(), origin);
+        if !(1..=64).contains(&readers) {
+            let found = Found { key: "snapshot.readers".to_owned(), text: String::new(), origin };
+            return Err(self.wrong(&found, format!("{readers} is not between 1 and 64")));
+        }
+        let chunk_bytes =
+            self.bytes("snapshot.chunk_bytes", raw.chunk_bytes, 64 << 10..=16 << 30)?;
+        let lock_timeout = self.duration(
+            "snapshot.lock_timeout",
+            raw.lock_timeout,
+            Duration::from_millis(10)..=Duration::from_secs(3600),
+        )?;
+        Ok(Snapshot { readers, chunk_bytes, lock_timeout })
+    }
+
+    fn parquet(&mut self, raw: RawParquet) -> Result<Parquet, ConfigError> {
+        let compression =
+            self.choice("parquet.compression", raw.compression, |word| match word {
+                "zstd" => Some(Compression::Zstd),
+                "lz4" => Some(Compression::Lz4),
+                "snappy" => Some(Compression::Snappy),
+                "none" => Some(Compression::None),
+                _ => None,
+            })?;
+        let file_bytes = self.bytes("parquet.file_bytes", raw.file_bytes, 1 << 20..=16 << 30)?;
+        Ok(Parquet { compression, file_bytes })
+    }
+
+    /// Decides between flag, file and default, and notes it. A flag is not expanded: the shell has done that.
+    fn value(
+        &mut self,
+        path: &str,
+        flag: Option<&str>,
+        file: Option<String>,
+    ) -> Result<Option<Found>, ConfigError> {
+        let known =
+            key(&generic(path)).expect("every value that is resolved has a key in the table");
+        let (text, origin) = match (flag, file) {
+            (Some(text), _) => (text.to_owned(), Origin::Flag),
+            (None, Some(text)) => (self.expanded(path, &text)?, Origin::File),
+            (None, None) => match known.default {
+                Some(text) => (text.to_owned(), Origin::Default),
+                None => return Ok(None),
+            },
+        };
+        let shown = if known.kind == Kind::Url { redact::connection(&text) } else { text.clone() };
+        // The defaults of a [[table]] are noise: only what was written is shown.
+        if origin != Origin::Default || !path.contains('[') {
+            self.note(path.to_owned(), quoted(&shown), origin);
+        }
+        Ok(Some(Found { key: path.to_owned(), text, origin }))
+    }
+
+    fn texts(
+        &mut self,
+        path: &str,
+        texts: Vec<String>,
+        origin: Origin,
+    ) -> Result<Vec<String>, ConfigError> {
+        let texts: Vec<String> = match origin {
+            Origin::File => {
+                texts.iter().map(|text| self.expanded(path, text)).collect::<Result<_, _>>()?
+            }
+            Origin::Flag | Origin::Default => texts,
+        };
+        let shown: Vec<String> = texts.iter().map(|text| quoted(text)).collect();
+        self.note(path.to_owned(), format!("[{}]", shown.join(", ")), origin);
+        Ok(texts)
+    }
+
+    fn expanded(&self, path: &str, text: &str) -> Result<String, ConfigError> {
+        expand(text, self.lookup).map_err(|why| {
+            let found = Found { key: path.to_owned(), text: String::new(), origin: Origin::File };
+            self.wrong(&found, why)
+        })
+    }
+
+    fn choice<T>(
+        &mut self,
+        path: &str,
+        file: Option<String>,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<T, ConfigError> {
+        let found = self.with_default(path, file)?;
+        parse(&found.text).ok_or_else(|| {
+            let choices = match key(&generic(path)).map(|key| key.kind) {
+                Some(Kind::Choice(choices)) => choices,
+                _ => &[],
+            };
+            let mut why = format!("{:?} is not one of {}", found.text, choices.join(", "));
+            if let Some(near) = nearest(&found.text, choices.iter().copied()) {
+                why.push_str(&format!("; did you mean {near:?}?"));
+            }
+            self.wrong(&found, why)
+        })
+    }
+
+    fn bytes(
+        &mut self,
+        path: &str,
+        file: Option<String>,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Result<u64, ConfigError> {
+        let found = self.with_default(path, file)?;
+        let bytes = units::bytes(&found.text).map_err(|why| self.wrong(&found, why))?;
+        if range.contains(&bytes) {
+            return Ok(bytes);
+        }
+        let bounds = (crate::output::bytes(*range.start()), crate::output::bytes(*range.end()));
+        Err(self.wrong(
+            &found,
+            format!("{:?} is not between {} and {}", found.text, bounds.0, bounds.1),
+        ))
+    }
+
+    fn duration(
+        &mut self,
+        path: &str,
+        file: Option<String>,
+        range: std::ops::RangeInclusive<Duration>,
+    ) -> Result<Duration, ConfigError> {
+        let found = self.with_default(path, file)?;
+        let duration = units::duration(&found.text).map_err(|why| self.wrong(&found, why))?;
+        if range.contains(&duration) {
+            return Ok(duration);
+        }
+        let why =
+            format!("{:?} is not between {:?} and {:?}", found.text, range.start(), range.end());
+        Err(self.wrong(&found, why))
+    }
+
+    fn with_default(&mut self, path: &str, file: Option<String>) -> Result<Found, ConfigError> {
+        let found = self.value(path, None, file)?;
+        Ok(found.expect("this key has a default in the table of keys"))
+    }
+
+    fn note(&mut self, key: String, value: String, origin: Origin) {
+        self.in_force.push(InForce { key, value, origin });
+    }
+
+    fn wrong(&self, found: &Found, why: impl Display) -> ConfigError {
+        let key = generic(&found.key);
+        if found.origin == Origin::Flag {
+            let flag = match key.as_str() {
+                "source.url" => "--source",
+                "target.url" => "--target",
+                "job.name" => "--job",
+                "select.include" => "--table",
+                other => other,
+            };
+            return ConfigError::Plain { message: format!("{flag}: {why}"), hint: None };
+        }
+        let message = format!("{key}: {why}");
+        match self.file.and_then(|file| file.place(&found.key)) {
+            Some(place) => ConfigError::At { place: place.clone(), message, hint: None },
+            None => ConfigError::Plain { message, hint: None },
+        }
+    }
+
+    fn missing(&self, what: &str, flag: &str) -> ConfigError {
+        let hint = match self.file {
+            Some(file) => format!("give {flag}, or set the key in {}", file.name),
+            None => format!(
+                "give {flag}, or write a {DEFAULT_FILE}: `tidemark config example > {DEFAULT_FILE}`"
+            ),
+        };
+        ConfigError::Plain { message: what.to_owned(), hint: Some(hint) }
+    }
+}
+
+/// `table[3].where` to `table.where`.
+fn generic(path: &str) -> String {
+    match (path.find('['), path.find(']')) {
+        (Some(open), Some(close)) => format!("{}{}", &path[..open], &path[close + 1..]),
+        _ => path.to_owned(),
+    }
+}
+
+/// The database that a source names. Only where a service file is needed, libpq's rules are asked in full, because they
+/// read files and end in the name of the system's user, which says nothing about the database.
+fn database(text: &str, lookup: Lookup<'_>) -> Option<String> {
+    if !text.contains("service=") && lookup("PGSERVICE").is_none() {
+        return url::database(text, lookup);
+    }
+    let spec = ConnectSpec::parse_with(text, &|name: &str| lookup(name)).ok()?;
+    Some(spec.database().to_owned())
+}
+
+/// A text as TOML writes it.
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+fn default_readers() -> u32 {
+    let cores = thread::available_parallelism().map_or(4, usize::from);
+    u32::try_from(cores.min(8)).unwrap_or(8)
+}
+
+/// The defaults can be parsed; `Resolver` relies on it.
+#[cfg(test)]
+mod tests {
+    use super::super::keys;
+    use super::*;
+
+    #[test]
+    fn every_default_of_the_table_is_valid() {
+        for key in keys::KEYS {
+            let Some(default) = key.default else { continue };
+            match key.kind {
+                Kind::Bytes => assert!(units::bytes(default).is_ok(), "{}", key.path),
+                Kind::Duration => assert!(units::duration(default).is_ok(), "{}", key.path),
+                Kind::Choice(choices) => assert!(choices.contains(&default), "{}", key.path),
+                Kind::Text => assert!(!default.is_empty(), "{}", key.path),
+                Kind::Url | Kind::Count | Kind::Texts => panic!("{} has a default", key.path),
+            }
+        }
+    }
+
+    #[test]
+    fn an_index_is_no_part_of_a_key() {
+        assert_eq!(generic("table[12].where"), "table.where");
+        assert_eq!(generic("job.name"), "job.name");
+    }
+}

@@ -1,0 +1,240 @@
+//! The configuration: what the user wrote, checked and typed.
+//!
+//! **Invariant:** a [`Config`] holds only values that were checked; flags win over the file, the file over defaults, and the
+//! defaults stand in [`keys`] alone. An error names file, line, column and key, and shows no secret.
+//!
+//! ```text
+//! text --positions--> known keys? --> RawConfig --expand, parse, check--> Config
+//! ```
+//!
+//! **Not here:** what a connection string means (`wire`), which tables exist (`source`).
+
+mod error;
+pub mod example;
+pub mod expand;
+mod file;
+mod glob;
+pub mod keys;
+mod load;
+pub mod raw;
+pub mod schema;
+pub mod units;
+pub mod url;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tidemark_model::{RelationName, Secret, Unrepresentable};
+
+pub use error::ConfigError;
+pub use glob::{Selection, TableGlob, is_system_schema};
+pub use load::{Environment, Needs, load, load_with};
+pub use url::TargetUrl;
+
+/// The whole configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[job]`
+    pub job: Job,
+    /// `[source]`; there whenever [`Needs::Both`] was asked for.
+    pub source: Option<Source>,
+    /// `[target]`; there whenever [`Needs::Both`] was asked for.
+    pub target: Option<Target>,
+    /// `[select]`
+    pub select: Selection,
+    /// Every `[[table]]`, each relation once.
+    pub tables: Vec<Table>,
+    /// `[snapshot]`
+    pub snapshot: Snapshot,
+    /// `[parquet]`
+    pub parquet: Parquet,
+    /// `[limits]`
+    pub limits: Limits,
+    /// Where each value comes from, for `config check`; without secrets.
+    pub in_force: Vec<InForce>,
+    /// The file that was read, if there was one.
+    pub file: Option<PathBuf>,
+}
+
+/// `[job]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// The job's name, `[a-z0-9]([a-z0-9-]{0,19})`.
+    pub name: String,
+    /// The state directory as given; relative to the working directory.
+    pub state_dir: PathBuf,
+}
+
+/// `[source]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// The connection string.
+    pub url: Secret,
+}
+
+/// `[target]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Where it is.
+    pub url: TargetUrl,
+    /// Who makes the schema.
+    pub schema: SchemaMode,
+    /// Whether triggers fire.
+    pub triggers: Triggers,
+}
+
+/// Who makes the schema of a PostgreSQL target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SchemaMode {
+    /// We do.
+    Create,
+    /// It is there.
+    Exists,
+}
+
+/// Whether triggers fire while loading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Triggers {
+    /// They do not: `session_replication_role = replica`.
+    Replica,
+    /// As for any application.
+    AsIs,
+}
+
+/// One `[[table]]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// The relation.
+    pub name: RelationName,
+    /// The row filter, an SQL expression to be put in parentheses.
+    pub filter: Option<String>,
+    /// The chosen columns, each once; `None` means all.
+    pub columns: Option<Vec<String>>,
+    /// What happens to values without a lake form.
+    pub unrepresentable: Unrepresentable,
+}
+
+/// `[snapshot]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Connections that read at the same time, at least one.
+    pub readers: u32,
+    /// Size of a chunk.
+    pub chunk_bytes: u64,
+    /// How long to wait for a table's lock.
+    pub lock_timeout: Duration,
+}
+
+/// `[parquet]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parquet {
+    /// Compression of pages.
+    pub compression: Compression,
+    /// Size at which a file is closed.
+    pub file_bytes: u64,
+}
+
+/// Compression of Parquet pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Zstandard.
+    Zstd,
+    /// LZ4.
+    Lz4,
+    /// Snappy.
+    Snappy,
+    /// None.
+    None,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory for rows on their way, in bytes.
+    pub memory: u64,
+}
+
+/// One value that is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InForce {
+    /// `section.key`, with an index for `[[table]]`.
+    pub key: String,
+    /// The value as TOML, redacted.
+    pub value: String,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The command line.
+    Flag,
+    /// The file.
+    File,
+    /// Neither.
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Flag => "flag",
+            Self::File => "file",
+            Self::Default => "default",
+        })
+    }
+}
+
+/// Says why a job's name does not fit, if it does not.
+pub fn check_job_name(name: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if name.is_empty() || name.len() > 20 || name.starts_with('-') || !name.chars().all(fits) {
+        return Err(format!(
+            "{name:?} is not a job name: 1 to 20 of a-z, 0-9 and -, not beginning with -, as in \"{}\"",
+            fitted_job_name(name)
+        ));
+    }
+    Ok(())
+}
+
+/// Makes a name fit: small letters, `-` for everything else, at most 20 characters.
+pub fn fitted_job_name(text: &str) -> String {
+    let fitted: String = text
+        .to_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .collect();
+    let fitted = fitted.trim_matches('-');
+    let fitted = fitted.get(..20).unwrap_or(fitted).trim_end_matches('-');
+    if fitted.is_empty() { "job".to_owned() } else { fitted.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fitted_name_is_a_job_name() {
+        for (text, name) in [
+            ("shop", "shop"),
+            ("My_Shop 2", "my-shop-2"),
+            ("__x__", "x"),
+            ("äöü", "job"),
+            ("a-very-long-database-name-indeed", "a-very-long-database"),
+            ("1234567890123456789-x", "1234567890123456789"),
+        ] {
+            assert_eq!(fitted_job_name(text), name);
+            assert_eq!(check_job_name(name), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_wrong_job_name_is_refused_with_one_that_fits() {
+        for wrong in ["", "-a", "A", "a_b", "a b", "123456789012345678901"] {
+            assert!(check_job_name(wrong).is_err(), "{wrong}");
+        }
+        assert!(check_job_name("My Shop").unwrap_err().contains("\"my-shop\""));
+    }
+}

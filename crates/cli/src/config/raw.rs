@@ -1,0 +1,126 @@
+//! The file as it is written: every key optional, every value as its text.
+//!
+//! **Invariant:** keys are exactly those of [`keys`](super::keys) (a test compares them); unknown ones are refused. Choices,
+//! sizes and durations stay text here, because `${VAR}` in them is expanded later.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// The whole file.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawConfig {
+    /// `[job]`
+    pub job: RawJob,
+    /// `[source]`
+    pub source: RawSource,
+    /// `[target]`
+    pub target: RawTarget,
+    /// `[select]`
+    pub select: RawSelect,
+    /// `[[table]]`
+    pub table: Vec<RawTable>,
+    /// `[snapshot]`
+    pub snapshot: RawSnapshot,
+    /// `[parquet]`
+    pub parquet: RawParquet,
+    /// `[limits]`
+    pub limits: RawLimits,
+}
+
+/// `[job]`
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawJob {
+    /// `name`
+    pub name: Option<String>,
+    /// `state_dir`
+    pub state_dir: Option<String>,
+}
+
+/// `[source]`; its `Debug` must not be printed, so it has none that shows anything.
+#[derive(Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSource {
+    /// `url`
+    pub url: Option<String>,
+}
+
+impl std::fmt::Debug for RawSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RawSource(***)")
+    }
+}
+
+/// `[target]`; its `Debug` shows nothing of the URL.
+#[derive(Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTarget {
+    /// `url`
+    pub url: Option<String>,
+    /// `schema`
+    pub schema: Option<String>,
+    /// `triggers`
+    pub triggers: Option<String>,
+}
+
+impl std::fmt::Debug for RawTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RawTarget(***)")
+    }
+}
+
+/// `[select]`
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSelect {
+    /// `include`
+    pub include: Option<Vec<String>>,
+    /// `exclude`
+    pub exclude: Option<Vec<String>>,
+}
+
+/// One `[[table]]`
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTable {
+    /// `name`
+    pub name: Option<String>,
+    /// `where`
+    #[serde(rename = "where")]
+    pub filter: Option<String>,
+    /// `columns`
+    pub columns: Option<Vec<String>>,
+    /// `unrepresentable`
+    pub unrepresentable: Option<String>,
+}
+
+/// `[snapshot]`
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawSnapshot {
+    /// `readers`
+    pub readers: Option<u32>,
+    /// `chunk_bytes`
+    pub chunk_bytes: Option<String>,
+    /// `lock_timeout`
+    pub lock_timeout: Option<String>,
+}
+
+/// `[parquet]`
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawParquet {
+    /// `compression`
+    pub compression: Option<String>,
+    /// `file_bytes`
+    pub file_bytes: Option<String>,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawLimits {
+    /// `memory`
+    pub memory: Option<String>,
+}

@@ -1,0 +1,191 @@
+//! Runs the commands that move data: from the configuration to a pipeline's job, and from its end to an exit code.
+//!
+//! **Invariant:** results go to stdout once, at the end. SIGINT and SIGTERM stop a job cleanly; a second one ends the
+//! process at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemark_model::Severity;
+use tidemark_pipeline as pipeline;
+use tidemark_pipeline::{Job, Progress, Report, Status};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{CheckArgs, NotEmpty, StatusArgs, SyncArgs};
+use crate::config::Config;
+use crate::exit::{ExitCode, Failure};
+use crate::log::Screen;
+use crate::job;
+use crate::output;
+use crate::progress as shown;
+
+/// Between two looks at the counters.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Between two answers of `status --watch`.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// `tidemark check`.
+pub fn check(config: &Config, args: &CheckArgs, screen: &Screen) -> Result<ExitCode, Failure> {
+    let job = job::job(config, NotEmpty::Refuse)?;
+    let findings = runtime()?.block_on(pipeline::check(&job))?;
+    if args.json {
+        output::print_json(&findings)?;
+    } else {
+        output::print(&output::findings(&findings, screen.color_stdout))?;
+    }
+    let blocks = findings.iter().any(|finding| finding.severity == Severity::Blocking);
+    Ok(if blocks { ExitCode::Blocked } else { ExitCode::Done })
+}
+
+/// `tidemark sync --snapshot-only`.
+pub fn sync(config: &Config, args: &SyncArgs, screen: &Screen) -> Result<ExitCode, Failure> {
+    let job = job::job(config, args.target_not_empty)?;
+    let report = runtime()?.block_on(snapshot(&job, screen))?;
+    for name in &report.gone {
+        tracing::error!(relation = %name, "dropped on the source before it could be locked: not copied");
+    }
+    let code = if report.gone.is_empty() { ExitCode::Done } else { ExitCode::Incomplete };
+    if args.json {
+        output::print_json(&report)?;
+    } else {
+        output::print(&output::summary(&report.into(), screen.color_stdout))?;
+    }
+    Ok(code)
+}
+
+/// `tidemark status`.
+pub fn status(config: &Config, args: &StatusArgs) -> Result<ExitCode, Failure> {
+    runtime()?.block_on(async {
+        loop {
+            let status = read_status(config).await?;
+            match (args.json, args.watch) {
+                (true, true) => output::print_json_line(&status)?,
+                (true, false) => output::print_json(&status)?,
+                (false, _) => output::print(&status_text(&status))?,
+            }
+            if !args.watch || !status.is_running {
+                return Ok(ExitCode::Done);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(WATCH_EVERY) => {}
+                _ = tokio::signal::ctrl_c() => return Ok(ExitCode::Done),
+            }
+        }
+    })
+}
+
+/// `tidemark cleanup --yes`.
+pub fn cleanup(config: &Config) -> Result<ExitCode, Failure> {
+    let job = job::job(config, NotEmpty::Refuse)?;
+    let done = runtime()?.block_on(pipeline::cleanup(&job))?;
+    let text =
+        if done.is_empty() { "nothing to clean up\n".to_owned() } else { done.join("\n") + "\n" };
+    output::print(&text)?;
+    Ok(ExitCode::Done)
+}
+
+async fn read_status(config: &Config) -> Result<Status, Failure> {
+    if let Some(status) = pipeline::ask_status(&config.job.state_dir).await? {
+        return Ok(status);
+    }
+    Ok(pipeline::stored_status(&config.job.state_dir, &config.job.name)?)
+}
+
+/// Runs the snapshot with progress and signals.
+pub(crate) async fn snapshot(job: &Job, screen: &Screen) -> Result<Report, Failure> {
+    let progress = Arc::new(Progress::default());
+    let stop = CancellationToken::new();
+    let mut shower = shown::Progress::new(screen);
+    let run = pipeline::snapshot_only(job, &progress, &stop);
+    tokio::pin!(run);
+    let mut signals = Signals::new()?;
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    let ended = loop {
+        tokio::select! {
+            biased;
+            ended = &mut run => break ended,
+            () = signals.next() => {
+                if stop.is_cancelled() {
+                    std::process::exit(i32::from(ExitCode::Interrupted.number()));
+                }
+                tracing::info!("stopping; once more ends at once");
+                stop.cancel();
+            }
+            _ = look.tick() => shower.show(&progress.view().into()),
+        }
+    };
+    shower.finish();
+    ended.map_err(|error| {
+        if !error.findings.is_empty() {
+            screen.say(&output::findings(&error.findings, screen.color_stderr));
+        }
+        error.into()
+    })
+}
+
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        let failed =
+            |error: std::io::Error| Failure::internal("listen for signals").because(&error);
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::internal("start the threads that serve sockets").because(&error))
+}
+
+fn status_text(status: &Status) -> String {
+    let snapshot = &status.snapshot;
+    let mut text = format!(
+        "job        {}\nphase      {}{}\nsnapshot   {} of {} tables, {} rows, {} of {}\n",
+        status.job,
+        serde_json::to_value(status.phase)
+            .ok()
+            .and_then(|phase| phase.as_str().map(str::to_owned))
+            .unwrap_or_default(),
+        if status.activity.is_empty() { String::new() } else { format!(" ({})", status.activity) },
+        snapshot.tables_done,
+        snapshot.tables_total,
+        output::count(snapshot.rows_done),
+        output::bytes(snapshot.bytes_done),
+        output::bytes(snapshot.bytes_total),
+    );
+    for table in &snapshot.active {
+        text.push_str(&format!(
+            "  {:<9}{}  {} of about {} rows\n",
+            table.stage,
+            table.name,
+            output::count(table.rows_done),
+            output::count(table.rows_estimate)
+        ));
+    }
+    if let Some(lsn) = status.lag.durable_lsn {
+        text.push_str(&format!("durable    {lsn}\n"));
+    }
+    if let Some(error) = &status.last_error {
+        text.push_str(&format!("last error {error}\n"));
+    }
+    text
+}

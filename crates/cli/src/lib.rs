@@ -1,0 +1,29 @@
+//! The command line: arguments, configuration, progress, output and exit codes.
+//!
+//! **Invariant:** results go to stdout, everything else to stderr; a process ends with a code of [`exit::ExitCode`] and no
+//! other; no secret is ever printed ([`redact`] is the only place that shows a connection string).
+//!
+//! ```text
+//! args  --\
+//!          config (RawConfig -> Config) --> job --> commands --> output, progress
+//! file  --/                                    \--> exit (Failure -> ExitCode)
+//! ```
+//!
+//! A library beside the binary, so that documentation and tests are made from the same tables that the program runs on.
+//!
+//! **Not here:** moving data (`pipeline`), connecting (`wire`).
+
+pub mod args;
+pub mod commands;
+pub mod config;
+pub mod docs;
+pub mod exit;
+pub mod job;
+pub mod jobs;
+pub mod log;
+pub mod output;
+pub mod progress;
+pub mod redact;
+mod start;
+
+pub use start::run;
