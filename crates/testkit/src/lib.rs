@@ -1,1 +1,26 @@
-//! Real clusters, workloads, fault proxy, oracle (development only).
+//! Real PostgreSQL clusters, workloads, a fault proxy and an independent oracle, for tests and benches.
+//!
+//! **Invariant:** nothing here uses Tidemark's own crates: a rig that shares the mover's code agrees
+//! with its mistakes. All comparison goes through `psql` and SHA-256.
+//!
+//! **Invariant:** no server outlives the process that started it, however that process ends.
+//!
+//! ```text
+//! Cluster      one server: own data directory, port and socket; stop, kill, restart, promote
+//! oracle       compares two databases by psql and SHA-256, never by our own code
+//! workload     TPC-H, a live writer, the type matrix, hostile names, the schema zoo
+//! proxy        a TCP proxy that cuts, stalls, slows and corrupts at an exact byte
+//! ```
+//!
+//! Development only: product crates name it under `[dev-dependencies]`.
+
+mod cluster;
+pub mod oracle;
+mod process;
+pub mod proxy;
+pub mod workload;
+
+pub use cluster::{
+    Auth, Builder, Cluster, Database, Installation, Locale, PASSWORD, Tls, Version, shared,
+    user_for_files,
+};
