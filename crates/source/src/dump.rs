@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use tidemark_wire::ConnectSpec;
+use tidemark_wire::{ConnectSpec, LIBPQ_VARIABLES};
 use tokio::process::Command;
 
 /// What went wrong around `pg_dump`.
@@ -118,7 +118,11 @@ pub async fn dump_schema(
     archive: &Path,
 ) -> Result<(), DumpError> {
     let tool = check_tool(server_version_num).await?;
-    let output = Command::new(tool)
+    let mut command = Command::new(tool);
+    for variable in LIBPQ_VARIABLES {
+        command.env_remove(variable);
+    }
+    let output = command
         .args(["--format=custom", "--schema-only", "--no-publications", "--no-subscriptions"])
         .args(["--exclude-schema=tidemark", "--no-password", "--compress=0"])
         .arg(format!("--snapshot={snapshot_id}"))

@@ -128,6 +128,9 @@ fn dbname_argument(database: &str) -> String {
 fn tool(options: &PostgresOptions) -> Command {
     let mut command = Command::new(&options.restore_tool);
     command.stdin(Stdio::null()).kill_on_drop(true);
+    for variable in tidemark_wire::LIBPQ_VARIABLES {
+        command.env_remove(variable);
+    }
     command
 }
 

@@ -144,10 +144,11 @@ pub(super) fn server_error(
     if disposition == Disposition::Unavailable {
         error.hint = Some("free the resource on the target and run the same command again".to_owned());
     }
-    // The server's DETAIL may quote a row; only its message and code are kept.
-    match cause.as_db_error() {
-        Some(db) => error.because(format!("{} (SQLSTATE {})", db.message(), db.code().code())),
-        None => error.because(cause),
+    // `wire` keeps of the server's answer what cannot quote a row.
+    let cause = tidemark_wire::Error::sql("")(cause);
+    match cause.server() {
+        Some(answer) => error.because(answer.to_string()),
+        None => error.because(cause.to_string().trim_start_matches(": ").to_owned()),
     }
 }
 
