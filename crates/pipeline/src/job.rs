@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tidemark_model::Unrepresentable;
+use tidemark_model::{RelationName, Unrepresentable};
 use tidemark_sink::parquet::{Compression, Root};
 use tidemark_sink::NotEmpty;
 use tidemark_sink::postgres::{SchemaMode, Triggers};
@@ -75,10 +75,10 @@ pub struct LakeTarget {
 }
 
 /// What the user said about one table.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableOptions {
-    /// `schema.table`.
-    pub name: String,
+    /// The table; its two parts, because a dot may be part of either.
+    pub name: RelationName,
     /// Only rows for which this SQL expression is true.
     pub filter: Option<String>,
     /// Only these columns.

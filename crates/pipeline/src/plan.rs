@@ -22,17 +22,17 @@ pub(crate) fn plan_tables(
     target_version: Option<u32>,
 ) -> Result<Vec<TablePlan>> {
     let relations = job.selection.apply(catalog)?;
-    let mut special: HashMap<&str, &TableOptions> =
-        job.tables.iter().map(|options| (options.name.as_str(), options)).collect();
+    let mut special: HashMap<&RelationName, &TableOptions> =
+        job.tables.iter().map(|options| (&options.name, options)).collect();
     let mut plans = Vec::with_capacity(relations.len());
     for relation in relations {
-        let options = special.remove(relation.name.plain().as_str());
+        let options = special.remove(&relation.name);
         plans.push(plan_table(job, catalog, relation, options, target_version)?);
     }
     if let Some(name) = special.keys().next() {
         return Err(Error::new(
             Kind::Usage,
-            format!("configure table {name:?}: it is not among the chosen tables"),
+            format!("configure table {name}: it is not among the chosen tables"),
         )
         .hint("mend the name in [[table]], or choose the table in [select]; partitions are named each by itself"));
     }

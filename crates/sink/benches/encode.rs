@@ -6,7 +6,9 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
-use arrow_array::{ArrayRef, Date32Array, Decimal128Array, Int32Array, Int64Array, RecordBatch, StringArray};
+use arrow_array::{
+    ArrayRef, Date32Array, Decimal128Array, Int32Array, Int64Array, RecordBatch, StringArray,
+};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tidemark_sink::parquet::{ColumnChoice, Compression, Layout, ROW_GROUP_ROWS, SAMPLE_ROWS};
 use tpchgen::generators::{LineItem, LineItemGenerator};
@@ -31,7 +33,7 @@ fn lineitem(rows: usize) -> RecordBatch {
         Arc::new(items.iter().map(of).collect::<Int32Array>()) as ArrayRef
     };
     let date = |of: fn(&LineItem<'_>) -> i32| {
-        Arc::new(items.iter().map(of).collect::<Date32Array>()) as ArrayRef
+        Arc::new(Date32Array::from_iter_values(items.iter().map(of))) as ArrayRef
     };
     let decimal = |of: fn(&LineItem<'_>) -> i64| {
         let values = items.iter().map(|item| i128::from(of(item))).collect::<Decimal128Array>();
@@ -102,7 +104,8 @@ fn eprint_size(name: &str, bytes_per_row: f64, layout: &Layout) {
 
 fn benches(criterion: &mut Criterion) {
     let rows = lineitem(ROW_GROUP_ROWS);
-    let sampled = |rows: &RecordBatch| Layout::sampled(&rows.schema(), ZSTD, rows).expect("a layout");
+    let sampled =
+        |rows: &RecordBatch| Layout::sampled(&rows.schema(), ZSTD, rows).expect("a layout");
     bench_one(criterion, "lineitem/chosen", &sampled(&rows), &rows);
     for (name, has_dictionary) in [("lineitem/dictionary", true), ("lineitem/plain", false)] {
         let choice = ColumnChoice { has_dictionary, is_compressed: true };
@@ -110,8 +113,10 @@ fn benches(criterion: &mut Criterion) {
         bench_one(criterion, name, &layout, &rows);
     }
     for (family, names) in FAMILIES {
-        let indices: Vec<_> =
-            names.iter().map(|name| rows.schema().index_of(name).expect("a column of lineitem")).collect();
+        let indices: Vec<_> = names
+            .iter()
+            .map(|name| rows.schema().index_of(name).expect("a column of lineitem"))
+            .collect();
         let columns = rows.project(&indices).expect("columns of lineitem");
         bench_one(criterion, family, &sampled(&columns), &columns);
     }

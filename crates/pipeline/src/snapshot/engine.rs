@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tidemark_digest::{DigestColumn, DigestKey, Forms, LeafBounds, RowHasher};
 use tidemark_ledger::Ledger;
-use tidemark_model::{ChunkResult, ChunkSpec, Oid, TablePlan};
+use tidemark_model::{ChunkResult, ChunkSpec, Oid, TablePlan, TupleForm};
 use tidemark_source::Reader;
 use tidemark_wire::ConnectSpec;
 use tokio::task::JoinSet;
@@ -135,27 +135,13 @@ impl Engine {
         reader: &mut Option<Reader>,
         uncertain: &mut Option<ChunkResult>,
     ) -> Result<ChunkResult> {
-        let hasher = self.hasher(attempt.spec)?;
+        let work = &self.tables[&attempt.spec.relation_oid];
+        let hasher = hasher(&work.plan, self.forms, &self.key, work.leaves.clone())?;
         let reader = match reader {
             Some(reader) => reader,
             None => reader.insert(Reader::open(&self.source, &self.snapshot_id).await?),
         };
         attempt.run(reader, hasher, uncertain).await
-    }
-
-    fn hasher(&self, spec: &ChunkSpec) -> Result<RowHasher> {
-        let work = &self.tables[&spec.relation_oid];
-        let columns: Vec<DigestColumn<'_>> = (work.plan.columns.iter())
-            .zip(&spec.columns)
-            .map(|(column, select)| DigestColumn { column, wire: select.wire })
-            .collect();
-        let forms = match spec.form {
-            tidemark_model::TupleForm::PgBinary => self.forms,
-            tidemark_model::TupleForm::PgText => Forms::Raw,
-        };
-        RowHasher::compile(&columns, spec.form, forms, &self.key, work.leaves.clone()).map_err(|cause| {
-            Error::new(Kind::Internal, format!("prepare to hash the rows of {}", spec.relation)).because(cause)
-        })
     }
 
     async fn record(&self, result: ChunkResult) -> Result<bool> {
@@ -180,6 +166,27 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// A hasher for a table's rows; rows that travel as text have a raw form only.
+pub(super) fn hasher(
+    plan: &TablePlan,
+    forms: Forms,
+    key: &DigestKey,
+    leaves: LeafBounds,
+) -> Result<RowHasher> {
+    let columns: Vec<DigestColumn<'_>> = (plan.columns.iter())
+        .zip(&plan.select)
+        .map(|(column, select)| DigestColumn { column, wire: select.wire })
+        .collect();
+    let forms = match plan.form {
+        TupleForm::PgBinary => forms,
+        TupleForm::PgText => Forms::Raw,
+    };
+    RowHasher::compile(&columns, plan.form, forms, key, leaves).map_err(|cause| {
+        let message = format!("prepare to hash the rows of {}", plan.relation.name);
+        Error::new(Kind::Internal, message).because(cause)
+    })
 }
 
 /// Joins all; the first error stops the others and is the one returned.

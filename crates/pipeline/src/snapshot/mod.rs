@@ -156,7 +156,13 @@ impl Run<'_> {
         let name = tidemark_source::names::slot_name(&self.job.name);
         let mut options = SnapshotOptions::new(tables, name);
         options.lock_timeout = self.job.lock_timeout;
-        Ok(Snapshot::take(&self.job.source, &options).await?)
+        Snapshot::take(&self.job.source, &options).await.map_err(|error| {
+            let again = error.disposition() == tidemark_source::Disposition::Retry;
+            let mut error = Error::from(error);
+            // A table changed since the catalog was read, or a connection went away: nothing has been moved yet.
+            error.lost_snapshot |= again;
+            error
+        })
     }
 
     async fn prepare(&self, looked: Looked, snapshot: &Snapshot, sink: &dyn Sink) -> Result<Prepared> {
@@ -276,7 +282,6 @@ impl Run<'_> {
             .iter()
             .flat_map(|plan| chunk_specs(start, plan, &chunks[&plan.relation.oid]))
             .collect();
-        let is_lake = matches!(self.job.target, Target::Lake(_));
         let tables = start.tables.iter().map(|plan| {
             let oid = plan.relation.oid;
             let leaves = leaves.get(&oid).cloned().unwrap_or_else(LeafBounds::single);
@@ -290,11 +295,19 @@ impl Run<'_> {
             progress: Arc::clone(self.progress),
             tables: tables.collect(),
             key,
-            forms: if is_lake { Forms::RawAndValue } else { Forms::Raw },
+            forms: self.forms(),
             queue: Mutex::new(queue),
             done: Mutex::new(HashMap::new()),
             stop: self.stop.child_token(),
         }))
+    }
+
+    /// A lake's files hold values, not PostgreSQL's bytes: only the value form can be read back from them.
+    fn forms(&self) -> Forms {
+        match self.job.target {
+            Target::Lake(_) => Forms::RawAndValue,
+            Target::Postgres(_) => Forms::Raw,
+        }
     }
 
     /// Begins the run in the ledger and gives the job's digest key, which stays the same from run to run.
@@ -306,6 +319,7 @@ impl Run<'_> {
         chunks: &HashMap<u32, Vec<ChunkRange>>,
     ) -> Result<DigestKey> {
         let ledger = Arc::clone(self.ledger);
+        let forms = self.forms();
         let relations: Vec<NewRelation> = order
             .iter()
             .map(|plan| NewRelation {
@@ -316,7 +330,7 @@ impl Run<'_> {
                     .expect("bounds are plain data"),
                 estimated_rows: plan.relation.row_estimate,
                 estimated_bytes: plan.relation.heap_bytes + plan.relation.toast_bytes,
-                raw_scheme: String::new(),
+                raw_scheme: raw_scheme(plan, forms),
             })
             .collect();
         let start = start.clone();
@@ -344,6 +358,14 @@ impl Run<'_> {
         .await?
         .map_err(|error: tidemark_ledger::Error| error.into())
     }
+}
+
+/// What the raw sums of a table are taken over, for the ledger: only sums of one scheme compare.
+fn raw_scheme(plan: &TablePlan, forms: Forms) -> String {
+    let key = DigestKey::new([0; 32]);
+    let scheme = engine::hasher(plan, forms, &key, LeafBounds::single()).map(|hasher| hasher.raw_scheme());
+    let name = scheme.ok().and_then(|scheme| serde_json::to_value(scheme).ok());
+    name.and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// What `prepare` hands to `copy`.

@@ -101,11 +101,14 @@ impl Lane {
     fn decode_error(&self, error: tidemark_columnar::Error) -> Error {
         use tidemark_columnar::Error as E;
         let disposition = match error {
-            E::Unrepresentable { .. } | E::NotUtf8 { .. } | E::TooLarge { .. } => Disposition::Value,
+            E::Unrepresentable { .. } | E::NotUtf8 { .. } | E::TooLarge { .. } => {
+                Disposition::Value
+            }
             _ => Disposition::Internal,
         };
         let hint = error.hint();
-        let made = Error::new(disposition, "turn rows into columns").on(&self.table.name).because(error);
+        let made =
+            Error::new(disposition, "turn rows into columns").on(&self.table.name).because(error);
         match hint {
             Some(hint) => made.hint(hint),
             None => made,
@@ -159,7 +162,11 @@ impl ParquetChunk {
     }
 
     /// Hands work to the pool and starts it, without waiting for its end.
-    fn start(&mut self, mut lane: Box<Lane>, work: impl FnOnce(&mut Lane) -> Result<()> + Send + 'static) {
+    fn start(
+        &mut self,
+        mut lane: Box<Lane>,
+        work: impl FnOnce(&mut Lane) -> Result<()> + Send + 'static,
+    ) {
         let cpu = self.cpu.clone();
         let run = async move {
             cpu.run(move || {
@@ -181,8 +188,11 @@ impl ParquetChunk {
                 lane
             }
             Stage::Dead => {
-                return Err(Error::new(Disposition::Internal, "use a chunk's writer after its error")
-                    .on(&self.table.name));
+                return Err(Error::new(
+                    Disposition::Internal,
+                    "use a chunk's writer after its error",
+                )
+                .on(&self.table.name));
             }
         };
         self.layout.clone_from(&lane.layout);

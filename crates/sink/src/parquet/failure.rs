@@ -13,11 +13,15 @@ use crate::{Disposition, Error};
 /// An error of a local file.
 pub(super) fn io(attempt: impl Into<String>, error: io::Error) -> Error {
     let hint = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some("free some space and run the same command again"),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Some("free some space and run the same command again")
+        }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             Some("the target directory must be writable for the user that runs this")
         }
-        io::ErrorKind::FileTooLarge => Some("raise the limit on file sizes or set a smaller parquet.file_bytes"),
+        io::ErrorKind::FileTooLarge => {
+            Some("raise the limit on file sizes or set a smaller parquet.file_bytes")
+        }
         io::ErrorKind::NotADirectory => Some("the target must be a directory"),
         _ => None,
     };
@@ -38,7 +42,11 @@ pub(super) fn object_store(attempt: impl Into<String>, error: object_store::Erro
 }
 
 /// An error of the Parquet library: an I/O error underneath keeps its meaning, everything else is a defect.
-pub(super) fn parquet(attempt: impl Into<String>, relation: &RelationName, error: ParquetError) -> Error {
+pub(super) fn parquet(
+    attempt: impl Into<String>,
+    relation: &RelationName,
+    error: ParquetError,
+) -> Error {
     let error = match error {
         ParquetError::External(cause) => match cause.downcast::<io::Error>() {
             Ok(cause) => return io(attempt, *cause).on(relation),

@@ -95,8 +95,9 @@ impl LakeFile {
             Place::Local(root) => {
                 let (root, directory, name) =
                     (root.clone(), spec.directory.clone(), spec.name.clone());
-                blocking(move || create_temporary(&root, &directory, &name)).await
-                    .map_err(|error| failure::io(spec.attempt("create"), error).on(&spec.relation))?
+                blocking(move || create_temporary(&root, &directory, &name)).await.map_err(
+                    |error| failure::io(spec.attempt("create"), error).on(&spec.relation),
+                )?
             }
             Place::Objects { store, prefix } => {
                 let path = Root::object_path(prefix, &spec.path());
@@ -133,7 +134,11 @@ impl LakeFile {
             self.rows += group.rows;
             self.row_groups += 1;
             if let Err(error) = append_row_group(&mut self.writer, group) {
-                return Err(failure::parquet(self.spec.attempt("write"), &self.spec.relation, error));
+                return Err(failure::parquet(
+                    self.spec.attempt("write"),
+                    &self.spec.relation,
+                    error,
+                ));
             }
         }
         Ok(self)
@@ -156,13 +161,14 @@ impl LakeFile {
         let of_relation = |error| failure::parquet(spec.attempt("close"), &spec.relation, error);
         writer.finish().map_err(of_relation)?;
         let bytes = writer.bytes_written() as u64;
-        let out = writer.into_inner().map_err(of_relation)?;
+        // `finish` has flushed everything into it.
+        let out = std::mem::replace(writer.inner_mut(), Out::Buffer(Vec::new()));
         match (out, target) {
             (Out::File(file), Target::Local { temporary, directory }) => {
                 let name = spec.name.clone();
-                blocking(move || publish(&file, temporary, &directory, &name))
-                    .await
-                    .map_err(|error| failure::io(spec.attempt("close"), error).on(&spec.relation))?;
+                blocking(move || publish(&file, temporary, &directory, &name)).await.map_err(
+                    |error| failure::io(spec.attempt("close"), error).on(&spec.relation),
+                )?;
             }
             (Out::Buffer(rest), Target::Upload(mut upload)) => {
                 upload.put(rest.into());
@@ -207,7 +213,11 @@ fn append_row_group(
     Ok(())
 }
 
-fn create_temporary(root: &std::path::Path, directory: &str, name: &str) -> io::Result<(Out, Target)> {
+fn create_temporary(
+    root: &std::path::Path,
+    directory: &str,
+    name: &str,
+) -> io::Result<(Out, Target)> {
     let directory = create_directory(root, directory)?;
     let temporary =
         tempfile::Builder::new().prefix(&format!(".{name}.tmp-")).tempfile_in(&directory)?;
@@ -216,7 +226,12 @@ fn create_temporary(root: &std::path::Path, directory: &str, name: &str) -> io::
     Ok((Out::File(file), Target::Local { temporary, directory }))
 }
 
-fn publish(file: &File, temporary: TempPath, directory: &std::path::Path, name: &str) -> io::Result<()> {
+fn publish(
+    file: &File,
+    temporary: TempPath,
+    directory: &std::path::Path,
+    name: &str,
+) -> io::Result<()> {
     file.sync_all()?;
     temporary.persist_noclobber(directory.join(name)).map_err(|error| error.error)?;
     File::open(directory)?.sync_all()

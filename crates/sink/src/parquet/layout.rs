@@ -63,7 +63,11 @@ impl Layout {
     ///
     /// # Errors
     /// The schema has a type that Parquet has not.
-    pub fn uniform(schema: &SchemaRef, compression: Compression, choice: ColumnChoice) -> Result<Self> {
+    pub fn uniform(
+        schema: &SchemaRef,
+        compression: Compression,
+        choice: ColumnChoice,
+    ) -> Result<Self> {
         Self::new(schema, compression, |_| choice)
     }
 
@@ -71,7 +75,11 @@ impl Layout {
     ///
     /// # Errors
     /// The schema has a type that Parquet has not.
-    pub fn sampled(schema: &SchemaRef, compression: Compression, sample: &RecordBatch) -> Result<Self> {
+    pub fn sampled(
+        schema: &SchemaRef,
+        compression: Compression,
+        sample: &RecordBatch,
+    ) -> Result<Self> {
         let sample = sample.slice(0, sample.num_rows().min(SAMPLE_ROWS));
         let trial = |has_dictionary, is_compressed, rows: &RecordBatch| -> Result<Vec<Trial>> {
             let choice = ColumnChoice { has_dictionary, is_compressed };
@@ -90,7 +98,8 @@ impl Layout {
             let dictionary_growth = trials[1][leaf].growth_from(&half[leaf], scale);
             let size = |way: usize| trials[way][leaf].at_scale(scale, dictionary_growth);
             let has_dictionary = size(0).min(size(1)) < size(2).min(size(3));
-            let (packed, plain) = if has_dictionary { (size(0), size(1)) } else { (size(2), size(3)) };
+            let (packed, plain) =
+                if has_dictionary { (size(0), size(1)) } else { (size(2), size(3)) };
             ColumnChoice { has_dictionary, is_compressed: packed <= plain * WORTHWHILE }
         })
     }

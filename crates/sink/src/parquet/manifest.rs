@@ -140,7 +140,10 @@ pub(super) fn file_name(run: &str, number: u32) -> String {
 }
 
 /// Columns as a commit shows them.
-pub(super) fn commit_columns(columns: &[Column], schema: &arrow_schema::Schema) -> Vec<CommitColumn> {
+pub(super) fn commit_columns(
+    columns: &[Column],
+    schema: &arrow_schema::Schema,
+) -> Vec<CommitColumn> {
     let described = columns.iter().zip(schema.fields()).map(|(column, field)| CommitColumn {
         name: column.name.clone(),
         pg_type: column.type_name.clone(),
@@ -159,7 +162,14 @@ mod tests {
         for name in ["r1-00000.parquet", ".r1-00012.parquet.tmp-AbC", "r1-100000.parquet"] {
             assert!(is_file_of_run(name, "r1"), "{name}");
         }
-        for name in ["r2-00000.parquet", "r1.parquet", "r1-0.parquet", "r11-00000.parquet", "r1-00000.parquet.bak", "r1.00000.parquet"] {
+        for name in [
+            "r2-00000.parquet",
+            "r1.parquet",
+            "r1-0.parquet",
+            "r11-00000.parquet",
+            "r1-00000.parquet.bak",
+            "r1.00000.parquet",
+        ] {
             assert!(!is_file_of_run(name, "r1"), "{name}");
         }
         assert!(is_file_of_run(&file_name("2026-11-20T10:00", 7), "2026-11-20T10:00"));

@@ -32,16 +32,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use tidemark_columnar::map_column;
 use tidemark_model::{
-    ChunkSpec, Column, Cpu, Finding, RelationName, SelectColumn, TablePlan, TupleForm, Unrepresentable,
+    ChunkSpec, Column, Cpu, Finding, RelationName, SelectColumn, TablePlan, TupleForm,
+    Unrepresentable,
 };
 use tokio::sync::Semaphore;
 
 use crate::{
-    BeginChunk, Disposition, Error, NotEmpty, Result, Sink, SnapshotStart, SnapshotSummary, TableSummary,
+    BeginChunk, Disposition, Error, NotEmpty, Result, Sink, SnapshotStart, SnapshotSummary,
+    TableSummary,
 };
 
 pub use file::FileEntry;
-pub use layout::{ColumnChoice, EncodedRowGroup, Layout, ROW_GROUP_ROWS, RowGroupEncoder, SAMPLE_ROWS};
+pub use layout::{
+    ColumnChoice, EncodedRowGroup, Layout, ROW_GROUP_ROWS, RowGroupEncoder, SAMPLE_ROWS,
+};
 pub use manifest::{Commit, CommitColumn, CommitTable, FORMAT_VERSION, Replaced, Source};
 pub use options::{Compression, ParquetOptions};
 pub use root::Root;
@@ -82,19 +86,24 @@ impl ParquetSink {
 
     fn run(&self) -> Result<Arc<Run>> {
         let run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
-        run.clone().ok_or_else(|| Error::new(Disposition::Internal, "write to a lake before it was prepared"))
+        run.clone().ok_or_else(|| {
+            Error::new(Disposition::Internal, "write to a lake before it was prepared")
+        })
     }
 
     fn table(&self, relation: &RelationName) -> Result<Arc<Table>> {
         self.run()?.tables.get(relation).cloned().ok_or_else(|| {
-            Error::new(Disposition::Internal, "write a table that the run does not have").on(relation)
+            Error::new(Disposition::Internal, "write a table that the run does not have")
+                .on(relation)
         })
     }
 
     /// Makes sure that what is there may go, and removes it.
     async fn clear(&self, job: &str) -> Result<()> {
         if self.options.not_empty == NotEmpty::Append {
-            return Err(self.refuse("append to").hint("a lake cannot be appended to yet: use refuse or truncate"));
+            return Err(self
+                .refuse("append to")
+                .hint("a lake cannot be appended to yet: use refuse or truncate"));
         }
         if let Some(bytes) = self.root.read(SNAPSHOT_COMMIT).await? {
             let commit: Commit = self.parse(SNAPSHOT_COMMIT, &bytes)?;
@@ -113,9 +122,9 @@ impl ParquetSink {
                 self.remove_leftovers(&left).await
             }
             None if self.root.is_empty().await? => Ok(()),
-            None => Err(self.refuse("write to").hint(
-                "there are files here that are not ours: name an empty or a new directory",
-            )),
+            None => Err(self
+                .refuse("write to")
+                .hint("there are files here that are not ours: name an empty or a new directory")),
         }
     }
 
@@ -186,7 +195,9 @@ impl ParquetSink {
         let segments: Vec<_> = path.split('/').collect();
         let is_ours = (3..=4).contains(&segments.len())
             && segments[2] == "snapshot"
-            && segments.iter().all(|segment| !segment.is_empty() && !matches!(*segment, "." | ".."));
+            && segments
+                .iter()
+                .all(|segment| !segment.is_empty() && !matches!(*segment, "." | ".."));
         if is_ours {
             return Ok(());
         }
@@ -200,7 +211,8 @@ impl ParquetSink {
         let tables = run.start.tables.iter().map(|plan| {
             let name = &plan.relation.name;
             let summary = sums.get(name).ok_or_else(|| {
-                Error::new(Disposition::Internal, "finish a run without this table's summary").on(name)
+                Error::new(Disposition::Internal, "finish a run without this table's summary")
+                    .on(name)
             })?;
             commit_table(plan, self.table(name)?.as_ref(), summary)
         });
@@ -250,7 +262,8 @@ fn commit_table(plan: &TablePlan, table: &Table, summary: &TableSummary) -> Resu
 }
 
 fn to_json<T: serde::Serialize>(document: &T) -> Vec<u8> {
-    let mut bytes = serde_json::to_vec_pretty(document).expect("our documents have no maps with odd keys");
+    let mut bytes =
+        serde_json::to_vec_pretty(document).expect("our documents have no maps with odd keys");
     bytes.push(b'\n');
     bytes
 }
@@ -258,7 +271,8 @@ fn to_json<T: serde::Serialize>(document: &T) -> Vec<u8> {
 #[async_trait]
 impl Sink for ParquetSink {
     async fn check(&self, tables: &[TablePlan]) -> Result<Vec<Finding>> {
-        let bytes = tables.iter().map(|plan| plan.relation.heap_bytes + plan.relation.toast_bytes).sum();
+        let bytes =
+            tables.iter().map(|plan| plan.relation.heap_bytes + plan.relation.toast_bytes).sum();
         let mut findings = check::check_root(&self.root, self.options.not_empty, bytes).await?;
         findings.extend(tables.iter().flat_map(check::check_table));
         Ok(findings)
@@ -289,7 +303,8 @@ impl Sink for ParquetSink {
     async fn begin_chunk(&self, spec: &ChunkSpec) -> Result<BeginChunk> {
         let table = self.table(&spec.relation)?;
         if spec.run != self.run()?.start.run {
-            return Err(Error::new(Disposition::Internal, "write a chunk of another run").on(&spec.relation));
+            return Err(Error::new(Disposition::Internal, "write a chunk of another run")
+                .on(&spec.relation));
         }
         if let Some(committed) = table.committed(spec.chunk) {
             return Ok(BeginChunk::AlreadyCommitted(committed));
@@ -315,7 +330,10 @@ impl Sink for ParquetSink {
             let found = self.root.read(SNAPSHOT_COMMIT).await?.unwrap_or_default();
             let found: Commit = self.parse(SNAPSHOT_COMMIT, &found)?;
             if found.run != document.run || found.job != document.job {
-                let error = Error::new(Disposition::Refused, format!("commit the snapshot to the lake {}", self.root));
+                let error = Error::new(
+                    Disposition::Refused,
+                    format!("commit the snapshot to the lake {}", self.root),
+                );
                 return Err(error.hint("another run committed a snapshot here in the meantime"));
             }
         }

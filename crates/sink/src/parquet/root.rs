@@ -73,7 +73,11 @@ impl Root {
     }
 
     /// A prefix in an object store.
-    pub fn objects(store: Arc<dyn ObjectStore>, prefix: ObjectPath, label: impl Into<String>) -> Self {
+    pub fn objects(
+        store: Arc<dyn ObjectStore>,
+        prefix: ObjectPath,
+        label: impl Into<String>,
+    ) -> Self {
         Self { place: Place::Objects { store, prefix }, label: label.into() }
     }
 
@@ -97,8 +101,9 @@ impl Root {
             && !path.contains('\0')
             && path.split('/').all(|segment| segment != "..");
         if !is_plain || url.contains(['?', '#']) {
-            return Err(usage(format!("open the lake \"{url}\""))
-                .hint("write file:// and an absolute path without \"..\", such as file:///srv/lake"));
+            return Err(usage(format!("open the lake \"{url}\"")).hint(
+                "write file:// and an absolute path without \"..\", such as file:///srv/lake",
+            ));
         }
         Ok(Self::local(path.as_ref()))
     }
@@ -107,7 +112,9 @@ impl Root {
         let attempt = || format!("open the lake \"{}\"", without_credentials(url));
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if bucket.is_empty() || bucket.contains('@') || url.contains(['?', '#']) {
-            return Err(usage(attempt()).hint("write s3://bucket/prefix; keys come from the environment"));
+            return Err(
+                usage(attempt()).hint("write s3://bucket/prefix; keys come from the environment")
+            );
         }
         let prefix = ObjectPath::parse(prefix).map_err(|error| usage(attempt()).because(error))?;
         refuse_metadata_service(attempt())?;
@@ -188,13 +195,17 @@ impl Root {
         match &self.place {
             Place::Local(root) => match fs::read_dir(root) {
                 // A file system of its own has this directory from the start.
-                Ok(entries) => holds_nothing(entries).map_err(|error| failure::io(attempt(), error)),
+                Ok(entries) => {
+                    holds_nothing(entries).map_err(|error| failure::io(attempt(), error))
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
                 Err(error) => Err(failure::io(attempt(), error)),
             },
             Place::Objects { store, prefix } => {
                 let first = store.list(Some(prefix)).try_next().await;
-                first.map(|first| first.is_none()).map_err(|error| failure::object_store(attempt(), error))
+                first
+                    .map(|first| first.is_none())
+                    .map_err(|error| failure::object_store(attempt(), error))
             }
         }
     }
@@ -279,8 +290,10 @@ fn holds_nothing(entries: fs::ReadDir) -> io::Result<bool> {
         let entry = entry?;
         let is_nothing = match entry.file_name().to_str() {
             Some("lost+found") => true,
-            Some("_tidemark") => fs::read_dir(entry.path())?
-                .all(|inner| inner.is_ok_and(|inner| is_unfinished_document(&inner.file_name().to_string_lossy()))),
+            Some("_tidemark") => fs::read_dir(entry.path())?.all(|inner| {
+                inner
+                    .is_ok_and(|inner| is_unfinished_document(&inner.file_name().to_string_lossy()))
+            }),
             _ => false,
         };
         if !is_nothing {
@@ -353,7 +366,9 @@ fn refuse_metadata_service(attempt: String) -> Result<()> {
         let is_link_local = std::env::var(name)
             .is_ok_and(|value| value.contains("//169.254.") || value.contains("//[fe80:"));
         if is_link_local {
-            return Err(usage(attempt).hint(format!("{name} is a link-local address, not an S3 service")));
+            return Err(
+                usage(attempt).hint(format!("{name} is a link-local address, not an S3 service"))
+            );
         }
     }
     Ok(())
@@ -369,7 +384,9 @@ mod tests {
             Root::from_url("file:///srv/my%20lake").unwrap().local_path(),
             Some(Path::new("/srv/my lake"))
         );
-        for url in ["file://srv/lake", "file:///a/../b", "file:///a?b", "ftp://x/y", "/plain", "s3:///x"] {
+        for url in
+            ["file://srv/lake", "file:///a/../b", "file:///a?b", "ftp://x/y", "/plain", "s3:///x"]
+        {
             let error = Root::from_url(url).unwrap_err();
             assert_eq!(error.disposition, Disposition::Usage, "{url}");
         }

@@ -61,7 +61,12 @@ struct Outcome {
 }
 
 impl Table {
-    pub(super) fn new(root: &Root, run: &str, plan: &TablePlan, options: &ParquetOptions) -> Result<Self> {
+    pub(super) fn new(
+        root: &Root,
+        run: &str,
+        plan: &TablePlan,
+        options: &ParquetOptions,
+    ) -> Result<Self> {
         let name = plan.relation.name.clone();
         let program = Program::compile(&plan.columns, plan.unrepresentable).map_err(|error| {
             Error::new(Disposition::Refused, "map the columns to Arrow").on(&name).because(error)
@@ -169,7 +174,12 @@ impl Table {
     }
 
     /// Closes a file that holds one chunk alone and marks that committed.
-    pub(super) async fn commit_own(&self, chunk: ChunkId, committed: Committed, file: LakeFile) -> Result<()> {
+    pub(super) async fn commit_own(
+        &self,
+        chunk: ChunkId,
+        committed: Committed,
+        file: LakeFile,
+    ) -> Result<()> {
         let entry = file.close().await?;
         let mut outcome = self.outcome();
         outcome.files.push(entry);
@@ -215,9 +225,12 @@ impl Table {
     }
 
     fn broken(&self) -> Error {
-        Error::new(Disposition::Unavailable, "write to a file after an earlier write to it had failed")
-            .on(&self.name)
-            .hint("run the same command again: the snapshot starts over")
+        Error::new(
+            Disposition::Unavailable,
+            "write to a file after an earlier write to it had failed",
+        )
+        .on(&self.name)
+        .hint("run the same command again: the snapshot starts over")
     }
 
     fn misuse(&self, attempt: &str) -> Error {

@@ -289,15 +289,23 @@ impl Control {
         relations_there(&self.client).await
     }
 
+    /// Writes the phase; refused once the run is complete or another run has taken the record over.
     pub(super) async fn set_phase(&self, phase: &str) -> Result<()> {
-        self.client
+        let changed = self
+            .client
             .execute(
-                "UPDATE tidemark.progress SET phase = $3 WHERE job = $1 AND run = $2",
+                "UPDATE tidemark.progress SET phase = $3 WHERE job = $1 AND run = $2 AND phase <> 'complete'",
                 &[&self.job, &self.run, &phase],
             )
             .await
             .map_err(|cause| server_error("write the job's phase on the target", None, cause))?;
-        Ok(())
+        if changed == 1 {
+            return Ok(());
+        }
+        Err(Error::new(
+            Disposition::Internal,
+            format!("go on with run {} of job {:?}: the target's record is complete or another run's", self.run, self.job),
+        ))
     }
 
     /// Compares the markers with what the run believes: commits that a crash of the target took back show here.

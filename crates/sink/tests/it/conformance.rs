@@ -5,17 +5,18 @@
 use std::sync::Arc;
 
 use tidemark_model::{
-    Budget, ChunkId, ChunkRange, ChunkResult, ChunkSpec, Column, DataType, Generated, Identity, Key, Lsn,
-    Persistence, Relation, RelationKind, RelationName, ReplicaIdentity, RowSum, SelectColumn, TablePlan, TupleForm,
-    Tuples, Unrepresentable, Wire,
+    Budget, ChunkId, ChunkRange, ChunkResult, ChunkSpec, Column, DataType, Generated, Identity,
+    Key, Lsn, Persistence, Relation, RelationKind, RelationName, ReplicaIdentity, RowSum,
+    SelectColumn, TablePlan, TupleForm, Tuples, Unrepresentable, Wire,
 };
 use tidemark_sink::{
-    BeginChunk, ChunkWriter, Committed, Disposition, Error, Sink, SnapshotStart, SnapshotSummary, TableSummary,
+    BeginChunk, ChunkWriter, Committed, Disposition, Error, Sink, SnapshotStart, SnapshotSummary,
+    TableSummary,
 };
 
 /// Looks at a target as an outsider does.
 #[async_trait::async_trait]
-pub trait Reader: Send + Sync {
+pub(crate) trait Reader: Send + Sync {
     /// The ids of the rows that a reader sees in a table, sorted; `None` if it is not there.
     async fn visible_ids(&self, relation: &RelationName) -> Option<Vec<i64>>;
 
@@ -24,7 +25,7 @@ pub trait Reader: Send + Sync {
 }
 
 /// A target under test: makes sinks that write to the same place, as restarted processes would.
-pub trait Target: Send + Sync {
+pub(crate) trait Target: Send + Sync {
     /// A new sink, as a new process has it.
     fn sink(&self) -> Arc<dyn Sink>;
 
@@ -33,10 +34,16 @@ pub trait Target: Send + Sync {
 }
 
 /// The job of all these tests.
-pub const JOB: &str = "shop";
+pub(crate) const JOB: &str = "shop";
 
 /// A column of a built-in type.
-pub fn column(attnum: i16, name: &str, oid: u32, type_name: &str, is_nullable: bool) -> Column {
+pub(crate) fn column(
+    attnum: i16,
+    name: &str,
+    oid: u32,
+    type_name: &str,
+    is_nullable: bool,
+) -> Column {
     Column {
         attnum,
         name: name.to_owned(),
@@ -53,16 +60,18 @@ pub fn column(attnum: i16, name: &str, oid: u32, type_name: &str, is_nullable: b
 }
 
 /// A plan for a table `(id int8 primary key, body text)`.
-pub fn plan(oid: u32, name: &RelationName) -> TablePlan {
+pub(crate) fn plan(oid: u32, name: &RelationName) -> TablePlan {
     let mut id = column(1, "id", 20, "int8", false);
     id.key_position = Some(1);
     plan_of(oid, name, vec![id, column(2, "body", 25, "text", true)])
 }
 
 /// A plan for a table with these columns.
-pub fn plan_of(oid: u32, name: &RelationName, columns: Vec<Column>) -> TablePlan {
-    let select =
-        columns.iter().map(|column| SelectColumn { name: column.name.clone(), wire: Wire::Own }).collect();
+pub(crate) fn plan_of(oid: u32, name: &RelationName, columns: Vec<Column>) -> TablePlan {
+    let select = columns
+        .iter()
+        .map(|column| SelectColumn { name: column.name.clone(), wire: Wire::Own })
+        .collect();
     let key = Key {
         index: "k".to_owned(),
         columns: vec![columns[0].name.clone()],
@@ -98,7 +107,7 @@ pub fn plan_of(oid: u32, name: &RelationName, columns: Vec<Column>) -> TablePlan
 }
 
 /// The start of a run over these tables.
-pub fn start(run: &str, plans: &[TablePlan]) -> SnapshotStart {
+pub(crate) fn start(run: &str, plans: &[TablePlan]) -> SnapshotStart {
     SnapshotStart {
         job: JOB.to_owned(),
         run: run.to_owned(),
@@ -108,11 +117,14 @@ pub fn start(run: &str, plans: &[TablePlan]) -> SnapshotStart {
         database: "shop".to_owned(),
         source_version: 150_004,
         tables: Arc::new(plans.to_vec()),
+        schema: Arc::default(),
+        schema_archive: None,
+        excluded: Arc::default(),
     }
 }
 
 /// A chunk of a planned table.
-pub fn spec(run: &str, plan: &TablePlan, chunk: ChunkId) -> ChunkSpec {
+pub(crate) fn spec(run: &str, plan: &TablePlan, chunk: ChunkId) -> ChunkSpec {
     ChunkSpec {
         job: JOB.to_owned(),
         run: run.to_owned(),
@@ -129,7 +141,7 @@ pub fn spec(run: &str, plan: &TablePlan, chunk: ChunkId) -> ChunkSpec {
 }
 
 /// Rows of any fields in COPY's binary form; `None` is NULL.
-pub fn tuples_of(rows: &[Vec<Option<Vec<u8>>>]) -> Tuples {
+pub(crate) fn tuples_of(rows: &[Vec<Option<Vec<u8>>>]) -> Tuples {
     let (mut data, mut ends) = (Vec::new(), Vec::new());
     for row in rows {
         data.extend(i16::try_from(row.len()).unwrap().to_be_bytes());
@@ -148,14 +160,14 @@ pub fn tuples_of(rows: &[Vec<Option<Vec<u8>>>]) -> Tuples {
 }
 
 /// Rows with these ids; every seventh body is NULL.
-pub fn tuples(ids: impl Iterator<Item = i64>) -> Tuples {
+pub(crate) fn tuples(ids: impl Iterator<Item = i64>) -> Tuples {
     let body = |id: i64| (id % 7 != 0).then(|| format!("row {id}").into_bytes());
     let rows: Vec<_> = ids.map(|id| vec![Some(id.to_be_bytes().to_vec()), body(id)]).collect();
     tuples_of(&rows)
 }
 
 /// What the source says of a chunk.
-pub fn result(spec: &ChunkSpec, rows: u64) -> ChunkResult {
+pub(crate) fn result(spec: &ChunkSpec, rows: u64) -> ChunkResult {
     ChunkResult {
         relation_oid: spec.relation_oid,
         chunk: spec.chunk,
@@ -170,7 +182,7 @@ pub fn result(spec: &ChunkSpec, rows: u64) -> ChunkResult {
 }
 
 /// What a run says at its end.
-pub fn summary(tables: &[(&TablePlan, u64)]) -> SnapshotSummary {
+pub(crate) fn summary(tables: &[(&TablePlan, u64)]) -> SnapshotSummary {
     let tables = tables.iter().map(|(plan, rows)| TableSummary {
         relation: plan.relation.name.clone(),
         rows_out: *rows,
@@ -183,7 +195,7 @@ pub fn summary(tables: &[(&TablePlan, u64)]) -> SnapshotSummary {
 }
 
 /// Begins a chunk that must not be there yet.
-pub async fn begin(sink: &dyn Sink, spec: &ChunkSpec) -> Box<dyn ChunkWriter> {
+pub(crate) async fn begin(sink: &dyn Sink, spec: &ChunkSpec) -> Box<dyn ChunkWriter> {
     match sink.begin_chunk(spec).await.unwrap() {
         BeginChunk::Write(writer) => writer,
         BeginChunk::AlreadyCommitted(_) => panic!("chunk {} is already there", spec.chunk),
@@ -191,13 +203,17 @@ pub async fn begin(sink: &dyn Sink, spec: &ChunkSpec) -> Box<dyn ChunkWriter> {
 }
 
 /// Gives a writer some rows.
-pub async fn accept(writer: &mut Box<dyn ChunkWriter>, tuples: Tuples) -> Result<(), Error> {
+pub(crate) async fn accept(writer: &mut Box<dyn ChunkWriter>, tuples: Tuples) -> Result<(), Error> {
     let reservation = Budget::new(1 << 30).reserve(tuples.data.len() as u64).await;
     writer.accept(tuples, reservation).await
 }
 
 /// Writes and commits one chunk with these ids.
-pub async fn write(sink: &dyn Sink, spec: &ChunkSpec, ids: std::ops::Range<i64>) -> Result<Committed, Error> {
+pub(crate) async fn write(
+    sink: &dyn Sink,
+    spec: &ChunkSpec,
+    ids: std::ops::Range<i64>,
+) -> Result<Committed, Error> {
     let mut writer = begin(sink, spec).await;
     let rows = (ids.end - ids.start).unsigned_abs();
     accept(&mut writer, tuples(ids)).await?;
@@ -205,11 +221,14 @@ pub async fn write(sink: &dyn Sink, spec: &ChunkSpec, ids: std::ops::Range<i64>)
 }
 
 fn two_plans() -> [TablePlan; 2] {
-    [plan(101, &RelationName::new("public", "orders")), plan(102, &RelationName::new("public", "Items"))]
+    [
+        plan(101, &RelationName::new("public", "orders")),
+        plan(102, &RelationName::new("public", "Items")),
+    ]
 }
 
 /// A whole run ends with what was sent, in every table, and with nothing else.
-pub async fn a_run_makes_exactly_what_was_sent_visible(target: &dyn Target) {
+pub(crate) async fn a_run_makes_exactly_what_was_sent_visible(target: &dyn Target) {
     let plans = two_plans();
     let sink = target.sink();
     sink.prepare(&start("r1", &plans)).await.unwrap();
@@ -230,7 +249,7 @@ pub async fn a_run_makes_exactly_what_was_sent_visible(target: &dyn Target) {
 }
 
 /// Rows that were accepted and then aborted, or dropped, are nowhere, and the chunk can be written again.
-pub async fn what_is_aborted_or_dropped_leaves_nothing(target: &dyn Target) {
+pub(crate) async fn what_is_aborted_or_dropped_leaves_nothing(target: &dyn Target) {
     let plans = two_plans();
     let sink = target.sink();
     sink.prepare(&start("r1", &plans)).await.unwrap();
@@ -252,7 +271,7 @@ pub async fn what_is_aborted_or_dropped_leaves_nothing(target: &dyn Target) {
 }
 
 /// A committed chunk is known to be there, with its count, and is not written twice.
-pub async fn a_committed_chunk_is_not_taken_again(target: &dyn Target) {
+pub(crate) async fn a_committed_chunk_is_not_taken_again(target: &dyn Target) {
     let plans = two_plans();
     let sink = target.sink();
     sink.prepare(&start("r1", &plans)).await.unwrap();
@@ -265,7 +284,7 @@ pub async fn a_committed_chunk_is_not_taken_again(target: &dyn Target) {
 }
 
 /// A chunk whose count is not what the source said is refused and leaves nothing.
-pub async fn a_wrong_count_is_refused(target: &dyn Target) {
+pub(crate) async fn a_wrong_count_is_refused(target: &dyn Target) {
     let plans = two_plans();
     let sink = target.sink();
     sink.prepare(&start("r1", &plans)).await.unwrap();
@@ -284,7 +303,7 @@ pub async fn a_wrong_count_is_refused(target: &dyn Target) {
 }
 
 /// Chunks of two tables that are written in turns do not mix.
-pub async fn interleaved_tables_do_not_mix(target: &dyn Target) {
+pub(crate) async fn interleaved_tables_do_not_mix(target: &dyn Target) {
     let plans = two_plans();
     let sink = target.sink();
     sink.prepare(&start("r1", &plans)).await.unwrap();
@@ -310,7 +329,7 @@ pub async fn interleaved_tables_do_not_mix(target: &dyn Target) {
 }
 
 /// Many chunks of one table at once all arrive, once.
-pub async fn parallel_chunks_all_arrive_once(target: &dyn Target) {
+pub(crate) async fn parallel_chunks_all_arrive_once(target: &dyn Target) {
     let plans = two_plans();
     let sink = target.sink();
     sink.prepare(&start("r1", &plans)).await.unwrap();
@@ -334,7 +353,7 @@ pub async fn parallel_chunks_all_arrive_once(target: &dyn Target) {
 }
 
 /// A run that died in the middle is cleared away by the next run of the job, which ends as if nothing had been.
-pub async fn the_next_run_clears_what_a_killed_run_left(target: &dyn Target) {
+pub(crate) async fn the_next_run_clears_what_a_killed_run_left(target: &dyn Target) {
     let plans = two_plans();
     let killed = target.sink();
     killed.prepare(&start("r1", &plans)).await.unwrap();
@@ -360,7 +379,7 @@ pub async fn the_next_run_clears_what_a_killed_run_left(target: &dyn Target) {
 }
 
 /// A target that holds a finished run is refused, and stays as it was.
-pub async fn a_target_that_is_not_empty_is_refused(target: &dyn Target) {
+pub(crate) async fn a_target_that_is_not_empty_is_refused(target: &dyn Target) {
     let plans = two_plans();
     finish_run(target, "r1", &plans, 0..10).await;
     let sink = target.sink();
@@ -372,7 +391,7 @@ pub async fn a_target_that_is_not_empty_is_refused(target: &dyn Target) {
 }
 
 /// A finished run cannot be finished again.
-pub async fn finishing_twice_is_refused(target: &dyn Target) {
+pub(crate) async fn finishing_twice_is_refused(target: &dyn Target) {
     let plans = two_plans();
     let sink = finish_run(target, "r1", &plans, 0..10).await;
     let again = sink.finish(&summary(&[(&plans[0], 10), (&plans[1], 0)])).await;
@@ -380,7 +399,7 @@ pub async fn finishing_twice_is_refused(target: &dyn Target) {
 }
 
 /// A whole run with these ids in the first table.
-pub async fn finish_run(
+pub(crate) async fn finish_run(
     target: &dyn Target,
     run: &str,
     plans: &[TablePlan; 2],

@@ -1,1 +1,5 @@
 //! The sinks against real targets.
+
+mod conformance;
+mod parquet;
+mod postgres;

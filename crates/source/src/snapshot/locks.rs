@@ -20,6 +20,13 @@ const PER_STATEMENT: usize = 100;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
+/// Bounds what a session waits for a lock, for as long as it lives.
+pub(super) async fn bound_waits(client: &Client, options: &SnapshotOptions) -> Result<()> {
+    let timeout = options.lock_timeout.as_millis().clamp(1, 2_000_000_000);
+    sql::execute(client, "set lock_timeout", &format!("SET lock_timeout = {timeout}")).await?;
+    Ok(())
+}
+
 /// Locks all tables in the holder's transaction; gives the names of those that are not there any more.
 pub(super) async fn take(
     holder: &Client,

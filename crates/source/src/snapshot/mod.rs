@@ -215,6 +215,8 @@ impl Snapshot {
 
 async fn take_without_slot(spec: &ConnectSpec, options: &SnapshotOptions) -> Result<Snapshot> {
     let side = sql::connect(spec).await?;
+    // Sizes are read beside our own locks: behind an ALTER that waits for these the read would wait for ever.
+    locks::bound_waits(&side, options).await?;
     let holder = sql::connect(spec).await?;
     begin(&holder).await?;
     let mut gone = locks::take(&holder, &side, options, &options.tables).await?;

@@ -32,8 +32,7 @@ pub(super) async fn take(
 ) -> Result<Snapshot> {
     let side = sql::connect(spec).await?;
     check_version(side.server_version_num(), slot)?;
-    let timeout = options.lock_timeout.as_millis().clamp(1, 2_000_000_000);
-    sql::execute(&side, "set lock_timeout", &format!("SET lock_timeout = {timeout}")).await?;
+    super::locks::bound_waits(&side, options).await?;
     let mut changed = String::new();
     for number in 1..=ATTEMPTS_MAX {
         let mut made = Made::default();

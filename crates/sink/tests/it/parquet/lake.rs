@@ -156,7 +156,8 @@ impl ObjectLake {
             eprintln!("TIDEMARK_S3_SERVER is not set: not tested on S3");
             return None;
         };
-        let server = tokio::task::spawn_blocking(move || Server::start(Path::new(&program))).await.unwrap();
+        let server =
+            tokio::task::spawn_blocking(move || Server::start(Path::new(&program))).await.unwrap();
         let store = AmazonS3Builder::new()
             .with_endpoint(format!("http://127.0.0.1:{}", server.port))
             .with_allow_http(true)

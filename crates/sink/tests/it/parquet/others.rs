@@ -6,7 +6,9 @@ use tidemark_model::{Column, DataType, RelationName, TypeKind};
 use tidemark_sink::parquet::Compression;
 
 use super::lake::LocalLake;
-use crate::conformance::{Target, accept, begin, column, plan_of, result, spec, start, summary, tuples_of};
+use crate::conformance::{
+    Target, accept, begin, column, plan_of, result, spec, start, summary, tuples_of,
+};
 
 /// Reads the listed files of the only table with three libraries and compares them with what was sent.
 const SCRIPT: &str = r#"
@@ -60,10 +62,8 @@ fn of_type(mut column: Column, data_type: DataType, typmod: i32) -> Column {
 
 fn columns() -> Vec<Column> {
     let int8 = || DataType::builtin(20, "int8");
-    let array = DataType {
-        kind: TypeKind::Array(Box::new(int8())),
-        ..DataType::builtin(1016, "_int8")
-    };
+    let array =
+        DataType { kind: TypeKind::Array(Box::new(int8())), ..DataType::builtin(1016, "_int8") };
     let place = DataType {
         schema: "public".to_owned(),
         kind: TypeKind::Composite(vec![
@@ -74,7 +74,11 @@ fn columns() -> Vec<Column> {
     };
     vec![
         column(1, "id", 20, "int8", false),
-        of_type(column(2, "price", 1700, "numeric(12,2)", true), DataType::builtin(1700, "numeric"), (12 << 16 | 2) + 4),
+        of_type(
+            column(2, "price", 1700, "numeric(12,2)", true),
+            DataType::builtin(1700, "numeric"),
+            (12 << 16 | 2) + 4,
+        ),
         column(3, "token", 2950, "uuid", false),
         column(4, "doc", 3802, "jsonb", true),
         of_type(column(5, "tags", 1016, "bigint[]", true), array, -1),
@@ -183,7 +187,8 @@ async fn written(compression: Compression) -> LocalLake {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pyarrow_duckdb_and_polars_read_what_was_written() {
-    let compressions = [Compression::Zstd { level: 1 }, Compression::Lz4, Compression::Snappy, Compression::None];
+    let compressions =
+        [Compression::Zstd { level: 1 }, Compression::Lz4, Compression::Snappy, Compression::None];
     for compression in compressions {
         let lake = written(compression).await;
         let Some(python) = std::env::var_os("TIDEMARK_PYTHON") else {

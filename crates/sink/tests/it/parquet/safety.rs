@@ -5,11 +5,14 @@ use std::process::Command;
 use std::sync::Arc;
 
 use tidemark_model::{RelationName, Severity, TablePlan, Unrepresentable};
-use tidemark_sink::parquet::{NotEmpty, ParquetOptions, Root};
-use tidemark_sink::{Disposition, Sink};
+use tidemark_sink::parquet::{ParquetOptions, Root};
+use tidemark_sink::{Disposition, NotEmpty, Sink};
 
 use super::lake::{LocalLake, collect, ids_in, sink_at};
-use crate::conformance::{self, Target, accept, begin, column, plan, plan_of, result, spec, start, summary, tuples, tuples_of};
+use crate::conformance::{
+    self, Target, accept, begin, column, plan, plan_of, result, spec, start, summary, tuples,
+    tuples_of,
+};
 
 /// A sink on a lake that replaces what is there.
 fn truncating(lake: &LocalLake) -> Arc<dyn Sink> {
@@ -18,7 +21,10 @@ fn truncating(lake: &LocalLake) -> Arc<dyn Sink> {
 }
 
 fn two_plans() -> [TablePlan; 2] {
-    [plan(1, &RelationName::new("public", "orders")), plan(2, &RelationName::new("public", "items"))]
+    [
+        plan(1, &RelationName::new("public", "orders")),
+        plan(2, &RelationName::new("public", "items")),
+    ]
 }
 
 #[tokio::test]
@@ -31,7 +37,11 @@ async fn foreign_files_are_refused_and_stay() {
         let error = sink.prepare(&start("r1", &two_plans())).await.unwrap_err();
         assert_eq!(error.disposition, Disposition::Usage);
         let findings = sink.check(&two_plans()).await.unwrap();
-        assert!(findings.iter().any(|f| f.code == "target-not-empty" && f.severity == Severity::Blocking));
+        assert!(
+            findings
+                .iter()
+                .any(|f| f.code == "target-not-empty" && f.severity == Severity::Blocking)
+        );
     }
     assert_eq!(lake.files(), before);
 }
@@ -89,7 +99,8 @@ async fn a_job_document_that_points_elsewhere_removes_nothing() {
     fs::create_dir_all(&victim).unwrap();
     fs::write(victim.join("r1-00000.parquet"), "precious").unwrap();
     let job = lake.path().join("_tidemark/job.json");
-    let tampered = fs::read_to_string(&job).unwrap().replace("public/orders/snapshot", "../../snapshot");
+    let tampered =
+        fs::read_to_string(&job).unwrap().replace("public/orders/snapshot", "../../snapshot");
     fs::write(&job, tampered).unwrap();
     assert!(lake.sink().prepare(&start("r2", &two_plans())).await.is_err());
     assert!(victim.join("r1-00000.parquet").exists());
@@ -107,8 +118,17 @@ async fn a_run_that_died_before_its_first_document_does_not_block_the_next() {
 async fn hostile_names_stay_inside_the_root_and_never_collide() {
     let lake = LocalLake::new();
     let names = [
-        ("../../x", "../../x"), ("public", "A"), ("public", "a"), ("public", "%41"), ("con", "con"), ("public", "."),
-        ("public", ".."), ("public", "a/b"), ("_tidemark", "commits"), ("public", "=x*?["), ("public", "a\\b\n"),
+        ("../../x", "../../x"),
+        ("public", "A"),
+        ("public", "a"),
+        ("public", "%41"),
+        ("con", "con"),
+        ("public", "."),
+        ("public", ".."),
+        ("public", "a/b"),
+        ("_tidemark", "commits"),
+        ("public", "=x*?["),
+        ("public", "a\\b\n"),
     ];
     let mut plans: Vec<_> = (0..)
         .zip(names)
@@ -163,7 +183,8 @@ async fn replaced_values_are_counted() {
     let sink = lake.sink();
     sink.prepare(&start("r1", std::slice::from_ref(&plan))).await.unwrap();
     let mut writer = begin(&*sink, &spec("r1", &plan, 0)).await;
-    let rows = [vec![Some(i64::MAX.to_be_bytes().to_vec())], vec![Some(0_i64.to_be_bytes().to_vec())]];
+    let rows =
+        [vec![Some(i64::MAX.to_be_bytes().to_vec())], vec![Some(0_i64.to_be_bytes().to_vec())]];
     accept(&mut writer, tuples_of(&rows)).await.unwrap();
     let committed = writer.commit(&result(&spec("r1", &plan, 0), 2)).await.unwrap();
     assert_eq!(committed.replaced, [("at".to_owned(), 1)]);
@@ -190,7 +211,9 @@ async fn a_chunk_beyond_its_share_of_memory_gets_a_file_of_its_own_and_small_one
     let wide = spec("r1", &plans[0], 0);
     let mut writer = begin(&*sink, &wide).await;
     for id in 0..6_i64 {
-        accept(&mut writer, tuples_of(&[vec![Some(id.to_be_bytes().to_vec()), Some(noise(id))]])).await.unwrap();
+        accept(&mut writer, tuples_of(&[vec![Some(id.to_be_bytes().to_vec()), Some(noise(id))]]))
+            .await
+            .unwrap();
     }
     let open = lake.files().keys().filter(|name| name.contains(".parquet.tmp-")).count();
     assert_eq!(open, 1, "the rows are on the disk already, under a temporary name");
@@ -235,7 +258,10 @@ async fn a_summary_that_disagrees_with_the_files_makes_no_commit() {
     let sink = lake.sink();
     sink.prepare(&start("r1", &plans)).await.unwrap();
     conformance::write(&*sink, &spec("r1", &plans[0], 0), 0..10).await.unwrap();
-    assert!(sink.finish(&summary(&[(&plans[0], 10), (&plans[1], 0)])).await.is_err(), "tables are open");
+    assert!(
+        sink.finish(&summary(&[(&plans[0], 10), (&plans[1], 0)])).await.is_err(),
+        "tables are open"
+    );
     for plan in &plans {
         sink.table_loaded(&plan.relation.name).await.unwrap();
     }
@@ -271,10 +297,13 @@ async fn a_full_disk_is_unavailable_and_shows_no_file() {
 /// Writes more than a megabyte and stops at the first error.
 async fn fill(lake: &std::path::Path) -> tidemark_sink::Result<()> {
     let plans = two_plans();
-    let sink = sink_at(Root::local(lake), ParquetOptions {
-        compression: tidemark_sink::parquet::Compression::None,
-        ..ParquetOptions::default()
-    });
+    let sink = sink_at(
+        Root::local(lake),
+        ParquetOptions {
+            compression: tidemark_sink::parquet::Compression::None,
+            ..ParquetOptions::default()
+        },
+    );
     sink.prepare(&start("r1", &plans)).await?;
     for chunk in 0..100 {
         let spec = spec("r1", &plans[0], chunk);
@@ -297,14 +326,22 @@ async fn check_says_what_stands_in_the_way_and_changes_nothing() {
     fs::write(&file, "").unwrap();
     let sink = sink_at(Root::local(file.join("lake")), ParquetOptions::default());
     let findings = sink.check(&two_plans()).await.unwrap();
-    assert!(findings.iter().any(|f| f.code == "target-not-writable" && f.severity == Severity::Blocking));
+    assert!(
+        findings
+            .iter()
+            .any(|f| f.code == "target-not-writable" && f.severity == Severity::Blocking)
+    );
 
     let mut huge = two_plans();
     huge[0].relation.heap_bytes = 1 << 60;
     let findings = lake.sink().check(&huge).await.unwrap();
     assert!(findings.iter().any(|f| f.code == "target-space" && f.severity == Severity::Warning));
 
-    let mut text = plan_of(1, &RelationName::new("public", "n"), vec![column(1, "amount", 1700, "numeric", true)]);
+    let mut text = plan_of(
+        1,
+        &RelationName::new("public", "n"),
+        vec![column(1, "amount", 1700, "numeric", true)],
+    );
     text.columns.push(column(2, "Amount", 23, "int4", true));
     let findings = lake.sink().check(&[text]).await.unwrap();
     assert!(findings.iter().any(|f| f.object.contains("amount") && f.severity == Severity::Note));
