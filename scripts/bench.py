@@ -160,8 +160,14 @@ def measure(command, environment=None):
     with tempfile.TemporaryFile() as output:
         began = time.monotonic()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                   env={**os.environ, **(environment or {})}, cwd=tempfile.gettempdir())
-        _, status, usage = os.wait4(process.pid, 0)
+                                   env={**os.environ, **(environment or {})}, cwd=tempfile.gettempdir(),
+                                   start_new_session=True)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            # Ctrl-C or SIGTERM: nothing of the contender is left behind either.
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         seconds = time.monotonic() - began
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
@@ -402,6 +408,13 @@ def machine():
     return {"cpu": model, "cores": os.cpu_count(), "memory_mb": memory, "kernel": platform.release(), "load": os.getloadavg()[0]}
 
 
+def ended(number, _frame):
+    """Leaves by way of the `finally` that stops the servers; a second signal does not cut that short."""
+    for other in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(other, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main():
     wanted = sys.argv[1:] or ["lineitem", "database", "memory"]
     if not set(wanted) <= {"lineitem", "database", "memory"}:
@@ -412,7 +425,8 @@ def main():
     work = Path(tempfile.mkdtemp(prefix="tidemark-bench-"))
     work.chmod(0o755)
     bench = Bench(work)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ended)
     try:
         parts = []
         for name in wanted:

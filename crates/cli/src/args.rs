@@ -150,8 +150,12 @@ pub enum Command {
     /// Show it: two throwaway clusters, live load, a copy to PostgreSQL and one to Parquet.
     ///
     /// Needs PostgreSQL's server programs on this machine and nothing else; leaves nothing running.
-    #[command(after_help = "Example:\n  tidemark demo")]
-    Demo,
+    #[command(after_help = "\
+Examples:
+  tidemark demo
+  tidemark demo --scale 1 --report /tmp/demo-report
+  tidemark demo --keep")]
+    Demo(DemoArgs),
     /// Say whether source and target are ready, and what would mend what is not.
     ///
     /// Changes nothing. Ends with 5 if something blocks.
@@ -202,6 +206,27 @@ Examples:
     /// Print the manual page.
     #[command(after_help = "Example:\n  tidemark man | man -l -")]
     Man,
+}
+
+/// Arguments of `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// Size of the data: TPC-H's scale factor, where 1 is six million order lines.
+    #[arg(long, value_name = "FACTOR", default_value = "0.1", env = "TIDEMARK_DEMO_SF", hide_env_values = true, value_parser = scale_factor)]
+    pub scale: f64,
+    /// Directory for report.json and report.html.
+    #[arg(long, value_name = "DIR", default_value = "tidemark-demo")]
+    pub report: PathBuf,
+    /// At the end, leave the servers and files up until Ctrl-C, and say how to look around.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+fn scale_factor(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(factor) if (0.0001..=100.0).contains(&factor) => Ok(factor),
+        _ => Err("a number from 0.0001 to 100 is expected".to_owned()),
+    }
 }
 
 /// Arguments of `check`.

@@ -7,6 +7,7 @@ use clap::CommandFactory as _;
 
 use crate::args::{Cli, Command, ConfigCommand, Global, NotEmpty, SyncArgs};
 use crate::config::{self, Config, Needs};
+use crate::demo;
 use crate::exit::{ExitCode, Failure};
 use crate::jobs;
 use crate::log::Screen;
@@ -35,13 +36,28 @@ pub fn run(cli: &Cli, screen: &Screen) -> Result<ExitCode, Failure> {
             }
             jobs::cleanup(&config)
         }
-        Command::Demo => not_connected("demo", screen),
+        Command::Demo(args) => {
+            demands_of_demo(&cli.global)?;
+            demo::run(args, screen)
+        }
     }
 }
 
-/// The commands that move data are connected by the pipeline.
-fn not_connected(name: &str, _screen: &Screen) -> Result<ExitCode, Failure> {
-    Err(Failure::internal(format!("the command `{name}` is not connected in this build")))
+/// The demonstration makes its own job.
+fn demands_of_demo(global: &Global) -> Result<(), Failure> {
+    let is_named = global.source.is_some()
+        || global.target.is_some()
+        || global.config.is_some()
+        || global.job.is_some()
+        || global.state_dir.is_some()
+        || !global.tables.is_empty();
+    if is_named {
+        return Err(Failure::usage(
+            "demo starts its own servers: it takes no --config, --source, --target, --table, --job or --state-dir",
+        )
+        .hint("for your own database: tidemark check, then tidemark sync --snapshot-only"));
+    }
+    Ok(())
 }
 
 fn load(global: &Global, needs: Needs) -> Result<Config, Failure> {

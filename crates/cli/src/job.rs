@@ -14,7 +14,7 @@ use crate::output::{Summary, SummaryRow};
 use crate::progress::{ActiveTable, View};
 
 /// Zstandard's level: what higher ones save in bytes they cost several times over in CPU.
-const ZSTD_LEVEL: i32 = 1;
+pub(crate) const ZSTD_LEVEL: i32 = 1;
 
 /// The job that a configuration describes; it must have been loaded with [`config::Needs::Both`].
 ///
@@ -45,7 +45,7 @@ pub fn job(config: &Config, not_empty: NotEmpty) -> Result<pipeline::Job, Failur
 
 fn table_options(table: &config::Table) -> pipeline::TableOptions {
     pipeline::TableOptions {
-        name: table.name.plain(),
+        name: table.name.clone(),
         filter: table.filter.clone(),
         columns: table.columns.clone(),
         unrepresentable: table.unrepresentable,

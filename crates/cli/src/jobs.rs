@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{CheckArgs, NotEmpty, StatusArgs, SyncArgs};
 use crate::config::Config;
 use crate::exit::{ExitCode, Failure};
-use crate::log::Screen;
 use crate::job;
+use crate::log::Screen;
 use crate::output;
 use crate::progress as shown;
 
@@ -124,13 +124,13 @@ pub(crate) async fn snapshot(job: &Job, screen: &Screen) -> Result<Report, Failu
 }
 
 /// SIGINT and SIGTERM.
-struct Signals {
+pub(crate) struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Self, Failure> {
+    pub(crate) fn new() -> Result<Self, Failure> {
         use tokio::signal::unix::{SignalKind, signal};
 
         let failed =
@@ -141,7 +141,7 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

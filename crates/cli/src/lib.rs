@@ -16,6 +16,7 @@
 pub mod args;
 pub mod commands;
 pub mod config;
+mod demo;
 pub mod docs;
 pub mod exit;
 pub mod job;

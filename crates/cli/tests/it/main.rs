@@ -6,6 +6,7 @@
 
 mod arguments;
 mod configuration;
+mod demo;
 mod reference;
 mod secrets;
 

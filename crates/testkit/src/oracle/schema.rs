@@ -59,6 +59,7 @@ const QUERIES: &[&str] = &[
     "SELECT 'collation', format('%I.%I', n.nspname, l.collname), concat_ws(' ', l.collprovider, l.collisdeterministic, l.collcollate) FROM pg_catalog.pg_collation l JOIN pg_catalog.pg_namespace n ON n.oid = l.collnamespace WHERE {ours}",
     "SELECT 'comment', i.type || ' ' || i.identity, d.description FROM pg_catalog.pg_description d, LATERAL pg_identify_object(d.classoid, d.objoid, d.objsubid) i
         WHERE d.objoid >= 16384 AND i.type <> 'extension' AND coalesce(i.schema, '') NOT IN ('pg_catalog', 'information_schema', 'tidemark')
+            AND NOT (i.type = 'schema' AND i.identity = 'tidemark')
             AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.classid = d.classoid AND e.objid = d.objoid AND e.deptype = 'e')",
 ];
 

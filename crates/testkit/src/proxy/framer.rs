@@ -23,8 +23,15 @@ pub(super) struct Framer {
 }
 
 const COMMAND_COMPLETE: u8 = b'C';
+/// No tag of a command is longer; what is, comes from a corrupted stream and passes.
+const TAG_BYTES_MAX: usize = 256;
 
 impl Framer {
+    /// Gives back what it holds, at the end of the stream.
+    pub(super) fn release(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.held)
+    }
+
     /// Takes bytes from the server; stops at a CommandComplete whose tag starts with `tag`.
     pub(super) fn push(&mut self, mut bytes: &[u8], tag: Option<&str>) -> Framed {
         let mut framed = Framed::default();
@@ -40,12 +47,11 @@ impl Framer {
             let Some(header) = self.held.first_chunk::<5>() else { continue };
             let [kind, length @ ..] = *header;
             let length = u32::from_be_bytes(length) as usize + 1;
-            if kind == COMMAND_COMPLETE && self.held.len() < length {
+            let is_reply = kind == COMMAND_COMPLETE && length <= TAG_BYTES_MAX;
+            if is_reply && self.held.len() < length {
                 continue;
             }
-            if kind == COMMAND_COMPLETE
-                && tag.is_some_and(|tag| self.held[5..].starts_with(tag.as_bytes()))
-            {
+            if is_reply && tag.is_some_and(|tag| self.held[5..].starts_with(tag.as_bytes())) {
                 framed.found = true;
                 return framed;
             }

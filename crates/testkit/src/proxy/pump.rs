@@ -51,11 +51,13 @@ pub(super) async fn serve(mut client: TcpStream, mut server: TcpStream, shared: 
     server.set_nodelay(true).ok();
     let end = match carry_start(&mut client, &mut server, shared).await {
         Err(end) => Err(end),
-        Ok(()) => {
+        Ok(tls) => {
             let (client_read, client_write) = client.split();
             let (server_read, server_write) = server.split();
-            let up = pump(client_read, server_write, Direction::ToServer, shared);
-            let down = pump(server_read, client_write, Direction::ToClient, shared);
+            let up = pump(client_read, server_write, Direction::ToServer, None, shared);
+            // What is encrypted, and what a client says, is not looked into.
+            let framer = (!tls).then(Framer::default);
+            let down = pump(server_read, client_write, Direction::ToClient, framer, shared);
             tokio::try_join!(up, down).map(|_| ())
         }
     };
@@ -71,18 +73,18 @@ pub(super) async fn serve(mut client: TcpStream, mut server: TcpStream, shared: 
     }
 }
 
-/// Passes a request for TLS and its one-byte answer, which is not a message.
+/// Passes a request for TLS and its one-byte answer, which is not a message; whether TLS follows.
 async fn carry_start(
     client: &mut TcpStream,
     server: &mut TcpStream,
     shared: &Shared,
-) -> Result<(), End> {
+) -> Result<bool, End> {
     let mut first = [0; 8];
     loop {
         // Everything that a client may start with is at least eight bytes long.
         let peeked = client.peek(&mut first).await?;
         if peeked == 0 {
-            return Ok(());
+            return Ok(false);
         }
         if peeked == first.len() {
             break;
@@ -90,7 +92,7 @@ async fn carry_start(
         tokio::task::yield_now().await;
     }
     if first != SSL_REQUEST {
-        return Ok(());
+        return Ok(false);
     }
     client.read_exact(&mut first).await?;
     server.write_all(&first).await?;
@@ -98,21 +100,24 @@ async fn carry_start(
     client.write_u8(answer).await?;
     shared.bytes[Direction::ToServer as usize].fetch_add(8, Ordering::Relaxed);
     shared.bytes[Direction::ToClient as usize].fetch_add(1, Ordering::Relaxed);
-    Ok(())
+    Ok(answer == b'S')
 }
 
 async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     direction: Direction,
+    mut framer: Option<Framer>,
     shared: &Shared,
 ) -> Result<(), End> {
     let mut buffer = vec![0; 64 * 1024];
-    let mut framer = Framer::default();
     let mut changes = shared.changed.subscribe();
     loop {
         let length = from.read(&mut buffer).await?;
         if length == 0 {
+            if let Some(framer) = &mut framer {
+                shared.write(&mut to, &framer.release(), direction).await?;
+            }
             to.shutdown().await?;
             return Ok(());
         }
@@ -126,6 +131,9 @@ async fn pump(
         };
         let (tag, cut) = match step {
             Step::CutAfter(passing, cut) => {
+                if let Some(framer) = &mut framer {
+                    shared.write(&mut to, &framer.release(), direction).await?;
+                }
                 shared.write(&mut to, &bytes[..passing], direction).await?;
                 return Err(End::Cut(cut));
             }
@@ -139,6 +147,10 @@ async fn pump(
             }
             Step::Watch(tag, cut) => (Some(tag), Some(cut)),
             Step::Pass | Step::Hold => (None, None),
+        };
+        let Some(framer) = &mut framer else {
+            shared.write(&mut to, bytes, direction).await?;
+            continue;
         };
         let framed = framer.push(bytes, tag);
         shared.write(&mut to, &framed.pass, direction).await?;

@@ -136,3 +136,22 @@ fn one_table_hash_is_the_same_in_both_places() {
     assert_eq!(hash, oracle::table_hash(two.cluster(), two.name(), "public.t").unwrap());
     assert!(oracle::table_hash(one.cluster(), one.name(), "public.u").is_err());
 }
+
+#[test]
+fn a_copy_of_the_zoo_by_pg_dump_is_the_same() {
+    let (one, two) = (shared().unwrap(), shared().unwrap());
+    workload::load_zoo(one.cluster(), one.name()).unwrap();
+    let tool = |name: &str| {
+        let directory = one.cluster().version().client_dir().expect("pg_dump is installed");
+        let mut command = one.cluster().client_command("env");
+        command.arg(directory.join(name));
+        command
+    };
+    let archive = one.cluster().scratch_dir().join("zoo.dump");
+    let dumped =
+        tool("pg_dump").args(["-Fc", "-f"]).arg(&archive).arg(one.name()).status().unwrap();
+    assert!(dumped.success());
+    let restored = tool("pg_restore").args(["-d", two.name()]).arg(&archive).status().unwrap();
+    assert!(restored.success());
+    oracle::assert_same((one.cluster(), one.name()), (two.cluster(), two.name()));
+}

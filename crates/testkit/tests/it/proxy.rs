@@ -4,7 +4,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use tidemark_testkit::proxy::{Cut, Direction, Fault, Proxy};
-use tidemark_testkit::{Database, shared};
+use tidemark_testkit::{Cluster, Database, Tls, shared};
 
 struct Rig {
     database: Database,
@@ -121,4 +121,23 @@ fn a_cut_now_ends_a_connection_in_the_middle_of_its_work() {
     rig.proxy.cut_next(Cut::Rst);
     assert!(!rig.psql("SELECT 1").status.success());
     assert!(rig.psql("SELECT 1").status.success());
+}
+
+#[test]
+fn encrypted_connections_pass_and_a_flipped_bit_never_becomes_data() {
+    let tls = Tls::generate(&["127.0.0.1"]).unwrap();
+    let cluster = Cluster::builder().tls(tls).start().unwrap();
+    let proxy = Proxy::start(&cluster).unwrap();
+    let url = proxy.url(&cluster.url("postgres")) + "?sslmode=require";
+    let ask = || {
+        let mut psql = cluster.client_command("psql");
+        psql.args(["-XAtq", "-c", MUCH, "-d", &url]).output().unwrap()
+    };
+    let output = ask();
+    assert!(output.status.success());
+    assert_eq!(output.stdout.len(), 2000 * 1001);
+    proxy.fault(Direction::ToClient, Fault::FlipBit(1_000_000));
+    let output = ask();
+    assert!(!output.status.success());
+    assert!(output.stdout.iter().all(|byte| b"x\n".contains(byte)));
 }

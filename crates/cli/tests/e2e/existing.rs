@@ -1,0 +1,78 @@
+//! Targets that hold something already: append, truncate, and tables that somebody else made.
+
+use tidemark_testkit::{Database, shared};
+
+use crate::crash::kill_at_markers;
+use crate::support::{Job, assert_same, filled, side};
+
+const ROWS: u32 = 40_000;
+
+/// A source with one table of several chunks, and a target with the same table and rows of its own.
+fn pair() -> (Database, Database) {
+    let (source, target) = (shared().unwrap(), shared().unwrap());
+    let table = "CREATE TABLE event (id integer, t text); CREATE TABLE small (id integer)";
+    source.psql(&format!("{table}; INSERT INTO event SELECT i, repeat('x', 60) FROM generate_series(1, {ROWS}) i; INSERT INTO small SELECT 1; ANALYZE")).unwrap();
+    target.psql(&format!("{table}; INSERT INTO event SELECT -i, 'ours' FROM generate_series(1, 100) i")).unwrap();
+    (source, target)
+}
+
+fn job(name: &str, source: &Database, target: &Database) -> Job {
+    Job::new(name, &source.url(), &target.url()).configured("[snapshot]\nreaders = 1\nchunk_bytes = \"256KiB\"\n")
+}
+
+#[test]
+fn appended_rows_are_added_once_although_the_run_was_killed() {
+    let (source, target) = pair();
+    let job = job("append", &source, &target);
+    job.sync(&[]).expect(5).says(&["--target-not-empty"]);
+    for count in [1, 4] {
+        let running = job.start(&["sync", "--snapshot-only", "--target-not-empty", "append"]);
+        let fresh = target.psql("SELECT run FROM tidemark.progress").unwrap_or_default();
+        let mut running = running;
+        crate::support::reached(&mut running, || {
+            target.psql("SELECT run FROM tidemark.progress").unwrap_or_default() != fresh
+        });
+        kill_at_markers(running, side(&target), "append", count);
+        crate::support::sessions_end(side(&target));
+    }
+    job.sync(&["--target-not-empty", "append"]).expect(0);
+    let counts = "SELECT count(*) FILTER (WHERE id < 0), count(*) FILTER (WHERE id > 0), count(DISTINCT id) FROM event";
+    assert_eq!(target.psql(counts).unwrap(), format!("100|{ROWS}|{}", ROWS + 100));
+}
+
+#[test]
+fn appending_after_a_finished_append_never_takes_finished_rows_away() {
+    let (source, target) = pair();
+    let job = job("append-two", &source, &target);
+    job.sync(&["--target-not-empty", "append"]).expect(0);
+    let before = target.psql("SELECT run FROM tidemark.progress").unwrap();
+    let mut running = job.start(&["sync", "--snapshot-only", "--target-not-empty", "append"]);
+    crate::support::reached(&mut running, || target.psql("SELECT run FROM tidemark.progress").unwrap() != before);
+    kill_at_markers(running, side(&target), "append-two", 2);
+    job.sync(&["--target-not-empty", "append"]).expect(0);
+    assert_eq!(target.psql("SELECT count(*) FROM event WHERE id > 0").unwrap(), (2 * ROWS).to_string());
+}
+
+#[test]
+fn truncate_replaces_a_finished_copy_and_needs_a_yes() {
+    let (source, target) = (filled(), shared().unwrap());
+    let job = Job::new("replace", &source.url(), &target.url());
+    job.sync(&[]).expect(0);
+    source.psql("DELETE FROM keyless WHERE day = '2024-01-02'; REFRESH MATERIALIZED VIEW days; UPDATE pet SET legs = 9 WHERE id < 10").unwrap();
+    job.sync(&[]).expect(2).says(&["--target-not-empty truncate --yes"]);
+    job.sync(&["--target-not-empty", "truncate"]).expect(2).says(&["--yes"]);
+    job.sync(&["--target-not-empty", "truncate", "--yes"]).expect(0);
+    assert_same(side(&source), side(&target));
+}
+
+#[test]
+fn tables_of_the_target_may_have_another_column_order() {
+    let (source, target) = (shared().unwrap(), shared().unwrap());
+    source.psql("CREATE TABLE t (a integer PRIMARY KEY, b text, c numeric(8, 2)); INSERT INTO t SELECT i, 'b' || i, i / 3.0 FROM generate_series(1, 500) i").unwrap();
+    target.psql("CREATE TABLE t (c numeric(8, 2), extra integer DEFAULT 7, a integer PRIMARY KEY, b text)").unwrap();
+    let job = job("order", &source, &target).configured("schema = \"exists\"\n");
+    job.sync(&[]).expect(0);
+    let rows = "SELECT md5(string_agg(a || b || c, ',' ORDER BY a)) FROM t";
+    assert_eq!(source.psql(rows).unwrap(), target.psql(rows).unwrap());
+    assert_eq!(target.psql("SELECT DISTINCT extra FROM t").unwrap(), "7");
+}

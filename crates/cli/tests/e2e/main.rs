@@ -1,0 +1,17 @@
+//! The built binary against real clusters, judged by the testkit's oracle (psql and SHA-256).
+//!
+//! **Invariant:** every test has databases, a directory and a job of its own; what is random prints its seed. A test that
+//! stops a server has servers of its own.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+mod crash;
+mod existing;
+mod instances;
+mod lake;
+mod mistakes;
+mod network;
+mod sessions;
+mod status;
+mod support;
+mod whole;

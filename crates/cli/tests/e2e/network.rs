@@ -1,0 +1,128 @@
+//! Connections cut in the middle, replies that are lost, servers that stop.
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tidemark_testkit::proxy::{Cut, Direction, Fault, Proxy};
+use tidemark_testkit::{Cluster, Database, shared};
+
+use crate::support::{
+    Job, assert_same, assert_source_clean, fill, filled, markers, reached, side,
+};
+
+const CUTS: u32 = 20;
+const SEED: u64 = 0x7469_6465;
+/// Many small chunks, so that no chunk meets cut after cut.
+const SMALL: &str = "[snapshot]\nreaders = 2\nchunk_bytes = \"256KiB\"\n";
+
+/// Cuts one direction of a run again and again once rows flow; the run must recover by itself.
+fn cut_again_and_again(name: &str, direction: Direction, on_source: bool, span: u64) {
+    let (source, target) = (filled(), shared().unwrap());
+    let proxy = Proxy::start(if on_source { source.cluster() } else { target.cluster() }).unwrap();
+    let (from, to) = match on_source {
+        true => (proxy.url(&source.url()), target.url()),
+        false => (source.url(), proxy.url(&target.url())),
+    };
+    let job = Job::new(name, &from, &to).configured(SMALL);
+    let seed = SEED + span;
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut cuts = 0;
+    // A cut that meets the session that holds the job ends the run with 8; the same command goes on.
+    for _ in 0..6 {
+        // So slow that the run does not end before it was cut.
+        let mut running = job.start_sync();
+        let run_before = cuts;
+        reached(&mut running, || markers(side(&target), name) >= 1);
+        while cuts < CUTS && !running.has_ended() {
+            let at = random.random_range(0..span);
+            let how = if random.random() { Cut::Rst } else { Cut::Fin };
+            let before = proxy.fired();
+            proxy.fault(direction, Fault::CutAfter(at, how));
+            if reached(&mut running, || proxy.fired() > before) {
+                cuts += 1;
+            }
+        }
+        proxy.heal();
+        let ran = running.end();
+        println!("exit {} after {} cuts", ran.code, cuts - run_before);
+        if ran.code == 0 {
+            break;
+        }
+        ran.expect(8);
+    }
+    assert_same(side(&source), side(&target));
+    assert_source_clean(side(&source));
+    assert!(cuts >= CUTS / 4, "only {cuts} cuts");
+}
+
+#[test]
+fn cuts_of_what_the_source_sends_are_recovered_from() {
+    cut_again_and_again("cut-rows-out", Direction::ToClient, true, 400_000);
+}
+
+#[test]
+fn cuts_of_what_the_source_is_told_are_recovered_from() {
+    cut_again_and_again("cut-queries", Direction::ToServer, true, 2_000);
+}
+
+#[test]
+fn cuts_of_what_the_target_is_sent_are_recovered_from() {
+    cut_again_and_again("cut-rows-in", Direction::ToServer, false, 400_000);
+}
+
+#[test]
+fn cuts_of_what_the_target_answers_are_recovered_from() {
+    cut_again_and_again("cut-answers", Direction::ToClient, false, 500);
+}
+
+#[test]
+fn a_lost_reply_to_commit_leaves_no_chunk_twice() {
+    for cut in [Cut::Rst, Cut::Fin] {
+        let (source, target) = (filled(), shared().unwrap());
+        let proxy = Proxy::start(target.cluster()).unwrap();
+        let job = Job::new("commit", &source.url(), &proxy.url(&target.url())).configured(SMALL);
+        let mut running = job.start_sync();
+        assert!(reached(&mut running, || markers(side(&target), "commit") >= 1));
+        for _ in 0..5 {
+            let before = proxy.fired();
+            proxy.fault(Direction::ToClient, Fault::LoseReply("COMMIT", cut));
+            reached(&mut running, || proxy.fired() > before);
+        }
+        assert!(proxy.fired() >= 1);
+        running.end().expect(0);
+        assert_same(side(&source), side(&target));
+    }
+}
+
+#[test]
+fn a_target_that_crashes_in_mid_load_is_loaded_by_the_same_command() {
+    let source = filled();
+    let target = Cluster::start_default().unwrap();
+    target.create_database("copy").unwrap();
+    let job = Job::new("crash", &source.url(), &target.url("copy")).configured(SMALL);
+    let mut running = job.start_sync();
+    assert!(reached(&mut running, || markers((&target, "copy"), "crash") >= 2));
+    target.stop_immediate().unwrap();
+    running.end().expect(8);
+    target.start().unwrap();
+    job.sync(&[]).expect(0);
+    assert_same(side(&source), (&target, "copy"));
+    assert_source_clean(side(&source));
+}
+
+#[test]
+fn a_source_that_crashes_ends_the_run_with_8_and_is_copied_by_the_same_command() {
+    let source = Cluster::start_default().unwrap();
+    source.create_database("shop").unwrap();
+    fill(&source, "shop");
+    let target: Database = shared().unwrap();
+    let job = Job::new("crash", &source.url("shop"), &target.url()).configured(SMALL);
+    let mut running = job.start_sync();
+    assert!(reached(&mut running, || markers(side(&target), "crash") >= 2));
+    source.stop_immediate().unwrap();
+    running.end().expect(8);
+    source.start().unwrap();
+    job.sync(&[]).expect(0);
+    assert_same((&source, "shop"), side(&target));
+    assert_source_clean((&source, "shop"));
+}
