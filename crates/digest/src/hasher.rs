@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 use tidemark_model::{Column, LeafSum, RowSum, TupleForm, Tuples, Wire};
 
-use crate::canonical::{Encoder, Form, RowBuffer};
+use crate::canonical::{SHORT, Encoder, Form, RowBuffer};
 use crate::program::{Fault, Op};
 use crate::{DigestKey, Error, LeafBounds, Result, is_tuple_stable};
 
@@ -167,7 +167,8 @@ impl RowHasher {
         for (number, &end) in tuples.ends.iter().enumerate() {
             let end = end as usize;
             let row = tuples.data.get(start..end).ok_or_else(|| malformed(tuples))?;
-            self.add_row(row).map_err(|bad| self.error(number, bad))?;
+            let window = &tuples.data[start..];
+            self.add_row(row, window).map_err(|bad| self.error(number, bad))?;
             start = end;
         }
         if start == tuples.data.len() { Ok(()) } else { Err(malformed(tuples)) }
@@ -193,7 +194,7 @@ impl RowHasher {
     }
 
     #[inline]
-    fn add_row(&mut self, row: &[u8]) -> Result<(), BadRow> {
+    fn add_row(&mut self, row: &[u8], window: &[u8]) -> Result<(), BadRow> {
         let raw = match self.raw {
             RawScheme::TextLine => {
                 let line = row.strip_suffix(b"\n").ok_or("a line without its line feed")?;
@@ -205,14 +206,14 @@ impl RowHasher {
             }
             RawScheme::Canonical => {
                 walk(row, &self.widths, &mut self.fields)?;
-                self.canonical(row, Form::Raw)?
+                self.canonical(row, window, Form::Raw)?
             }
         };
         let value = if self.has_value {
             if self.raw == RawScheme::Tuple {
                 walk(row, &self.widths, &mut self.fields)?;
             }
-            self.canonical(row, Form::Value)?
+            self.canonical(row, window, Form::Value)?
         } else {
             raw
         };
@@ -223,8 +224,10 @@ impl RowHasher {
         Ok(())
     }
 
+    /// `window` is the row and what follows it in the batch: a short value is copied together with bytes behind it, which
+    /// the next cell overwrites.
     #[inline]
-    fn canonical(&mut self, row: &[u8], form: Form) -> Result<u128, BadRow> {
+    fn canonical(&mut self, row: &[u8], window: &[u8], form: Form) -> Result<u128, BadRow> {
         self.row.clear();
         let mut out = Encoder::new(&mut self.row, form);
         for cell in &self.cells {
@@ -233,7 +236,11 @@ impl RowHasher {
                 out.push_null(cell.op.tag());
                 continue;
             }
-            let field = row.get(at as usize..at as usize + len as usize);
+            let (at, len) = (at as usize, len as usize);
+            if quick(&cell.op, window, at, len, &mut out) {
+                continue;
+            }
+            let field = row.get(at..at + len);
             let field = field.ok_or(BadRow(Some(cell.field), TRUNCATED))?;
             cell.op.push(field, &mut out).map_err(|fault| BadRow(Some(cell.field), fault))?;
         }
@@ -264,6 +271,22 @@ impl RowHasher {
             None => Error::MalformedRow { row, what },
             Some(column) => Error::MalformedField { row, column: self.names[column].clone(), what },
         }
+    }
+}
+
+/// Pushes the short values of the commonest types. The field was found by [`walk`], so it is inside its row.
+#[inline]
+fn quick(op: &Op, window: &[u8], at: usize, len: usize, out: &mut Encoder<'_>) -> bool {
+    let behind = window.get(at..).unwrap_or_default();
+    match op {
+        Op::Text if len <= SHORT => {
+            behind.first_chunk().map(|window| out.push_short_text(window, len)).is_some()
+        }
+        Op::Bpchar if len <= SHORT => {
+            behind.first_chunk().map(|window| out.push_short_bpchar(window, len)).is_some()
+        }
+        Op::Numeric => behind.first_chunk().is_some_and(|window| out.push_small_numeric(window, len)),
+        _ => false,
     }
 }
 

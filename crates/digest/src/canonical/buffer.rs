@@ -83,6 +83,15 @@ impl RowBuffer {
         self.len += count;
     }
 
+    /// Appends the first `count` of these bytes, for all of which there is room: a copy of fixed size has no branch that
+    /// the length of a value could mislead.
+    #[inline]
+    pub(super) fn put_first<const N: usize>(&mut self, bytes: &[u8; N], count: usize) {
+        debug_assert!(count <= N, "only what was copied counts");
+        self.bytes[self.len..self.len + N].copy_from_slice(bytes);
+        self.len += count;
+    }
+
     /// Makes room and appends.
     #[inline]
     pub(super) fn append(&mut self, from: &[u8]) {

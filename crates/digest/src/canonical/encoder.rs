@@ -29,6 +29,9 @@ pub enum NumericSpecial {
 /// Head of a container or payload of a flat cell, at most.
 const HEAD: usize = 1 + 10;
 
+/// Texts up to this length are copied as a whole window.
+pub(crate) const SHORT: usize = 32;
+
 /// Payload of a value above all others.
 const INFINITY: u8 = 0x01;
 /// Payload of a value below all others.
@@ -251,13 +254,49 @@ impl<'a> Encoder<'a> {
     /// bpchar; its blanks at the end count in the raw form only
     #[inline]
     pub fn push_bpchar(&mut self, bytes: &[u8]) {
-        let mut bytes = bytes;
-        if self.form == Form::Value {
-            while let [rest @ .., b' '] = bytes {
-                bytes = rest;
-            }
+        let len = self.bpchar_len(bytes);
+        self.flat(tag::TEXT, &bytes[..len]);
+    }
+
+    /// How much of a bpchar counts in this form.
+    #[inline]
+    fn bpchar_len(&self, bytes: &[u8]) -> usize {
+        if self.form == Form::Value { without_blanks(bytes) } else { bytes.len() }
+    }
+
+    /// The same cell as [`push_text`](Self::push_text) of the first `len` bytes.
+    #[inline]
+    pub(crate) fn push_short_text(&mut self, window: &[u8; SHORT], len: usize) {
+        self.row.room(2 + SHORT);
+        self.row.put([tag::TEXT, len as u8]);
+        self.row.put_first(window, len);
+    }
+
+    /// The same cell as [`push_bpchar`](Self::push_bpchar) of the first `len` bytes.
+    #[inline]
+    pub(crate) fn push_short_bpchar(&mut self, window: &[u8; SHORT], len: usize) {
+        let len = self.bpchar_len(&window[..len]);
+        self.push_short_text(window, len);
+    }
+
+    /// The value form of a numeric as the server sends it, if it is finite, has at most four digits of base 10^4 and no zero
+    /// among the outer ones; `len` of the window's bytes are the field. Returns whether it was pushed.
+    #[inline]
+    pub(crate) fn push_small_numeric(&mut self, window: &[u8; 16], len: usize) -> bool {
+        let [n0, n1, w0, w1, s0, s1, _, _, a, b, c, d, e, f, g, h] = *window;
+        let count = usize::from(u16::from_be_bytes([n0, n1]));
+        let is_plain = self.form == Form::Value && matches!(count, 1..=4) && len == 8 + 2 * count;
+        if !is_plain || s1 != 0 || s0 & !0x40 != 0 || [a, b] == [0, 0] {
+            return false;
         }
-        self.flat(tag::TEXT, bytes);
+        if window[6 + 2 * count..8 + 2 * count] == [0, 0] {
+            return false;
+        }
+        let [x, y, _, _] = i32::from(i16::from_be_bytes([w0, w1])).to_be_bytes();
+        let cell = [tag::NUMERIC, 5 + 2 * count as u8, s0 >> 6, x, y, w0, w1, a, b, c, d, e, f, g, h, 0];
+        self.row.room(16);
+        self.row.put_first(&cell, 7 + 2 * count);
+        true
     }
 
     /// bit, varbit
@@ -372,6 +411,23 @@ impl<'a> Encoder<'a> {
     }
 }
 
+/// The length without the blanks at the end, eight bytes at a time.
+#[inline]
+fn without_blanks(bytes: &[u8]) -> usize {
+    let mut rest = bytes;
+    while let Some((before, last)) = rest.split_last_chunk::<8>() {
+        let others = u64::from_le_bytes(*last) ^ u64::from_le_bytes([b' '; 8]);
+        if others != 0 {
+            return rest.len() - (others.leading_zeros() / 8) as usize;
+        }
+        rest = before;
+    }
+    while let [before @ .., b' '] = rest {
+        rest = before;
+    }
+    rest.len()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -404,6 +460,45 @@ mod tests {
                     e.push_numeric_parts(negative, weight, scale.max(0) as u16, &digits);
                 });
                 assert_eq!(decimal, parts, "{unscaled} scale {scale} {form:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn blanks_are_stripped_at_the_end_only() {
+        for inner in ["", "a", "a b", " a", "1234567", "12345678", "123456789", "é"] {
+            for blanks in 0..40 {
+                let text = format!("{inner}{}", " ".repeat(blanks));
+                assert_eq!(without_blanks(text.as_bytes()), inner.len(), "{text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_quick_ways_write_the_same_cells() {
+        let mut window = [b'x'; SHORT];
+        window[..9].copy_from_slice(b"abcdefg  ");
+        for len in 0..=SHORT {
+            for form in [Form::Raw, Form::Value] {
+                let (text, quick) = (&window[..len], &window);
+                assert_eq!(bytes(form, |e| e.push_short_text(quick, len)), bytes(form, |e| e.push_text(text)));
+                assert_eq!(bytes(form, |e| e.push_short_bpchar(quick, len)), bytes(form, |e| e.push_bpchar(text)));
+            }
+        }
+        for words in [&[1][..], &[9999, 1], &[1, 0, 5], &[7, 8, 9, 10]] {
+            for (negative, weight) in [(false, 0), (true, 3), (false, -2), (true, -300)] {
+                let mut field = [0xAB; 16];
+                field[..2].copy_from_slice(&(words.len() as u16).to_be_bytes());
+                field[2..4].copy_from_slice(&(weight as i16).to_be_bytes());
+                field[4..8].copy_from_slice(&[if negative { 0x40 } else { 0 }, 0, 0, 2]);
+                for (at, word) in words.iter().enumerate() {
+                    field[8 + 2 * at..10 + 2 * at].copy_from_slice(&(*word as u16).to_be_bytes());
+                }
+                let len = 8 + 2 * words.len();
+                let quick = bytes(Form::Value, |e| assert!(e.push_small_numeric(&field, len)));
+                let digits = &field[8..len];
+                let slow = bytes(Form::Value, |e| e.push_numeric_parts(negative, weight, 2, digits));
+                assert_eq!(quick, slow, "{words:?} {negative} {weight}");
             }
         }
     }

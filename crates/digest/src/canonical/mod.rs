@@ -63,6 +63,7 @@ mod encoder;
 mod json;
 
 pub use buffer::RowBuffer;
+pub(crate) use encoder::SHORT;
 pub use encoder::{Encoder, Form, NumericSpecial};
 
 /// The first byte of a cell.

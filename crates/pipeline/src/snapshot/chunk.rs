@@ -14,16 +14,21 @@ use tidemark_source::Reader;
 use crate::progress::TableProgress;
 use crate::{Error, Kind, Result};
 
-/// Bytes of rows handed over at a time: large enough that a hand-over costs nothing per row, small enough for the caches.
-const BATCH_BYTES: usize = 1024 * 1024;
+/// Bytes of rows handed over at a time: large enough that a hand-over costs nothing per row, small enough that the rows are
+/// still in the core's own cache when they are hashed right after they were read.
+const BATCH_BYTES: usize = 256 * 1024;
 
 /// An error in the middle of a chunk, with the chunk's name. A statement that the server refuses half-way is most often the
 /// user's filter meeting a row it was not made for.
 fn read_error(spec: &ChunkSpec, cause: tidemark_wire::Error) -> Error {
     let refused = cause.sqlstate().is_some_and(|state| state.starts_with("22") || state.starts_with("42"));
+    let is_undecodable = cause.sqlstate().is_some_and(|state| matches!(state, "22021" | "22P05"));
     let mut error = Error::from(cause);
     error.message = format!("read chunk {} of {}: {}", spec.chunk, spec.relation, error.message);
-    if refused && spec.filter.is_some() {
+    if is_undecodable {
+        error.kind = Kind::TargetRefused;
+        error.hint = Some("a text of this table is not valid in its encoding: mend the row, or leave the column or the table out".to_owned());
+    } else if refused && spec.filter.is_some() {
         error.kind = Kind::Usage;
         error.hint = Some("mend the where of this [[table]]".to_owned());
     }
@@ -77,7 +82,12 @@ impl Attempt<'_> {
     ) -> Result<ChunkResult> {
         let started = Instant::now();
         let mut writer = match self.runner.sink.begin_chunk(self.spec).await? {
-            BeginChunk::Write(writer) => writer,
+            BeginChunk::Write(writer) => {
+                if let (Some(lost), Some(table)) = (uncertain.take(), self.table) {
+                    table.take_back(lost.rows_out, lost.bytes);
+                }
+                writer
+            }
             BeginChunk::AlreadyCommitted(committed) => return self.settle(uncertain.take(), committed),
         };
         let copied = self.copy(reader, hasher, writer.as_mut()).await;
@@ -143,12 +153,7 @@ impl Attempt<'_> {
         writer: &mut dyn ChunkWriter,
     ) -> Result<RowHasher> {
         let (rows, bytes) = (tuples.row_count() as u64, tuples.data.len() as u64);
-        let shared = tuples.clone();
-        let hashed = self.runner.cpu.run(move || hasher.add(&shared).map(|()| hasher));
-        let hasher = hashed.await.map_err(|cause| {
-            let message = format!("hash the rows of chunk {} of {}", self.spec.chunk, self.spec.relation);
-            Error::new(Kind::Internal, message).because(cause)
-        })?;
+        hasher = self.hash(hasher, &tuples).await?;
         writer.accept(tuples, reservation).await?;
         self.rows += rows;
         self.bytes += bytes;
@@ -156,6 +161,20 @@ impl Attempt<'_> {
             table.add(rows, bytes);
         }
         Ok(hasher)
+    }
+
+    /// Hashes where the rows were read, while they are in that core's cache; a batch of large rows goes to the pool.
+    async fn hash(&self, mut hasher: RowHasher, tuples: &Tuples) -> Result<RowHasher> {
+        let hashed = if tuples.data.len() <= BATCH_BYTES {
+            hasher.add(tuples).map(|()| hasher)
+        } else {
+            let tuples = tuples.clone();
+            self.runner.cpu.run(move || hasher.add(&tuples).map(|()| hasher)).await
+        };
+        hashed.map_err(|cause| {
+            let message = format!("hash the rows of chunk {} of {}", self.spec.chunk, self.spec.relation);
+            Error::new(Kind::Internal, message).because(cause)
+        })
     }
 
     /// An earlier try's commit had gone through although its answer was lost.

@@ -39,6 +39,10 @@ use engine::{Engine, TableWork, blocking};
 /// How often a run begins again after its snapshot was lost.
 const RUNS: u32 = 3;
 
+/// What libpq says when a connection cannot be made or was lost; `pg_dump`'s exit code is the same for everything.
+const CONNECTION_LOST: [&str; 4] =
+    ["server closed the connection", "terminating connection", "connection to server", "could not receive data"];
+
 /// What a finished snapshot says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -82,6 +86,9 @@ pub struct TableReport {
 pub async fn snapshot_only(job: &Job, progress: &Arc<Progress>, stop: &CancellationToken) -> Result<Report> {
     let state_dir = job.state_dir.clone();
     let name = job.name.clone();
+    // A DBA sees whose sessions these are.
+    let source = job.source.clone().with_application_name(&tidemark_source::names::slot_name(&name));
+    let job = &Job { source, ..job.clone() };
     let ledger = Arc::new(blocking(move || Ledger::open(&state_dir, &name)).await??);
     let shared = Shared::new(job, progress, &ledger);
     let _control = control::listen(&job.state_dir, shared).await;
@@ -226,10 +233,7 @@ impl Run<'_> {
         let archive = Archive { path: self.job.state_dir.join("schema.dump") };
         dump::dump_schema(&self.job.source, catalog.server.version_num, snapshot.id(), &archive.path)
             .await
-            .map_err(|cause| {
-                let hint = cause.hint();
-                Error::new(Kind::Usage, cause.to_string()).hint(hint)
-            })?;
+            .map_err(dump_error)?;
         Ok(Some(archive))
     }
 
@@ -383,11 +387,21 @@ struct Archive {
 
 impl Drop for Archive {
     fn drop(&mut self) {
-        for extension in ["dump", "list", "late"] {
+        for extension in ["dump", "list", "late", "last"] {
             // It may never have been written.
             drop(std::fs::remove_file(self.path.with_extension(extension)));
         }
     }
+}
+
+fn dump_error(cause: dump::DumpError) -> Error {
+    let hint = cause.hint();
+    let message = cause.to_string();
+    let is_lost = CONNECTION_LOST.iter().any(|words| message.contains(words));
+    let mut error = Error::new(if is_lost { Kind::Unavailable } else { Kind::Usage }, message).hint(hint);
+    // Nothing has been moved yet.
+    error.lost_snapshot = is_lost;
+    error
 }
 
 fn refuse_blocking(looked: &Looked) -> Result<()> {

@@ -11,18 +11,24 @@ use std::sync::Arc;
 use futures::future::try_join_all;
 use tidemark_model::{ConstraintKind, ForeignKey, IndexDef, RelationName, SchemaObjects, sql::Ident};
 use tokio::sync::Semaphore;
+use tidemark_wire::tokio_postgres;
+use tokio_postgres::error::SqlState;
 
-use super::session::{Pool, Purpose, Sessions, server_error};
+use super::session::{Pool, Purpose, Sessions, server_error, wait_for_end};
 use super::{PostgresOptions, SchemaMode};
-use crate::{Result, SnapshotStart};
+use crate::{Disposition, Result, SnapshotStart};
 
 /// Below this a table's indexes are built one after the other in one round trip: with tens of thousands of small tables the
 /// round trips are what takes the time.
 const SMALL_TABLE_BYTES: u64 = 16 << 20;
 
+/// How often something is built while only connections are lost.
+const ATTEMPTS: u32 = 4;
+
 /// Builds, several things at once.
 pub(super) struct Builder {
     pool: Pool,
+    job: String,
     slots: Arc<Semaphore>,
     mode: SchemaMode,
     schema: Arc<SchemaObjects>,
@@ -57,6 +63,7 @@ impl Builder {
         }
         Self {
             pool: Pool::new(sessions, Purpose::Build),
+            job: options.job.clone(),
             slots: Arc::new(Semaphore::new(options.build_jobs.max(1))),
             mode,
             schema: Arc::clone(&start.schema),
@@ -90,12 +97,29 @@ impl Builder {
             return Ok(());
         }
         let _slot = self.slots.acquire().await.expect("the build slots are never closed");
-        let client = self.pool.take().await?;
-        client
-            .batch_execute(&statements.join("; "))
-            .await
-            .map_err(|cause| server_error(attempt, Some(relation), cause))?;
-        self.pool.give_back(client);
+        let text = statements.join("; ");
+        let mut lost = None;
+        for tries_left in (0..ATTEMPTS).rev() {
+            let client = self.pool.take().await?;
+            if let Some(backend) = lost {
+                wait_for_end(&client, backend, &self.job).await?;
+            }
+            match client.batch_execute(&text).await {
+                Ok(()) => self.pool.give_back(client),
+                // The batch is one transaction: if a part of it is there, the lost try had committed.
+                Err(cause) if lost.is_some() && is_there_already(&cause) => self.pool.give_back(client),
+                Err(cause) => {
+                    let error = server_error(attempt, Some(relation), cause);
+                    if error.disposition != Disposition::Retry || tries_left == 0 {
+                        return Err(error);
+                    }
+                    tracing::warn!(%relation, attempt, "a connection was lost; it is done again");
+                    lost = Some(client.backend_pid());
+                    continue;
+                }
+            }
+            return Ok(());
+        }
         Ok(())
     }
 
@@ -106,9 +130,10 @@ impl Builder {
         }
         for key in &self.schema.foreign_keys {
             let attempt = format!("add foreign key {}", Ident(&key.name));
-            self.execute(&key.table, &attempt, &[add_foreign_key(key)]).await?;
+            let statement = add_foreign_key(key, self.is_validated_later(key));
+            self.execute(&key.table, &attempt, &[statement]).await?;
         }
-        let to_validate = self.schema.foreign_keys.iter().filter(|key| is_validated_later(key));
+        let to_validate = self.schema.foreign_keys.iter().filter(|key| self.is_validated_later(key));
         try_join_all(to_validate.map(|key| async move {
             let statement = format!("ALTER TABLE {} VALIDATE CONSTRAINT {}", key.table, Ident(&key.name));
             let attempt = format!("validate foreign key {}", Ident(&key.name));
@@ -116,6 +141,12 @@ impl Builder {
         }))
         .await?;
         Ok(())
+    }
+
+    /// A key on a partitioned table cannot be NOT VALID; of one that points to a partitioned table, VALIDATE CONSTRAINT would
+    /// leave the parts for its partitions marked NOT VALID.
+    fn is_validated_later(&self, key: &ForeignKey) -> bool {
+        key.is_valid && !key.on_partitioned && self.tables.contains_key(&key.references)
     }
 
     /// Sets every sequence that the target has to where the source's stood under the snapshot.
@@ -158,6 +189,17 @@ impl Builder {
     }
 }
 
+/// Whether a statement failed because its object exists.
+fn is_there_already(cause: &tokio_postgres::Error) -> bool {
+    let states = [
+        SqlState::DUPLICATE_TABLE,
+        SqlState::DUPLICATE_OBJECT,
+        SqlState::INVALID_TABLE_DEFINITION, // a second primary key
+        SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, // the index has its constraint
+    ];
+    cause.code().is_some_and(|state| states.contains(state))
+}
+
 /// What makes the index, unless only its constraint can.
 fn creation(index: &IndexDef) -> Option<(String, &str)> {
     let is_exclusion = |kind| kind == ConstraintKind::Exclusion;
@@ -188,12 +230,8 @@ fn after_index(index: &IndexDef) -> Vec<String> {
     statements
 }
 
-fn is_validated_later(key: &ForeignKey) -> bool {
-    key.is_valid && !key.on_partitioned
-}
-
-fn add_foreign_key(key: &ForeignKey) -> String {
+fn add_foreign_key(key: &ForeignKey, is_validated_later: bool) -> String {
     let only = if key.on_partitioned { "" } else { "ONLY " };
-    let suffix = if is_validated_later(key) { " NOT VALID" } else { "" };
+    let suffix = if is_validated_later { " NOT VALID" } else { "" };
     format!("ALTER TABLE {only}{} ADD CONSTRAINT {} {}{suffix}", key.table, Ident(&key.name), key.definition)
 }

@@ -1,8 +1,11 @@
 //! The job's record on the target: who runs it, how far it is, which chunks are there.
 //!
 //! **Invariant:** one session holds the job's advisory lock from before the first change to the target until the end; its
-//! task renews the heartbeat, and where that fails the run stops. What `tidemark.chunk` says is the truth about a chunk;
-//! the local ledger is a copy.
+//! task renews the heartbeat, and where that fails the run stops. The session does nothing else, so that a slow statement
+//! never looks like a dead run. What `tidemark.chunk` says is the truth about a chunk; the local ledger is a copy.
+//!
+//! **Invariant:** the run that `tidemark.progress` names is the only one whose chunks can commit: a run that takes over
+//! writes its own name there first, which waits for commits in flight and refuses all later ones.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -75,7 +78,10 @@ pub(super) struct Begun {
 
 /// The session that holds the job.
 pub(super) struct Control {
-    client: Arc<Client>,
+    /// Has the advisory lock and renews the heartbeat.
+    holder: Arc<Client>,
+    /// For statements.
+    client: Client,
     job: String,
     run: String,
     lost: Arc<AtomicBool>,
@@ -89,9 +95,10 @@ impl Control {
         sessions: &Sessions,
         run: &str,
     ) -> Result<Self> {
-        let client = Arc::new(sessions.plain().await?);
-        take_lock(&client, options).await?;
-        end_other_sessions(&client, &options.job).await?;
+        let holder = Arc::new(sessions.plain().await?);
+        take_lock(&holder, options).await?;
+        end_other_sessions(&holder, &options.job).await?;
+        let client = sessions.plain().await?;
         client
             .batch_execute(&format!("SET client_min_messages = warning; {TABLES}"))
             .await
@@ -101,8 +108,9 @@ impl Control {
             })?;
         let lost = Arc::new(AtomicBool::new(false));
         let mut heartbeat = JoinSet::new();
-        heartbeat.spawn(beat(Arc::clone(&client), options.job.clone(), Arc::clone(&lost)));
+        heartbeat.spawn(beat(Arc::clone(&holder), options.job.clone(), Arc::clone(&lost)));
         Ok(Self {
+            holder,
             client,
             job: options.job.clone(),
             run: run.to_owned(),
@@ -117,7 +125,7 @@ impl Control {
 
     /// An error once the session that holds the job is gone: another run may have taken it over.
     pub(super) fn alive(&self) -> Result<()> {
-        if !self.lost.load(Ordering::Relaxed) && !self.client.is_closed() {
+        if !self.lost.load(Ordering::Relaxed) && !self.holder.is_closed() {
             return Ok(());
         }
         Err(Error::new(Disposition::Unavailable, "go on after the session that holds the job was lost")
@@ -170,45 +178,76 @@ impl Control {
             .hint("--target-not-empty truncate --yes replaces it"));
         }
         let mode = if record.schema_mode == "create" { SchemaMode::Create } else { SchemaMode::Exists };
-        if record.phase != "complete" && mode == SchemaMode::Exists {
-            self.delete_own_rows(&record.run, start).await?;
+        self.claim(record).await?;
+        if mode == SchemaMode::Exists {
+            self.delete_own_rows().await?;
         }
         Ok(Begun { mode, replaces_own: true })
     }
 
-    /// Deletes the rows that an unfinished run added to tables that it did not create, by the transactions that its
-    /// markers name: rows that were there before stay.
-    async fn delete_own_rows(&self, run: &str, start: &SnapshotStart) -> Result<()> {
-        for plan in start.tables.iter() {
-            let name = &plan.relation.name;
+    /// Puts this run in the place of the earlier one. From here on no chunk of that one can commit, and what it committed
+    /// is visible. The markers of a finished run go in the same transaction: its rows are not leftovers.
+    async fn claim(&self, record: &JobRecord) -> Result<()> {
+        let finished = record.phase == "complete";
+        self.client
+            .execute(
+                "WITH owner AS MATERIALIZED (SELECT FROM tidemark.progress WHERE job = $1 AND wave = '' FOR UPDATE), \
+                 markers AS (DELETE FROM tidemark.chunk WHERE job = $1 AND $3) \
+                 UPDATE tidemark.progress SET run = $2, phase = 'prepare', finished_at = NULL, heartbeat = clock_timestamp() \
+                 WHERE job = $1 AND wave = '' AND EXISTS (SELECT FROM owner)",
+                &[&self.job, &self.run, &finished],
+            )
+            .await
+            .map_err(|cause| server_error("take the job's record on the target over", None, cause))?;
+        Ok(())
+    }
+
+    /// Deletes the rows that unfinished runs added to tables that they did not create, by the transactions that their
+    /// markers name: rows that were there before stay. Every table that the job has ever named is looked at, because the
+    /// selection may have become smaller since.
+    async fn delete_own_rows(&self) -> Result<()> {
+        let attempt = "delete what an unfinished run left";
+        let row = self
+            .client
+            .query_one("SELECT EXISTS (SELECT FROM tidemark.chunk WHERE job = $1 AND rows > 0)", &[&self.job])
+            .await
+            .map_err(|cause| server_error(attempt, None, cause))?;
+        if !row.get::<_, bool>(0) {
+            return Ok(());
+        }
+        for name in self.own_tables("'r'").await? {
             let statement = format!(
                 "DELETE FROM ONLY {name} WHERE xmin::text::int8 IN \
-                 (SELECT xid & 4294967295 FROM tidemark.chunk WHERE job = $1 AND run = $2)"
+                 (SELECT xid & 4294967295 FROM tidemark.chunk WHERE job = $1)"
             );
             self.client
-                .execute(&statement, &[&self.job, &run])
+                .execute(&statement, &[&self.job])
                 .await
-                .map_err(|cause| server_error("delete what an unfinished run left", Some(name), cause))?;
+                .map_err(|cause| server_error(attempt, Some(&name), cause))?;
         }
         Ok(())
     }
 
-    async fn drop_own_tables(&self) -> Result<()> {
-        let attempt = |cause| server_error("drop what an earlier run of this job made", None, cause);
+    /// The tables of the job's record that are there; `kinds` are values of `pg_class.relkind`.
+    async fn own_tables(&self, kinds: &str) -> Result<Vec<RelationName>> {
+        let statement = format!(
+            "SELECT r.schema_name, r.relation_name FROM tidemark.relation r \
+             JOIN pg_namespace n ON n.nspname = r.schema_name \
+             JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = r.relation_name AND c.relkind IN ({kinds}) \
+             WHERE r.job = $1"
+        );
         let rows = self
             .client
-            .query(
-                "SELECT r.schema_name, r.relation_name FROM tidemark.relation r \
-                 JOIN pg_namespace n ON n.nspname = r.schema_name \
-                 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = r.relation_name AND c.relkind IN ('r', 'p') \
-                 WHERE r.job = $1",
-                &[&self.job],
-            )
+            .query(&statement, &[&self.job])
             .await
-            .map_err(attempt)?;
-        for group in rows.chunks(500) {
-            let names: Vec<String> =
-                group.iter().map(|row| RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)).to_string()).collect();
+            .map_err(|cause| server_error("list the tables of an earlier run", None, cause))?;
+        Ok(rows.iter().map(|row| RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
+    }
+
+    async fn drop_own_tables(&self) -> Result<()> {
+        let attempt = |cause| server_error("drop what an earlier run of this job made", None, cause);
+        for group in self.own_tables("'r', 'p'").await?.chunks(500) {
+            let names: Vec<String> = group.iter().map(RelationName::to_string).collect();
             let statement = format!(
                 "SET client_min_messages = warning; DROP TABLE IF EXISTS {} CASCADE",
                 names.join(", ")
@@ -350,7 +389,7 @@ impl Control {
         if changed == 1 {
             return Ok(());
         }
-        Err(Error::new(Disposition::Internal, "close the job's record on the target: it is not there any more"))
+        Err(held(&self.job))
     }
 }
 
@@ -479,18 +518,30 @@ async fn heartbeat_of(client: &Client, job: &str) -> Result<Option<String>> {
     Ok(row.map(|row| row.get(0)))
 }
 
-/// Ends sessions of this job that a killed run left on the target. Only ours: same role and application name, begun
-/// before this one.
+/// Ends sessions of this job that a killed run left on the target, and waits until they are gone: a statement of theirs may
+/// still run. Only ours: same role and application name, begun before this one.
 async fn end_other_sessions(client: &Client, job: &str) -> Result<()> {
-    client
-        .query(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-             WHERE application_name = $1 AND usename = current_user AND datname = current_database() AND pid <> pg_backend_pid()",
-            &[&application_name(job)],
-        )
-        .await
-        .map_err(|cause| server_error("end the sessions of a killed run on the target", None, cause))?;
-    Ok(())
+    let attempt = "end the sessions of a killed run on the target";
+    let name = application_name(job);
+    let deadline = Instant::now() + STALE;
+    loop {
+        let ended = client
+            .query(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                 WHERE application_name = $1 AND usename = current_user AND datname = current_database() AND pid <> pg_backend_pid()",
+                &[&name],
+            )
+            .await
+            .map_err(|cause| server_error(attempt, None, cause))?;
+        if ended.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::new(Disposition::Unavailable, format!("{attempt}: {} of them go on", ended.len()))
+                .hint("end them by hand (pg_stat_activity names them) and run the same command again"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// The advisory lock's key: the job's name, so that two jobs on one target do not meet (FNV-1a, 64 bits).

@@ -5,7 +5,7 @@
 //!
 //! PostgreSQL manual: COPY ("Binary Format", FREEZE), section 55.2.6 (COPY protocol).
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -18,8 +18,9 @@ use tidemark_model::{
 };
 use tidemark_wire::{Client, tokio_postgres};
 use tokio_postgres::CopyInSink;
+use tokio_postgres::error::SqlState;
 
-use super::session::{Pool, Purpose, Sessions, server_error};
+use super::session::{Pool, Purpose, Sessions, server_error, wait_for_end};
 use super::{PostgresOptions, SchemaMode};
 use crate::{ChunkWriter, Committed, Disposition, Error, NotEmpty, Result, SnapshotStart};
 
@@ -43,8 +44,8 @@ struct Inner {
     run: String,
     /// Whether a table of one chunk may be truncated and frozen: nobody else can have rows in it, no key points at it.
     may_freeze: bool,
-    /// Chunks whose commit was asked for: only their markers can be there.
-    asked: Mutex<HashSet<(Oid, ChunkId)>>,
+    /// Chunks whose commit was asked for, with the backend that was asked: only their markers can be there.
+    asked: Mutex<HashMap<(Oid, ChunkId), i32>>,
 }
 
 impl Loader {
@@ -66,10 +67,11 @@ impl Loader {
 
     /// Rows of the chunk if its marker is there.
     pub(super) async fn committed(&self, spec: &ChunkSpec) -> Result<Option<u64>> {
-        if !self.asked().contains(&(spec.relation_oid, spec.chunk)) {
-            return Ok(None);
-        }
+        let asked = self.asked().get(&(spec.relation_oid, spec.chunk)).copied();
+        let Some(backend) = asked else { return Ok(None) };
         let client = self.inner.pool.take().await?;
+        // A lost connection does not end its backend at once: the commit may still be on its way.
+        wait_for_end(&client, backend, &self.inner.job).await?;
         let row = client
             .query_opt(
                 "SELECT rows FROM tidemark.chunk WHERE job = $1 AND run = $2 AND relation_oid = $3 AND chunk = $4",
@@ -81,7 +83,7 @@ impl Loader {
         Ok(row.map(|row| row.get::<_, i64>(0) as u64))
     }
 
-    fn asked(&self) -> MutexGuard<'_, HashSet<(Oid, ChunkId)>> {
+    fn asked(&self) -> MutexGuard<'_, HashMap<(Oid, ChunkId), i32>> {
         self.inner.asked.lock().expect("no holder of this lock panics")
     }
 
@@ -115,6 +117,15 @@ struct Copying {
 impl PostgresChunk {
     fn error(&self, attempt: &str, cause: tokio_postgres::Error) -> Error {
         server_error(format!("{attempt}, chunk {}", self.spec.chunk), Some(&self.spec.relation), cause)
+    }
+
+    fn commit_error(&self, cause: tokio_postgres::Error) -> Error {
+        if cause.code() != Some(&SqlState::DIVISION_BY_ZERO) {
+            return self.error("commit", cause);
+        }
+        Error::new(Disposition::Held, format!("commit chunk {}: another run has taken the job over", self.spec.chunk))
+            .on(&self.spec.relation)
+            .hint("one of the two runs must end; tidemark status shows which one is at work")
     }
 
     async fn copying(&mut self) -> Result<&mut Copying> {
@@ -176,12 +187,12 @@ impl ChunkWriter for PostgresChunk {
             )
             .on(&self.spec.relation));
         }
-        self.loader.asked().insert((self.spec.relation_oid, self.spec.chunk));
+        self.loader.asked().insert((self.spec.relation_oid, self.spec.chunk), client.backend_pid());
         let marker = marker_statement(&self.loader.inner, &self.spec, rows, result);
         client
             .batch_execute(&format!("{begin} {marker}; COMMIT"))
             .await
-            .map_err(|cause| self.error("commit", cause))?;
+            .map_err(|cause| self.commit_error(cause))?;
         self.loader.inner.pool.give_back(client);
         Ok(Committed { rows, replaced: Vec::new() })
     }
@@ -192,16 +203,18 @@ impl ChunkWriter for PostgresChunk {
     }
 }
 
-/// One statement text for marker and commit: one round trip, no plan to prepare.
+/// One statement text for marker and commit: one round trip, no plan to prepare. Where another run has taken the job over
+/// there is no row to lock and the division ends the transaction: a run that was stopped and goes on cannot add its rows.
 fn marker_statement(inner: &Inner, spec: &ChunkSpec, rows: u64, result: &ChunkResult) -> String {
     format!(
-        "INSERT INTO tidemark.chunk (job, run, relation_oid, chunk, rows, digest_raw, xid) \
-         VALUES ({}, {}, {}, {}, {rows}, '{:032x}', pg_current_xact_id()::text::int8)",
-        Literal(&inner.job),
-        Literal(&inner.run),
+        "WITH owner AS (SELECT FROM tidemark.progress WHERE job = {job} AND wave = '' AND run = {run} FOR KEY SHARE) \
+         INSERT INTO tidemark.chunk (job, run, relation_oid, chunk, rows, digest_raw, xid) \
+         SELECT {job}, {run}, {}, {}, {rows} / (SELECT count(*) FROM owner), '{:032x}', pg_current_xact_id()::text::int8",
         spec.relation_oid,
         spec.chunk,
         result.sum.raw,
+        job = Literal(&inner.job),
+        run = Literal(&inner.run),
     )
 }
 

@@ -158,11 +158,13 @@ impl Sink for PostgresSink {
 
     async fn table_loaded(&self, relation: &RelationName) -> Result<()> {
         let run = self.run()?;
+        run.control.alive()?;
         run.build.table(relation).await
     }
 
     async fn finish(&self, summary: &SnapshotSummary) -> Result<()> {
         let run = self.run()?;
+        run.control.alive()?;
         run.control.expect_markers(summary).await?;
         run.control.set_phase("finish").await?;
         // The links between partitions' indexes come with the post-data half; a foreign key may need the key they make.
@@ -175,6 +177,9 @@ impl Sink for PostgresSink {
         }
         run.build.sequences().await?;
         run.build.materialized_views().await?;
+        if let Some(contents) = &run.contents {
+            restore::event_triggers(&self.options, contents).await?;
+        }
         if run.mode == SchemaMode::Exists {
             check::keys_hold(run.control.client(), &run.start.tables).await?;
         }

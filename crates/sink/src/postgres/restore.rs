@@ -17,8 +17,17 @@ use super::PostgresOptions;
 use super::session::application_name;
 use crate::{Disposition, Error, Result, SnapshotStart};
 
+/// What libpq says when a connection cannot be made or was lost; the tool's exit code is the same for everything.
+const LOST: [&str; 5] =
+    ["server closed the connection", "terminating connection", "connection to server", "could not receive data", "SSL SYSCALL"];
+/// What the archive's statements must not depend on; `pg_restore` itself sets the rest.
+const SETTINGS: &str = "-c synchronous_commit=off -c statement_timeout=0 -c lock_timeout=0 -c array_nulls=on \
+    -c transform_null_equals=off -c datestyle=ISO -c intervalstyle=postgres -c timezone=UTC -c lc_monetary=C \
+    -c default_transaction_isolation=read\\ committed";
+
 const PG_CLASS: u32 = 1259;
 const PG_CONSTRAINT: u32 = 2606;
+const PG_EVENT_TRIGGER: u32 = 3466;
 
 /// The entries to restore, as a list file beside the archive.
 pub(super) struct Contents {
@@ -26,6 +35,8 @@ pub(super) struct Contents {
     list: PathBuf,
     /// What depends on a foreign key, such as its comment: restored after the foreign keys are built.
     late: Option<PathBuf>,
+    /// Event triggers: they would fire on what we build ourselves, so they come when all else is done.
+    last: Option<PathBuf>,
     with_owners: bool,
 }
 
@@ -54,17 +65,26 @@ impl Contents {
         let foreign: HashSet<Oid> = start.schema.foreign_keys.iter().map(|key| key.oid).collect();
         let after_keys = with_dependents(&entries, |(catalog, oid)| catalog == PG_CONSTRAINT && foreign.contains(&oid));
         let is_kept = |entry: &&Entry<'_>| !dropped.contains(&entry.id) && !built.contains(&entry.object);
-        let (late_entries, early): (Vec<&Entry<'_>>, Vec<&Entry<'_>>) =
-            entries.iter().filter(is_kept).partition(|entry| after_keys.contains(&entry.id));
+        let event_triggers = with_dependents(&entries, |(catalog, _)| catalog == PG_EVENT_TRIGGER);
+        let (last, others): (Vec<&Entry<'_>>, Vec<&Entry<'_>>) =
+            entries.iter().filter(is_kept).partition(|entry| event_triggers.contains(&entry.id));
+        let (late, early): (Vec<&Entry<'_>>, Vec<&Entry<'_>>) =
+            others.into_iter().partition(|entry| after_keys.contains(&entry.id));
         let list = archive.with_extension("list");
         write_list(&list, &early).await?;
-        let late = (!late_entries.is_empty()).then(|| archive.with_extension("late"));
-        if let Some(path) = &late {
-            write_list(path, &late_entries).await?;
-        }
+        let late = write_list_if_any(archive.with_extension("late"), &late).await?;
+        let last = write_list_if_any(archive.with_extension("last"), &last).await?;
         let with_owners = roles_are_there(options, &start.schema.roles).await?;
-        Ok(Self { archive, list, late, with_owners })
+        Ok(Self { archive, list, late, last, with_owners })
     }
+}
+
+async fn write_list_if_any(path: PathBuf, entries: &[&Entry<'_>]) -> Result<Option<PathBuf>> {
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    write_list(&path, entries).await?;
+    Ok(Some(path))
 }
 
 async fn write_list(path: &Path, entries: &[&Entry<'_>]) -> Result<()> {
@@ -93,6 +113,14 @@ pub(super) async fn after_foreign_keys(options: &PostgresOptions, contents: &Con
     }
 }
 
+/// Restores what would fire on everything before it.
+pub(super) async fn event_triggers(options: &PostgresOptions, contents: &Contents) -> Result<()> {
+    match &contents.last {
+        Some(list) => section(options, contents, list, "post-data", &[]).await,
+        None => Ok(()),
+    }
+}
+
 async fn section(
     options: &PostgresOptions,
     contents: &Contents,
@@ -111,7 +139,7 @@ async fn section(
         .args(more)
         .envs(options.spec.libpq_env())
         .env("PGAPPNAME", application_name(&options.job))
-        .env("PGOPTIONS", "-c synchronous_commit=off -c statement_timeout=0 -c lock_timeout=0");
+        .env("PGOPTIONS", SETTINGS);
     if !contents.with_owners {
         command.args(["--no-owner", "--no-privileges"]);
     }
@@ -145,6 +173,11 @@ async fn run(mut command: Command, attempt: &str) -> Result<String> {
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
     let said: Vec<&str> = stderr.lines().filter(|line| line.contains("error")).take(4).collect();
+    if LOST.iter().any(|words| stderr.contains(words)) {
+        return Err(Error::new(Disposition::Unavailable, attempt)
+            .hint("bring the target back and run the same command again")
+            .because(said.join("; ")));
+    }
     Err(Error::new(Disposition::Refused, attempt)
         .hint("mend what pg_restore names and run the same command again, or create the tables yourself and set target.schema = \"exists\"")
         .because(said.join("; ")))

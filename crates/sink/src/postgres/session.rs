@@ -4,12 +4,17 @@
 //! A connection goes back to its pool only after everything on it went well.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tidemark_model::RelationName;
 use tidemark_wire::{Client, ConnectSpec, tokio_postgres};
+use tokio::time::Instant;
 
 use super::{PostgresOptions, Triggers};
 use crate::{Disposition, Error, Result};
+
+/// How long a backend may go on after its connection was lost and it was told to end.
+const LOST_SESSION: Duration = Duration::from_secs(30);
 
 /// Opens connections of the kinds that a run needs.
 #[derive(Debug, Clone)]
@@ -97,6 +102,31 @@ impl Pool {
     pub(super) fn give_back(&self, client: Client) {
         self.idle.lock().expect("no holder of this lock panics").push(client);
     }
+}
+
+/// Waits until a backend of this job whose connection was lost has ended.
+pub(super) async fn wait_for_end(client: &Client, backend: i32, job: &str) -> Result<()> {
+    let attempt = "wait for the end of a lost session on the target";
+    let name = application_name(job);
+    let deadline = Instant::now() + LOST_SESSION;
+    while backend != client.backend_pid() {
+        let row = client
+            .query_one(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid = $1 AND application_name = $2 AND usename = current_user",
+                &[&backend, &name],
+            )
+            .await
+            .map_err(|cause| server_error(attempt, None, cause))?;
+        if row.get::<_, i64>(0) == 0 {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::new(Disposition::Unavailable, format!("{attempt}: backend {backend} goes on"))
+                .hint("run the same command again: it starts the snapshot over"));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
 }
 
 /// The application name of every session of a job on the target.
