@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 use tidemark_model::{Column, LeafSum, RowSum, TupleForm, Tuples, Wire};
 
-use crate::canonical::{SHORT, Encoder, Form, RowBuffer};
+use crate::canonical::{Encoder, Form, RowBuffer, SHORT};
 use crate::program::{Fault, Op};
 use crate::{DigestKey, Error, LeafBounds, Result, is_tuple_stable};
 
@@ -285,7 +285,9 @@ fn quick(op: &Op, window: &[u8], at: usize, len: usize, out: &mut Encoder<'_>) -
         Op::Bpchar if len <= SHORT => {
             behind.first_chunk().map(|window| out.push_short_bpchar(window, len)).is_some()
         }
-        Op::Numeric => behind.first_chunk().is_some_and(|window| out.push_small_numeric(window, len)),
+        Op::Numeric => {
+            behind.first_chunk().is_some_and(|window| out.push_small_numeric(window, len))
+        }
         _ => false,
     }
 }

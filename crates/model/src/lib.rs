@@ -19,9 +19,7 @@ pub mod sql;
 mod tuples;
 
 pub use budget::{Budget, Reservation};
-pub use chunk::{
-    ChunkId, ChunkRange, ChunkResult, ChunkSpec, LeafSum, RowSum, SelectColumn, Wire,
-};
+pub use chunk::{ChunkId, ChunkRange, ChunkResult, ChunkSpec, LeafSum, RowSum, SelectColumn, Wire};
 pub use cpu::Cpu;
 pub use finding::{Finding, Severity};
 pub use lsn::{Lsn, ParseLsnError};

@@ -85,7 +85,9 @@ mod tests {
 
     #[test]
     fn prints_and_parses_as_postgresql_does() {
-        for (text, value) in [("0/0", 0), ("16/B374D848", 0x16_B374_D848), ("FFFFFFFF/FFFFFFFF", u64::MAX)] {
+        for (text, value) in
+            [("0/0", 0), ("16/B374D848", 0x16_B374_D848), ("FFFFFFFF/FFFFFFFF", u64::MAX)]
+        {
             assert_eq!(text.parse::<Lsn>().unwrap(), Lsn::new(value));
             assert_eq!(Lsn::new(value).to_string(), text);
         }

@@ -42,12 +42,13 @@ pub(crate) async fn look(job: &Job, sink: &dyn Sink) -> Result<Looked> {
         Target::Lake(_) => None,
     };
     let plans = plan_tables(job, &catalog, target_version)?;
-    let needs = Needs { connections: job.readers as u32 + SESSIONS_BESIDE_READERS, ..Needs::default() };
+    let needs =
+        Needs { connections: job.readers as u32 + SESSIONS_BESIDE_READERS, ..Needs::default() };
     let mut findings = tidemark_source::check(&client, &catalog, &plans, needs).await?;
     findings.extend(password_findings(job));
     findings.extend(schema_tool_findings(job, &catalog).await);
     findings.extend(sink.check(&plans).await?);
-    findings.sort_by(|a, b| b.severity.cmp(&a.severity));
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Ok(Looked { catalog, plans, findings, client })
 }
 

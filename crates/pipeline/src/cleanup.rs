@@ -2,9 +2,9 @@
 
 use tidemark_sink::postgres;
 
+use crate::Result;
 use crate::job::{Job, Target};
 use crate::target::postgres_options;
-use crate::Result;
 
 /// Drops slot and publication on the source and the records on the target. Data and local state stay. Returns a line for
 /// each thing that was done; none means that there was nothing.

@@ -174,7 +174,12 @@ pub async fn ask_status(state_dir: &Path) -> Result<Option<Status>> {
     };
     let line = match tokio::time::timeout(PATIENCE, exchange).await {
         Ok(line) => line.map_err(failed)?,
-        Err(_) => return Err(Error::new(Kind::Unavailable, "ask the running job for its status: no answer")),
+        Err(_) => {
+            return Err(Error::new(
+                Kind::Unavailable,
+                "ask the running job for its status: no answer",
+            ));
+        }
     };
     if line.is_empty() {
         return Ok(None); // it ended while we asked
@@ -184,6 +189,8 @@ pub async fn ask_status(state_dir: &Path) -> Result<Option<Status>> {
     })?;
     match (answer.status, answer.error) {
         (Some(status), _) => Ok(Some(status)),
-        (None, error) => Err(Error::new(Kind::Internal, error.unwrap_or_else(|| "empty answer".to_owned()))),
+        (None, error) => {
+            Err(Error::new(Kind::Internal, error.unwrap_or_else(|| "empty answer".to_owned())))
+        }
     }
 }

@@ -93,7 +93,9 @@ impl From<source::Error> for Error {
         use source::Disposition as From;
 
         let kind = match error.disposition() {
-            From::Retry | From::SnapshotLost | From::Blocked | From::Unreachable => Kind::Unavailable,
+            From::Retry | From::SnapshotLost | From::Blocked | From::Unreachable => {
+                Kind::Unavailable
+            }
             From::Refused => Kind::Preflight,
             From::Usage | From::RelationGone => Kind::Usage,
             From::SourceCannotContinue => Kind::SourceCannotContinue,
@@ -157,7 +159,9 @@ impl From<ledger::Error> for Error {
                 (Kind::Usage, "use a directory that only you can write to (--state-dir)")
             }
             From::OtherJob { .. } => (Kind::Usage, "give each job its own --state-dir"),
-            From::Missing { .. } | From::NoRun { .. } => (Kind::Usage, "start the job with tidemark sync"),
+            From::Missing { .. } | From::NoRun { .. } => {
+                (Kind::Usage, "start the job with tidemark sync")
+            }
             From::Damaged { .. } => (
                 Kind::Unavailable,
                 "move the file away and run again: what the target's own markers say is the truth",

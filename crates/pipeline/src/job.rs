@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tidemark_model::{RelationName, Unrepresentable};
-use tidemark_sink::parquet::{Compression, Root};
 use tidemark_sink::NotEmpty;
+use tidemark_sink::parquet::{Compression, Root};
 use tidemark_sink::postgres::{SchemaMode, Triggers};
 use tidemark_source::Selection;
 use tidemark_wire::ConnectSpec;
@@ -41,6 +41,10 @@ pub struct Job {
 
 /// Where the rows go.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a job has one target and is cloned a handful of times"
+)]
 pub enum Target {
     /// Another PostgreSQL.
     Postgres(PostgresTarget),

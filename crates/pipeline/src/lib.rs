@@ -31,6 +31,6 @@ pub use job::{Job, LakeTarget, PostgresTarget, TableOptions, Target};
 pub use progress::{ActiveTable, Phase, Progress, ProgressView};
 pub use snapshot::{ChunkRunner, Report, TableReport, run_chunk, snapshot_only};
 pub use status::{Lag, SnapshotStatus, Status, StreamStatus, stored_status};
-pub use tidemark_sink::parquet::Compression;
 pub use tidemark_sink::NotEmpty;
+pub use tidemark_sink::parquet::Compression;
 pub use tidemark_sink::postgres::{SchemaMode, Triggers};

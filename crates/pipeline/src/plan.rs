@@ -55,7 +55,9 @@ fn plan_table(
     let columns = choose_columns(&relation, wanted, is_lake)?;
     let policy = options.map_or(Unrepresentable::Error, |options| options.unrepresentable);
     let (select, form) = match target_version {
-        Some(target) => (own_forms(&columns), copy_form(&columns, catalog.server.version_num, target)),
+        Some(target) => {
+            (own_forms(&columns), copy_form(&columns, catalog.server.version_num, target))
+        }
         None => lake_plan(&columns, policy),
     };
     Ok(TablePlan {
@@ -124,7 +126,8 @@ pub(crate) fn excluded_relations(catalog: &Catalog, plans: &[TablePlan]) -> Hash
 
 /// The plans once more with the relations as they are under the snapshot's locks: sizes are read after the locks.
 pub(crate) fn refresh(plans: &mut [TablePlan], locked: &[Relation]) {
-    let by_oid: HashMap<Oid, &Relation> = locked.iter().map(|relation| (relation.oid, relation)).collect();
+    let by_oid: HashMap<Oid, &Relation> =
+        locked.iter().map(|relation| (relation.oid, relation)).collect();
     for plan in plans {
         if let Some(relation) = by_oid.get(&plan.relation.oid) {
             plan.relation.heap_bytes = relation.heap_bytes;
@@ -132,4 +135,3 @@ pub(crate) fn refresh(plans: &mut [TablePlan], locked: &[Relation]) {
         }
     }
 }
-

@@ -111,7 +111,10 @@ impl Progress {
     pub(crate) fn enter(&self, phase: Phase, activity: &'static str) {
         *self.phase.lock().expect("no holder panics") = (phase, activity);
         if phase == Phase::Snapshot {
-            self.snapshot_started.lock().expect("no holder panics").get_or_insert_with(Instant::now);
+            self.snapshot_started
+                .lock()
+                .expect("no holder panics")
+                .get_or_insert_with(Instant::now);
         }
         tracing::debug!(?phase, activity, "phase");
     }

@@ -113,24 +113,34 @@ impl SnapshotStatus {
 pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
     let reader = LedgerReader::open(state_dir)?;
     let Some(run) = reader.run()? else {
-        return Err(Error::new(Kind::Usage, format!("read the status of job {job:?}: it has never run"))
-            .hint("start it with tidemark sync"));
+        return Err(Error::new(
+            Kind::Usage,
+            format!("read the status of job {job:?}: it has never run"),
+        )
+        .hint("start it with tidemark sync"));
     };
     let relations = reader.relations()?;
     let is_complete = run.finished_at_ms.is_some();
-    let mut snapshot = SnapshotStatus { tables_total: relations.len() as u64, ..SnapshotStatus::default() };
+    let mut snapshot =
+        SnapshotStatus { tables_total: relations.len() as u64, ..SnapshotStatus::default() };
     for relation in &relations {
         let share = f64::from(relation.chunks_done) / f64::from(relation.plan.chunks_total.max(1));
         snapshot.tables_done += u64::from(relation.is_finished);
         snapshot.rows_done += relation.rows_in;
-        snapshot.rows_estimate += if relation.is_finished { relation.rows_in } else { relation.plan.estimated_rows };
+        snapshot.rows_estimate +=
+            if relation.is_finished { relation.rows_in } else { relation.plan.estimated_rows };
         snapshot.bytes_total += relation.plan.estimated_bytes;
         snapshot.bytes_done += (relation.plan.estimated_bytes as f64 * share.min(1.0)) as u64;
     }
     Ok(Status {
         job: run.job,
         phase: if is_complete { Phase::Complete } else { Phase::Stopped },
-        activity: if is_complete { "done" } else { "not running; the same sync starts the snapshot over" }.to_owned(),
+        activity: if is_complete {
+            "done"
+        } else {
+            "not running; the same sync starts the snapshot over"
+        }
+        .to_owned(),
         lag: Lag { durable_lsn: is_complete.then_some(run.snapshot_lsn), ..Lag::default() },
         snapshot,
         last_error: run.last_error,

@@ -13,9 +13,11 @@ use crate::job::{Job, LakeTarget, PostgresTarget, Target};
 pub(crate) fn sink(job: &Job, cpu: &Cpu, budget: &Budget) -> Arc<dyn Sink> {
     match &job.target {
         Target::Postgres(target) => Arc::new(PostgresSink::new(postgres_options(job, target))),
-        Target::Lake(target) => {
-            Arc::new(ParquetSink::new(target.root.clone(), lake_options(job, target, budget), cpu.clone()))
-        }
+        Target::Lake(target) => Arc::new(ParquetSink::new(
+            target.root.clone(),
+            lake_options(job, target, budget),
+            cpu.clone(),
+        )),
     }
 }
 

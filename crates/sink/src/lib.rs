@@ -7,8 +7,11 @@
 
 mod contract;
 mod error;
-pub mod postgres;
 pub mod parquet;
+pub mod postgres;
 
-pub use contract::{BeginChunk, ChunkWriter, Committed, NotEmpty, Sink, SnapshotStart, SnapshotSummary, TableSummary};
+pub use contract::{
+    BeginChunk, ChunkWriter, Committed, NotEmpty, Sink, SnapshotStart, SnapshotSummary,
+    TableSummary,
+};
 pub use error::{Disposition, Error, Result};

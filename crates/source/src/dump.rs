@@ -32,7 +32,7 @@ pub enum DumpError {
     Failed {
         /// The source's database.
         database: String,
-        /// The last lines that it printed.
+        /// The errors that it printed.
         message: String,
     },
 }
@@ -138,9 +138,7 @@ pub async fn dump_schema(
         return Ok(());
     }
     let message = String::from_utf8_lossy(&output.stderr);
-    let tail: Vec<&str> = message.lines().rev().take(5).collect();
-    Err(DumpError::Failed {
-        database: spec.database().to_owned(),
-        message: tail.into_iter().rev().collect::<Vec<_>>().join("; "),
-    })
+    // Behind its own words it repeats a query of many lines.
+    let said: Vec<&str> = message.lines().filter(|line| line.contains("error:")).take(4).collect();
+    Err(DumpError::Failed { database: spec.database().to_owned(), message: said.join("; ") })
 }

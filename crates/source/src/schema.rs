@@ -14,7 +14,11 @@ use tidemark_model::{
 use tidemark_wire::{Client, tokio_postgres};
 
 const INDEXES: &str = "
-SELECT i.indexrelid, n.nspname, t.relname, c.relname, pg_get_indexdef(i.indexrelid),
+SELECT i.indexrelid, n.nspname, t.relname, c.relname,
+       pg_get_indexdef(i.indexrelid) || coalesce((
+         SELECT string_agg(format('; ALTER INDEX %I.%I ALTER COLUMN %s SET STATISTICS %s',
+                                  n.nspname, c.relname, a.attnum, a.attstattarget), '' ORDER BY a.attnum)
+         FROM pg_attribute a WHERE a.attrelid = i.indexrelid AND a.attstattarget >= 0), ''),
        k.oid, k.conname, k.contype, pg_get_constraintdef(k.oid),
        CASE WHEN k.condeferrable THEN ' DEFERRABLE' ELSE '' END
        || CASE WHEN k.condeferred THEN ' INITIALLY DEFERRED' ELSE '' END,
@@ -90,15 +94,18 @@ pub async fn read_schema_objects(client: &Client) -> Result<SchemaObjects, tokio
     Ok(SchemaObjects { indexes, foreign_keys, sequences: Vec::new(), materialized_views, roles })
 }
 
-/// Keeps what belongs to the chosen tables; a foreign key needs both of its tables.
+/// Keeps what belongs to the chosen tables; a foreign key needs both of its tables, a sequence that no table owns needs one
+/// in its schema.
 pub fn restrict(objects: &mut SchemaObjects, chosen: &HashSet<RelationName>) {
     objects.indexes.retain(|index| chosen.contains(&index.table));
     objects
         .foreign_keys
         .retain(|key| chosen.contains(&key.table) && chosen.contains(&key.references));
-    objects
-        .sequences
-        .retain(|sequence| sequence.owner.as_ref().is_none_or(|owner| chosen.contains(owner)));
+    let schemas: HashSet<&str> = chosen.iter().map(|name| name.schema.as_str()).collect();
+    objects.sequences.retain(|sequence| match &sequence.owner {
+        Some(owner) => chosen.contains(owner),
+        None => schemas.contains(sequence.name.schema.as_str()),
+    });
 }
 
 fn index_of(row: &tokio_postgres::Row) -> IndexDef {

@@ -293,7 +293,8 @@ impl<'a> Encoder<'a> {
             return false;
         }
         let [x, y, _, _] = i32::from(i16::from_be_bytes([w0, w1])).to_be_bytes();
-        let cell = [tag::NUMERIC, 5 + 2 * count as u8, s0 >> 6, x, y, w0, w1, a, b, c, d, e, f, g, h, 0];
+        let cell =
+            [tag::NUMERIC, 5 + 2 * count as u8, s0 >> 6, x, y, w0, w1, a, b, c, d, e, f, g, h, 0];
         self.row.room(16);
         self.row.put_first(&cell, 7 + 2 * count);
         true
@@ -481,8 +482,14 @@ mod tests {
         for len in 0..=SHORT {
             for form in [Form::Raw, Form::Value] {
                 let (text, quick) = (&window[..len], &window);
-                assert_eq!(bytes(form, |e| e.push_short_text(quick, len)), bytes(form, |e| e.push_text(text)));
-                assert_eq!(bytes(form, |e| e.push_short_bpchar(quick, len)), bytes(form, |e| e.push_bpchar(text)));
+                assert_eq!(
+                    bytes(form, |e| e.push_short_text(quick, len)),
+                    bytes(form, |e| e.push_text(text))
+                );
+                assert_eq!(
+                    bytes(form, |e| e.push_short_bpchar(quick, len)),
+                    bytes(form, |e| e.push_bpchar(text))
+                );
             }
         }
         for words in [&[1][..], &[9999, 1], &[1, 0, 5], &[7, 8, 9, 10]] {
@@ -497,7 +504,8 @@ mod tests {
                 let len = 8 + 2 * words.len();
                 let quick = bytes(Form::Value, |e| assert!(e.push_small_numeric(&field, len)));
                 let digits = &field[8..len];
-                let slow = bytes(Form::Value, |e| e.push_numeric_parts(negative, weight, 2, digits));
+                let slow =
+                    bytes(Form::Value, |e| e.push_numeric_parts(negative, weight, 2, digits));
                 assert_eq!(quick, slow, "{words:?} {negative} {weight}");
             }
         }

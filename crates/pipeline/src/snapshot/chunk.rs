@@ -14,21 +14,30 @@ use tidemark_source::Reader;
 use crate::progress::TableProgress;
 use crate::{Error, Kind, Result};
 
-/// Bytes of rows handed over at a time: large enough that a hand-over costs nothing per row, small enough that the rows are
-/// still in the core's own cache when they are hashed right after they were read.
-const BATCH_BYTES: usize = 256 * 1024;
+/// Bytes of rows handed over at a time: large enough that a hand-over costs nothing per row, small enough for the caches.
+const BATCH_BYTES: usize = 1024 * 1024;
 
-/// An error in the middle of a chunk, with the chunk's name. A statement that the server refuses half-way is most often the
-/// user's filter meeting a row it was not made for.
+/// An error in the middle of a chunk, with the chunk's name.
 fn read_error(spec: &ChunkSpec, cause: tidemark_wire::Error) -> Error {
-    let refused = cause.sqlstate().is_some_and(|state| state.starts_with("22") || state.starts_with("42"));
-    let is_undecodable = cause.sqlstate().is_some_and(|state| matches!(state, "22021" | "22P05"));
+    let state = cause.sqlstate().map(str::to_owned);
     let mut error = Error::from(cause);
     error.message = format!("read chunk {} of {}: {}", spec.chunk, spec.relation, error.message);
-    if is_undecodable {
+    explain(spec, state.as_deref(), error)
+}
+
+/// What a refusal of the source's server means. A statement that it refuses at once or half-way is most often the user's
+/// filter: no SQL, or meeting a row that it was not made for.
+fn explain(spec: &ChunkSpec, state: Option<&str>, mut error: Error) -> Error {
+    let Some(state) = state else { return error };
+    if matches!(state, "22021" | "22P05") {
         error.kind = Kind::TargetRefused;
-        error.hint = Some("a text of this table is not valid in its encoding: mend the row, or leave the column or the table out".to_owned());
-    } else if refused && spec.filter.is_some() {
+        error.hint = Some(
+            "a text of this table is not valid in its encoding: mend the row, or leave the column or the table out".to_owned(),
+        );
+    } else if spec.filter.is_some()
+        && state != "42501"
+        && (state.starts_with("22") || state.starts_with("42"))
+    {
         error.kind = Kind::Usage;
         error.hint = Some("mend the where of this [[table]]".to_owned());
     }
@@ -88,7 +97,9 @@ impl Attempt<'_> {
                 }
                 writer
             }
-            BeginChunk::AlreadyCommitted(committed) => return self.settle(uncertain.take(), committed),
+            BeginChunk::AlreadyCommitted(committed) => {
+                return self.settle(uncertain.take(), committed);
+            }
         };
         let copied = self.copy(reader, hasher, writer.as_mut()).await;
         let mut result = match copied {
@@ -113,7 +124,10 @@ impl Attempt<'_> {
         mut hasher: RowHasher,
         writer: &mut dyn ChunkWriter,
     ) -> Result<ChunkResult> {
-        let mut copy = reader.copy(self.spec).await?;
+        let mut copy = reader.copy(self.spec).await.map_err(|cause| {
+            let state = cause.sqlstate().map(str::to_owned);
+            explain(self.spec, state.as_deref(), Error::from(cause))
+        })?;
         let budget = &self.runner.budget;
         let lost = |cause| read_error(self.spec, cause);
         let mut next = copy.next(BATCH_BYTES, budget).await.map_err(lost)?;
@@ -163,16 +177,12 @@ impl Attempt<'_> {
         Ok(hasher)
     }
 
-    /// Hashes where the rows were read, while they are in that core's cache; a batch of large rows goes to the pool.
     async fn hash(&self, mut hasher: RowHasher, tuples: &Tuples) -> Result<RowHasher> {
-        let hashed = if tuples.data.len() <= BATCH_BYTES {
-            hasher.add(tuples).map(|()| hasher)
-        } else {
-            let tuples = tuples.clone();
-            self.runner.cpu.run(move || hasher.add(&tuples).map(|()| hasher)).await
-        };
+        let tuples = tuples.clone();
+        let hashed = self.runner.cpu.run(move || hasher.add(&tuples).map(|()| hasher)).await;
         hashed.map_err(|cause| {
-            let message = format!("hash the rows of chunk {} of {}", self.spec.chunk, self.spec.relation);
+            let message =
+                format!("hash the rows of chunk {} of {}", self.spec.chunk, self.spec.relation);
             Error::new(Kind::Internal, message).because(cause)
         })
     }

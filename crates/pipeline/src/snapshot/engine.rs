@@ -58,7 +58,6 @@ impl Engine {
     }
 
     /// One reader: chunks until none is left, then the keys of the tables that it finished.
-
     async fn work(self: Arc<Self>) -> Result<()> {
         let mut builds: JoinSet<Result<()>> = JoinSet::new();
         let mut reader: Option<Reader> = None;
@@ -212,7 +211,9 @@ fn panicked(error: tokio::task::JoinError) -> Error {
 }
 
 /// Runs a short piece of file work off the threads that serve sockets.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(panicked)
 }
 

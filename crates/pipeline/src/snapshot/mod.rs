@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use tidemark_digest::{CANONICAL_VERSION, DigestKey, Forms, LeafBounds};
 use tidemark_ledger::{Ledger, NewRelation, RunRecord, now_ms};
 use tidemark_model::{
-    Budget, ChunkRange, ChunkResult, ChunkSpec, Cpu, Lsn, RelationName, RowSum, SchemaObjects, SequencePosition,
-    Severity, TablePlan,
+    Budget, ChunkRange, ChunkResult, ChunkSpec, Cpu, Lsn, RelationName, RowSum, SchemaObjects,
+    SequencePosition, Severity, TablePlan,
 };
 use tidemark_sink::postgres::SchemaMode;
 use tidemark_sink::{Sink, SnapshotStart, SnapshotSummary, TableSummary};
@@ -40,8 +40,12 @@ use engine::{Engine, TableWork, blocking};
 const RUNS: u32 = 3;
 
 /// What libpq says when a connection cannot be made or was lost; `pg_dump`'s exit code is the same for everything.
-const CONNECTION_LOST: [&str; 4] =
-    ["server closed the connection", "terminating connection", "connection to server", "could not receive data"];
+const CONNECTION_LOST: [&str; 4] = [
+    "server closed the connection",
+    "terminating connection",
+    "connection to server",
+    "could not receive data",
+];
 
 /// What a finished snapshot says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,11 +87,16 @@ pub struct TableReport {
 ///
 /// # Cancel safety
 /// Cancel by `stop`: sessions end, the target keeps an unfinished run that the next one replaces.
-pub async fn snapshot_only(job: &Job, progress: &Arc<Progress>, stop: &CancellationToken) -> Result<Report> {
+pub async fn snapshot_only(
+    job: &Job,
+    progress: &Arc<Progress>,
+    stop: &CancellationToken,
+) -> Result<Report> {
     let state_dir = job.state_dir.clone();
     let name = job.name.clone();
     // A DBA sees whose sessions these are.
-    let source = job.source.clone().with_application_name(&tidemark_source::names::slot_name(&name));
+    let source =
+        job.source.clone().with_application_name(&tidemark_source::names::slot_name(&name));
     let job = &Job { source, ..job.clone() };
     let ledger = Arc::new(blocking(move || Ledger::open(&state_dir, &name)).await??);
     let shared = Shared::new(job, progress, &ledger);
@@ -129,8 +138,9 @@ impl Run<'_> {
     async fn once(&self) -> Result<Report> {
         let started = Instant::now();
         let job = self.job;
-        let cpu = Cpu::new(std::thread::available_parallelism().map_or(2, usize::from))
-            .map_err(|cause| Error::new(Kind::Unavailable, "start the CPU threads").because(cause))?;
+        let cpu = Cpu::new(std::thread::available_parallelism().map_or(2, usize::from)).map_err(
+            |cause| Error::new(Kind::Unavailable, "start the CPU threads").because(cause),
+        )?;
         let budget = Budget::new(job.memory / 2);
         let sink = sink(job, &cpu, &budget);
         self.progress.enter(Phase::Check, "checking source and target");
@@ -172,11 +182,16 @@ impl Run<'_> {
         })
     }
 
-    async fn prepare(&self, looked: Looked, snapshot: &Snapshot, sink: &dyn Sink) -> Result<Prepared> {
+    async fn prepare(
+        &self,
+        looked: Looked,
+        snapshot: &Snapshot,
+        sink: &dyn Sink,
+    ) -> Result<Prepared> {
         let Looked { catalog, mut plans, client, .. } = looked;
         plans.retain(|plan| !snapshot.gone().contains(&plan.relation.name));
         refresh(&mut plans, snapshot.tables());
-        let objects = self.schema_objects(&client, &plans, snapshot).await?;
+        let objects = self.schema_objects(&client, &catalog, &plans, snapshot).await?;
         let excluded = excluded_relations(&catalog, &plans);
         let leaves = leaf_bounds(&client, &plans).await?;
         let chunks = plan_chunks(self.job, &client, &catalog, &plans).await?;
@@ -203,6 +218,7 @@ impl Run<'_> {
     async fn schema_objects(
         &self,
         client: &Client,
+        catalog: &Catalog,
         plans: &[TablePlan],
         snapshot: &Snapshot,
     ) -> Result<SchemaObjects> {
@@ -218,9 +234,11 @@ impl Run<'_> {
             is_called: sequence.is_called,
             owner: sequence.owned_by.as_ref().map(|(table, _)| table.clone()),
         };
-        objects.sequences = snapshot.sequences().iter().map(sequence).collect();
+        // One that we may not read has a finding already, and no position that could be set.
+        let readable = snapshot.sequences().iter().filter(|sequence| sequence.can_select);
+        objects.sequences = readable.map(sequence).collect();
         let mut chosen: HashSet<_> = plans.iter().map(|plan| plan.relation.name.clone()).collect();
-        chosen.extend(plans.iter().filter_map(|plan| plan.relation.partition_root.clone()));
+        chosen.extend(plans.iter().flat_map(|plan| catalog.ancestors(&plan.relation)).cloned());
         schema::restrict(&mut objects, &chosen);
         Ok(objects)
     }
@@ -231,9 +249,14 @@ impl Run<'_> {
             return Ok(None);
         }
         let archive = Archive { path: self.job.state_dir.join("schema.dump") };
-        dump::dump_schema(&self.job.source, catalog.server.version_num, snapshot.id(), &archive.path)
-            .await
-            .map_err(dump_error)?;
+        dump::dump_schema(
+            &self.job.source,
+            catalog.server.version_num,
+            snapshot.id(),
+            &archive.path,
+        )
+        .await
+        .map_err(dump_error)?;
         Ok(Some(archive))
     }
 
@@ -279,7 +302,9 @@ impl Run<'_> {
         runner: ChunkRunner,
     ) -> Result<Arc<Engine>> {
         let mut order: Vec<&TablePlan> = start.tables.iter().collect();
-        order.sort_by_key(|plan| std::cmp::Reverse(plan.relation.heap_bytes + plan.relation.toast_bytes));
+        order.sort_by_key(|plan| {
+            std::cmp::Reverse(plan.relation.heap_bytes + plan.relation.toast_bytes)
+        });
         self.progress.begin(order.iter().map(|plan| (*plan, chunks[&plan.relation.oid].len())));
         let key = self.begin_ledger(start, &order, &leaves, &chunks).await?;
         let queue: VecDeque<ChunkSpec> = order
@@ -367,7 +392,8 @@ impl Run<'_> {
 /// What the raw sums of a table are taken over, for the ledger: only sums of one scheme compare.
 fn raw_scheme(plan: &TablePlan, forms: Forms) -> String {
     let key = DigestKey::new([0; 32]);
-    let scheme = engine::hasher(plan, forms, &key, LeafBounds::single()).map(|hasher| hasher.raw_scheme());
+    let scheme =
+        engine::hasher(plan, forms, &key, LeafBounds::single()).map(|hasher| hasher.raw_scheme());
     let name = scheme.ok().and_then(|scheme| serde_json::to_value(scheme).ok());
     name.and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
 }
@@ -398,23 +424,29 @@ fn dump_error(cause: dump::DumpError) -> Error {
     let hint = cause.hint();
     let message = cause.to_string();
     let is_lost = CONNECTION_LOST.iter().any(|words| message.contains(words));
-    let mut error = Error::new(if is_lost { Kind::Unavailable } else { Kind::Usage }, message).hint(hint);
+    let mut error =
+        Error::new(if is_lost { Kind::Unavailable } else { Kind::Usage }, message).hint(hint);
     // Nothing has been moved yet.
     error.lost_snapshot = is_lost;
     error
 }
 
 fn refuse_blocking(looked: &Looked) -> Result<()> {
-    let blocking: Vec<_> =
-        looked.findings.iter().filter(|finding| finding.severity == Severity::Blocking).cloned().collect();
+    let blocking: Vec<_> = looked
+        .findings
+        .iter()
+        .filter(|finding| finding.severity == Severity::Blocking)
+        .cloned()
+        .collect();
     for finding in looked.findings.iter().filter(|finding| finding.severity == Severity::Warning) {
         tracing::warn!(object = %finding.object, "{}", finding.message);
     }
     if blocking.is_empty() {
         return Ok(());
     }
-    let mut error = Error::new(Kind::Preflight, format!("begin: {} finding(s) block the job", blocking.len()))
-        .hint("mend what is listed; tidemark check shows all findings");
+    let mut error =
+        Error::new(Kind::Preflight, format!("begin: {} finding(s) block the job", blocking.len()))
+            .hint("mend what is listed; tidemark check shows all findings");
     error.findings = blocking;
     Err(error)
 }
@@ -425,7 +457,10 @@ async fn leaf_bounds(client: &Client, plans: &[TablePlan]) -> Result<HashMap<u32
     let bounds = plans.iter().filter_map(|plan| {
         let (column_name, bounds) = texts.remove(&plan.relation.oid)?;
         let index = plan.columns.iter().position(|column| column.name == column_name)?;
-        Some((plan.relation.oid, LeafBounds::from_text_bounds(&plan.columns[index], index, &bounds)))
+        Some((
+            plan.relation.oid,
+            LeafBounds::from_text_bounds(&plan.columns[index], index, &bounds),
+        ))
     });
     Ok(bounds.collect())
 }
@@ -476,7 +511,15 @@ fn report_of(engine: &Engine, start: &SnapshotStart, readers: usize) -> Report {
         .map(|plan| table_report(plan, done.get(&plan.relation.oid).map_or(&[], Vec::as_slice)))
         .collect();
     tables.sort_by_key(|table| std::cmp::Reverse(table.summary.bytes));
-    Report { job: start.job.clone(), run: start.run.clone(), lsn: start.lsn, tables, duration_ms: 0, readers, gone: Vec::new() }
+    Report {
+        job: start.job.clone(),
+        run: start.run.clone(),
+        lsn: start.lsn,
+        tables,
+        duration_ms: 0,
+        readers,
+        gone: Vec::new(),
+    }
 }
 
 fn table_report(plan: &TablePlan, results: &[ChunkResult]) -> TableReport {
@@ -511,6 +554,8 @@ fn table_report(plan: &TablePlan, results: &[ChunkResult]) -> TableReport {
 
 /// Names a run: the time, and the process so that two runs in one millisecond differ.
 fn run_name() -> String {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
     format!("{:012x}{:06x}", now.as_millis(), std::process::id() & 0xFF_FFFF)
 }

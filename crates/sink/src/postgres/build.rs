@@ -9,9 +9,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::future::try_join_all;
-use tidemark_model::{ConstraintKind, ForeignKey, IndexDef, RelationName, SchemaObjects, sql::Ident};
-use tokio::sync::Semaphore;
+use tidemark_model::{
+    ConstraintKind, ForeignKey, IndexDef, RelationName, SchemaObjects, sql::Ident,
+};
 use tidemark_wire::tokio_postgres;
+use tokio::sync::Semaphore;
 use tokio_postgres::error::SqlState;
 
 use super::session::{Pool, Purpose, Sessions, server_error, wait_for_end};
@@ -92,7 +94,12 @@ impl Builder {
         self.execute(relation, "add the keys", &after).await
     }
 
-    async fn execute(&self, relation: &RelationName, attempt: &str, statements: &[String]) -> Result<()> {
+    async fn execute(
+        &self,
+        relation: &RelationName,
+        attempt: &str,
+        statements: &[String],
+    ) -> Result<()> {
         if statements.is_empty() {
             return Ok(());
         }
@@ -107,7 +114,9 @@ impl Builder {
             match client.batch_execute(&text).await {
                 Ok(()) => self.pool.give_back(client),
                 // The batch is one transaction: if a part of it is there, the lost try had committed.
-                Err(cause) if lost.is_some() && is_there_already(&cause) => self.pool.give_back(client),
+                Err(cause) if lost.is_some() && is_there_already(&cause) => {
+                    self.pool.give_back(client)
+                }
                 Err(cause) => {
                     let error = server_error(attempt, Some(relation), cause);
                     if error.disposition != Disposition::Retry || tries_left == 0 {
@@ -133,9 +142,11 @@ impl Builder {
             let statement = add_foreign_key(key, self.is_validated_later(key));
             self.execute(&key.table, &attempt, &[statement]).await?;
         }
-        let to_validate = self.schema.foreign_keys.iter().filter(|key| self.is_validated_later(key));
+        let to_validate =
+            self.schema.foreign_keys.iter().filter(|key| self.is_validated_later(key));
         try_join_all(to_validate.map(|key| async move {
-            let statement = format!("ALTER TABLE {} VALIDATE CONSTRAINT {}", key.table, Ident(&key.name));
+            let statement =
+                format!("ALTER TABLE {} VALIDATE CONSTRAINT {}", key.table, Ident(&key.name));
             let attempt = format!("validate foreign key {}", Ident(&key.name));
             self.execute(&key.table, &attempt, &[statement]).await
         }))
@@ -153,7 +164,8 @@ impl Builder {
     pub(super) async fn sequences(&self) -> Result<()> {
         let client = self.pool.take().await?;
         for group in self.schema.sequences.chunks(1000) {
-            let names: Vec<String> = group.iter().map(|sequence| sequence.name.to_string()).collect();
+            let names: Vec<String> =
+                group.iter().map(|sequence| sequence.name.to_string()).collect();
             let values: Vec<i64> = group.iter().map(|sequence| sequence.last_value).collect();
             let called: Vec<bool> = group.iter().map(|sequence| sequence.is_called).collect();
             client
@@ -179,9 +191,13 @@ impl Builder {
         for view in &self.schema.materialized_views {
             let attempt = |cause| server_error("fill a materialized view", Some(view), cause);
             // One that reads a table outside the selection was not created.
-            let row = client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&view.to_string()]).await;
+            let row =
+                client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&view.to_string()]).await;
             if row.map_err(attempt)?.get(0) {
-                client.batch_execute(&format!("REFRESH MATERIALIZED VIEW {view}")).await.map_err(attempt)?;
+                client
+                    .batch_execute(&format!("REFRESH MATERIALIZED VIEW {view}"))
+                    .await
+                    .map_err(attempt)?;
             }
         }
         self.pool.give_back(client);
@@ -216,8 +232,12 @@ fn after_index(index: &IndexDef) -> Vec<String> {
     if let Some(constraint) = &index.constraint {
         let add = format!("ALTER TABLE ONLY {table} ADD CONSTRAINT {}", Ident(&constraint.name));
         statements.push(match constraint.kind {
-            ConstraintKind::PrimaryKey => format!("{add} PRIMARY KEY USING INDEX {name}{}", constraint.deferrable),
-            ConstraintKind::Unique => format!("{add} UNIQUE USING INDEX {name}{}", constraint.deferrable),
+            ConstraintKind::PrimaryKey => {
+                format!("{add} PRIMARY KEY USING INDEX {name}{}", constraint.deferrable)
+            }
+            ConstraintKind::Unique => {
+                format!("{add} UNIQUE USING INDEX {name}{}", constraint.deferrable)
+            }
             ConstraintKind::Exclusion => format!("{add} {}", constraint.definition),
         });
     }
@@ -233,5 +253,10 @@ fn after_index(index: &IndexDef) -> Vec<String> {
 fn add_foreign_key(key: &ForeignKey, is_validated_later: bool) -> String {
     let only = if key.on_partitioned { "" } else { "ONLY " };
     let suffix = if is_validated_later { " NOT VALID" } else { "" };
-    format!("ALTER TABLE {only}{} ADD CONSTRAINT {} {}{suffix}", key.table, Ident(&key.name), key.definition)
+    format!(
+        "ALTER TABLE {only}{} ADD CONSTRAINT {} {}{suffix}",
+        key.table,
+        Ident(&key.name),
+        key.definition
+    )
 }

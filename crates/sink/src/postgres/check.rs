@@ -57,7 +57,8 @@ pub(super) async fn check(
     if options.schema == SchemaMode::Exists {
         findings.extend(compare(&read_columns(&client, tables).await?, tables));
     }
-    let needs_replica = options.triggers == Triggers::Replica && options.schema == SchemaMode::Exists;
+    let needs_replica =
+        options.triggers == Triggers::Replica && options.schema == SchemaMode::Exists;
     if needs_replica && !may_replicate(&client).await? {
         findings.push(replica_role_finding(&client).await?);
     }
@@ -80,13 +81,22 @@ async fn server_findings(client: &Client, options: &PostgresOptions) -> Result<V
     let object = format!("database {}", tidemark_model::sql::Ident(&database));
     let mut findings = Vec::new();
     let mut block = |code: &str, message: &str, fix: String| {
-        findings.push(Finding::new(Severity::Blocking, code, object.clone(), message).with_fix(fix));
+        findings
+            .push(Finding::new(Severity::Blocking, code, object.clone(), message).with_fix(fix));
     };
     if client.server_version_num() < 140_000 {
-        block("target-version", "the target is older than PostgreSQL 14", "use PostgreSQL 14 or later as target".to_owned());
+        block(
+            "target-version",
+            "the target is older than PostgreSQL 14",
+            "use PostgreSQL 14 or later as target".to_owned(),
+        );
     }
     if row.get(0) {
-        block("target-is-standby", "the target is a standby: it takes no writes", "connect to its primary".to_owned());
+        block(
+            "target-is-standby",
+            "the target is a standby: it takes no writes",
+            "connect to its primary".to_owned(),
+        );
     } else if row.get(1) {
         block(
             "target-read-only",
@@ -116,7 +126,10 @@ async fn replica_role_finding(client: &Client) -> Result<Finding> {
         .map_err(|cause| server_error("look at the target server", None, cause))?;
     let user: String = row.get(0);
     let fix = if client.server_version_num() >= 150_000 {
-        format!("GRANT SET ON PARAMETER session_replication_role TO {}", tidemark_model::sql::Ident(&user))
+        format!(
+            "GRANT SET ON PARAMETER session_replication_role TO {}",
+            tidemark_model::sql::Ident(&user)
+        )
     } else {
         "use a superuser on the target, or target.triggers = \"as-is\"".to_owned()
     };
@@ -131,7 +144,8 @@ async fn replica_role_finding(client: &Client) -> Result<Finding> {
 
 async fn missing_extensions(client: &Client, tables: &[TablePlan]) -> Result<Vec<Finding>> {
     let columns = tables.iter().flat_map(|plan| &plan.columns);
-    let mut wanted: Vec<&str> = columns.filter_map(|column| column.data_type.extension.as_deref()).collect();
+    let mut wanted: Vec<&str> =
+        columns.filter_map(|column| column.data_type.extension.as_deref()).collect();
     wanted.sort_unstable();
     wanted.dedup();
     let rows = client
@@ -156,15 +170,19 @@ async fn missing_extensions(client: &Client, tables: &[TablePlan]) -> Result<Vec
 }
 
 async fn read_columns(client: &Client, tables: &[TablePlan]) -> Result<TargetTables> {
-    let (schemas, names): (Vec<&str>, Vec<&str>) =
-        tables.iter().map(|plan| (plan.relation.name.schema.as_str(), plan.relation.name.name.as_str())).unzip();
+    let (schemas, names): (Vec<&str>, Vec<&str>) = tables
+        .iter()
+        .map(|plan| (plan.relation.name.schema.as_str(), plan.relation.name.name.as_str()))
+        .unzip();
     let rows = client
         .query(COLUMNS, &[&schemas, &names])
         .await
         .map_err(|cause| server_error("read the target's columns", None, cause))?;
     let mut there = TargetTables::new();
     for row in rows {
-        let table = there.entry(RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).or_default();
+        let table = there
+            .entry(RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)))
+            .or_default();
         if let Some(name) = row.get::<_, Option<String>>(2) {
             let column = TargetColumn {
                 type_name: row.get(3),
@@ -190,28 +208,41 @@ fn compare(there: &TargetTables, tables: &[TablePlan]) -> Vec<Finding> {
             );
             continue;
         };
-        findings.extend(plan.columns.iter().filter_map(|column| compare_column(name, column, columns)));
+        findings
+            .extend(plan.columns.iter().filter_map(|column| compare_column(name, column, columns)));
         findings.extend(extra_columns(plan, columns));
     }
     findings
 }
 
-fn compare_column(table: &RelationName, column: &Column, there: &HashMap<String, TargetColumn>) -> Option<Finding> {
+fn compare_column(
+    table: &RelationName,
+    column: &Column,
+    there: &HashMap<String, TargetColumn>,
+) -> Option<Finding> {
     let object = format!("{table}.{}", tidemark_model::sql::Ident(&column.name));
-    let block = |code: &str, message: String| Some(Finding::new(Severity::Blocking, code, object.clone(), message));
+    let block = |code: &str, message: String| {
+        Some(Finding::new(Severity::Blocking, code, object.clone(), message))
+    };
     let Some(target) = there.get(&column.name) else {
         return block("target-column-missing", "the target's table lacks this column".to_owned());
     };
     if target.is_generated {
         let message = "the target generates this column itself".to_owned();
-        return (column.generated == Generated::No).then(|| block("target-column-generated", message)).flatten();
+        return (column.generated == Generated::No)
+            .then(|| block("target-column-generated", message))
+            .flatten();
     }
     if target.type_name != column.type_name {
-        let message = format!("the source has type {}, the target {}", column.type_name, target.type_name);
+        let message =
+            format!("the source has type {}, the target {}", column.type_name, target.type_name);
         return block("target-column-type", message);
     }
     if target.is_not_null && column.is_nullable {
-        return block("target-column-not-null", "the source allows NULL, the target does not".to_owned());
+        return block(
+            "target-column-not-null",
+            "the source allows NULL, the target does not".to_owned(),
+        );
     }
     None
 }
@@ -222,7 +253,10 @@ fn extra_columns(plan: &TablePlan, there: &HashMap<String, TargetColumn>) -> Vec
     let finding = |(name, column): (&String, &TargetColumn)| {
         let refuses = column.is_not_null && !column.has_default && !column.is_generated;
         let (severity, message) = match refuses {
-            true => (Severity::Blocking, "the target's column is not moved, NOT NULL and without a default"),
+            true => (
+                Severity::Blocking,
+                "the target's column is not moved, NOT NULL and without a default",
+            ),
             false => (Severity::Note, "the target's column is not moved and gets its default"),
         };
         (!column.is_generated).then(|| {
@@ -271,10 +305,13 @@ GROUP BY k.oid, k.conname, k.confrelid";
 pub(super) async fn keys_hold(client: &Client, tables: &[TablePlan]) -> Result<()> {
     for plan in tables {
         let name = &plan.relation.name;
-        let attempt = |cause| server_error("check the keys that were not enforced while loading", Some(name), cause);
+        let attempt = |cause| {
+            server_error("check the keys that were not enforced while loading", Some(name), cause)
+        };
         let qualified = name.to_string();
         for row in client.query(DEFERRABLE_KEYS, &[&qualified]).await.map_err(attempt)? {
-            let (key, columns, not_null): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+            let (key, columns, not_null): (String, String, String) =
+                (row.get(0), row.get(1), row.get(2));
             let query = format!(
                 "SELECT EXISTS (SELECT FROM ONLY {name} WHERE {not_null} GROUP BY {columns} HAVING count(*) > 1)"
             );
@@ -292,16 +329,24 @@ pub(super) async fn keys_hold(client: &Client, tables: &[TablePlan]) -> Result<(
     Ok(())
 }
 
-async fn refuse_if(client: &Client, query: &str, table: &RelationName, key: &str, what: &str) -> Result<()> {
-    let row = client
-        .query_one(query, &[])
-        .await
-        .map_err(|cause| server_error("check the keys that were not enforced while loading", Some(table), cause))?;
+async fn refuse_if(
+    client: &Client,
+    query: &str,
+    table: &RelationName,
+    key: &str,
+    what: &str,
+) -> Result<()> {
+    let row = client.query_one(query, &[]).await.map_err(|cause| {
+        server_error("check the keys that were not enforced while loading", Some(table), cause)
+    })?;
     if !row.get::<_, bool>(0) {
         return Ok(());
     }
     let key = tidemark_model::sql::Ident(key);
-    Err(Error::new(Disposition::Refused, format!("finish the snapshot: the target's constraint {key} {what}"))
-        .on(table)
-        .hint("the rows are in; mend or drop the constraint on the target"))
+    Err(Error::new(
+        Disposition::Refused,
+        format!("finish the snapshot: the target's constraint {key} {what}"),
+    )
+    .on(table)
+    .hint("the rows are in; mend or drop the constraint on the target"))
 }

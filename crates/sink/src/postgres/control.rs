@@ -128,12 +128,19 @@ impl Control {
         if !self.lost.load(Ordering::Relaxed) && !self.holder.is_closed() {
             return Ok(());
         }
-        Err(Error::new(Disposition::Unavailable, "go on after the session that holds the job was lost")
-            .hint("run the same command again: it starts the snapshot over"))
+        Err(Error::new(
+            Disposition::Unavailable,
+            "go on after the session that holds the job was lost",
+        )
+        .hint("run the same command again: it starts the snapshot over"))
     }
 
     /// Decides whether this run may write here, clears what an earlier run of the same job left, and records this one.
-    pub(super) async fn begin(&self, options: &PostgresOptions, start: &SnapshotStart) -> Result<Begun> {
+    pub(super) async fn begin(
+        &self,
+        options: &PostgresOptions,
+        start: &SnapshotStart,
+    ) -> Result<Begun> {
         let record = read_record(&self.client, &self.job).await?;
         let there = self.relations_there().await?;
         let begun = match record.filter(|record| record.phase != "cleaned") {
@@ -173,11 +180,15 @@ impl Control {
         if record.phase == "complete" && options.not_empty == NotEmpty::Refuse {
             return Err(Error::new(
                 Disposition::Usage,
-                format!("copy again: the target already holds the finished snapshot of job {:?} at {}", self.job, record.end_lsn),
+                format!(
+                    "copy again: the target already holds the finished snapshot of job {:?} at {}",
+                    self.job, record.end_lsn
+                ),
             )
             .hint("--target-not-empty truncate --yes replaces it"));
         }
-        let mode = if record.schema_mode == "create" { SchemaMode::Create } else { SchemaMode::Exists };
+        let mode =
+            if record.schema_mode == "create" { SchemaMode::Create } else { SchemaMode::Exists };
         self.claim(record).await?;
         if mode == SchemaMode::Exists {
             self.delete_own_rows().await?;
@@ -209,7 +220,10 @@ impl Control {
         let attempt = "delete what an unfinished run left";
         let row = self
             .client
-            .query_one("SELECT EXISTS (SELECT FROM tidemark.chunk WHERE job = $1 AND rows > 0)", &[&self.job])
+            .query_one(
+                "SELECT EXISTS (SELECT FROM tidemark.chunk WHERE job = $1 AND rows > 0)",
+                &[&self.job],
+            )
             .await
             .map_err(|cause| server_error(attempt, None, cause))?;
         if !row.get::<_, bool>(0) {
@@ -241,11 +255,15 @@ impl Control {
             .query(&statement, &[&self.job])
             .await
             .map_err(|cause| server_error("list the tables of an earlier run", None, cause))?;
-        Ok(rows.iter().map(|row| RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
+        Ok(rows
+            .iter()
+            .map(|row| RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)))
+            .collect())
     }
 
     async fn drop_own_tables(&self) -> Result<()> {
-        let attempt = |cause| server_error("drop what an earlier run of this job made", None, cause);
+        let attempt =
+            |cause| server_error("drop what an earlier run of this job made", None, cause);
         for group in self.own_tables("'r', 'p'").await?.chunks(500) {
             let names: Vec<String> = group.iter().map(RelationName::to_string).collect();
             let statement = format!(
@@ -259,7 +277,8 @@ impl Control {
 
     /// In tables that were there before us: nothing but what the user allowed.
     async fn make_room(&self, options: &PostgresOptions, start: &SnapshotStart) -> Result<()> {
-        let names: Vec<String> = start.tables.iter().map(|plan| plan.relation.name.to_string()).collect();
+        let names: Vec<String> =
+            start.tables.iter().map(|plan| plan.relation.name.to_string()).collect();
         match options.not_empty {
             NotEmpty::Append => return Ok(()),
             NotEmpty::Truncate => {
@@ -280,7 +299,9 @@ impl Control {
                 .client
                 .query_one(&format!("SELECT EXISTS (SELECT FROM ONLY {name})"), &[])
                 .await
-                .map_err(|cause| server_error("look whether the target's table is empty", Some(name), cause))?;
+                .map_err(|cause| {
+                    server_error("look whether the target's table is empty", Some(name), cause)
+                })?;
             if row.get(0) {
                 return Err(not_empty(name));
             }
@@ -288,13 +309,20 @@ impl Control {
         Ok(())
     }
 
-    async fn record(&self, options: &PostgresOptions, start: &SnapshotStart, mode: SchemaMode) -> Result<()> {
+    async fn record(
+        &self,
+        options: &PostgresOptions,
+        start: &SnapshotStart,
+        mode: SchemaMode,
+    ) -> Result<()> {
         let attempt = |cause| server_error("write the job's record on the target", None, cause);
         let mode = if mode == SchemaMode::Create { "create" } else { "exists" };
         let (schemas, names): (Vec<&str>, Vec<&str>) = start
             .tables
             .iter()
-            .flat_map(|plan| std::iter::once(&plan.relation.name).chain(&plan.relation.partition_root))
+            .flat_map(|plan| {
+                std::iter::once(&plan.relation.name).chain(&plan.relation.partition_root)
+            })
             .map(|name| (name.schema.as_str(), name.name.as_str()))
             .unzip();
         let identifier = start.system_identifier.to_string();
@@ -343,7 +371,10 @@ impl Control {
         }
         Err(Error::new(
             Disposition::Internal,
-            format!("go on with run {} of job {:?}: the target's record is complete or another run's", self.run, self.job),
+            format!(
+                "go on with run {} of job {:?}: the target's record is complete or another run's",
+                self.run, self.job
+            ),
         ))
     }
 
@@ -393,7 +424,11 @@ impl Control {
     }
 }
 
-fn decide(options: &PostgresOptions, start: &SnapshotStart, there: &[RelationName]) -> Result<Begun> {
+fn decide(
+    options: &PostgresOptions,
+    start: &SnapshotStart,
+    there: &[RelationName],
+) -> Result<Begun> {
     if options.schema == SchemaMode::Exists {
         return Ok(Begun { mode: SchemaMode::Exists, replaces_own: false });
     }
@@ -414,7 +449,8 @@ fn decide(options: &PostgresOptions, start: &SnapshotStart, there: &[RelationNam
 }
 
 fn refuse_foreign(left: &[RelationName], start: &SnapshotStart) -> Result<()> {
-    let is_chosen = |name: &&RelationName| start.tables.iter().any(|plan| plan.relation.name == **name);
+    let is_chosen =
+        |name: &&RelationName| start.tables.iter().any(|plan| plan.relation.name == **name);
     // Views, sequences and the like are taken away by the schema's own DROP ... IF EXISTS statements; a chosen table that
     // is still there was never ours.
     left.iter().find(is_chosen).map_or(Ok(()), |name| Err(not_empty(name)))
@@ -431,14 +467,20 @@ pub(super) async fn relations_there(client: &Client) -> Result<Vec<RelationName>
         .query(RELATIONS_THERE, &[])
         .await
         .map_err(|cause| server_error("list what the target holds", None, cause))?;
-    Ok(rows.iter().map(|row| RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect())
+    Ok(rows
+        .iter()
+        .map(|row| RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)))
+        .collect())
 }
 
 async fn beat(client: Arc<Client>, job: String, lost: Arc<AtomicBool>) {
     loop {
         tokio::time::sleep(HEARTBEAT).await;
         let beaten = client
-            .execute("UPDATE tidemark.progress SET heartbeat = clock_timestamp() WHERE job = $1", &[&job])
+            .execute(
+                "UPDATE tidemark.progress SET heartbeat = clock_timestamp() WHERE job = $1",
+                &[&job],
+            )
             .await;
         if let Err(error) = beaten {
             tracing::error!(%error, "the session that holds the job on the target is lost");
@@ -455,7 +497,8 @@ async fn take_lock(client: &Client, options: &PostgresOptions) -> Result<()> {
     let deadline = Instant::now() + STALE;
     let mut seen = heartbeat_of(client, &options.job).await?;
     loop {
-        let row = client.query_one("SELECT pg_try_advisory_lock($1)", &[&key]).await.map_err(attempt)?;
+        let row =
+            client.query_one("SELECT pg_try_advisory_lock($1)", &[&key]).await.map_err(attempt)?;
         if row.get(0) {
             return Ok(());
         }
@@ -487,7 +530,8 @@ async fn end_holder(client: &Client, key: i64, options: &PostgresOptions) -> Res
         .map_err(attempt)?;
     let deadline = Instant::now() + STALE;
     while Instant::now() < deadline {
-        let row = client.query_one("SELECT pg_try_advisory_lock($1)", &[&key]).await.map_err(attempt)?;
+        let row =
+            client.query_one("SELECT pg_try_advisory_lock($1)", &[&key]).await.map_err(attempt)?;
         if row.get(0) {
             return Ok(());
         }
@@ -497,7 +541,10 @@ async fn end_holder(client: &Client, key: i64, options: &PostgresOptions) -> Res
 }
 
 fn held(job: &str) -> Error {
-    let mut error = Error::new(Disposition::Held, format!("take job {job:?} on the target: another instance holds it"));
+    let mut error = Error::new(
+        Disposition::Held,
+        format!("take job {job:?} on the target: another instance holds it"),
+    );
     error.hint = Some("stop the other instance, or give this job another name (--job)".to_owned());
     error
 }
@@ -512,7 +559,10 @@ async fn heartbeat_of(client: &Client, job: &str) -> Result<Option<String>> {
         return Ok(None);
     }
     let row = client
-        .query_opt("SELECT heartbeat::text FROM tidemark.progress WHERE job = $1 AND wave = ''", &[&job])
+        .query_opt(
+            "SELECT heartbeat::text FROM tidemark.progress WHERE job = $1 AND wave = ''",
+            &[&job],
+        )
         .await
         .map_err(attempt)?;
     Ok(row.map(|row| row.get(0)))
@@ -537,8 +587,13 @@ async fn end_other_sessions(client: &Client, job: &str) -> Result<()> {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            return Err(Error::new(Disposition::Unavailable, format!("{attempt}: {} of them go on", ended.len()))
-                .hint("end them by hand (pg_stat_activity names them) and run the same command again"));
+            return Err(Error::new(
+                Disposition::Unavailable,
+                format!("{attempt}: {} of them go on", ended.len()),
+            )
+            .hint(
+                "end them by hand (pg_stat_activity names them) and run the same command again",
+            ));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -547,9 +602,9 @@ async fn end_other_sessions(client: &Client, job: &str) -> Result<()> {
 /// The advisory lock's key: the job's name, so that two jobs on one target do not meet (FNV-1a, 64 bits).
 fn lock_key(job: &str) -> i64 {
     let name = application_name(job);
-    let hash = name
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
     hash.cast_signed()
 }
 
@@ -605,10 +660,14 @@ pub async fn cleanup(options: &PostgresOptions) -> Result<Vec<String>> {
         let statement = format!("DELETE FROM tidemark.{} WHERE job = $1", Ident(table));
         let rows = client.execute(&statement, &[&options.job]).await.map_err(attempt)?;
         if rows > 0 {
-            done.push(format!("target: removed {rows} rows of job {:?} from tidemark.{table}", options.job));
+            done.push(format!(
+                "target: removed {rows} rows of job {:?} from tidemark.{table}",
+                options.job
+            ));
         }
     }
-    let row = client.query_one("SELECT count(*) FROM tidemark.progress", &[]).await.map_err(attempt)?;
+    let row =
+        client.query_one("SELECT count(*) FROM tidemark.progress", &[]).await.map_err(attempt)?;
     if row.get::<_, i64>(0) == 0 {
         client
             .batch_execute("DROP TABLE tidemark.chunk, tidemark.relation, tidemark.progress; DROP SCHEMA tidemark")

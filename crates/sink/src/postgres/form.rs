@@ -8,11 +8,48 @@ use tidemark_model::{Column, DataType, TupleForm, TypeKind};
 
 /// Built-in types with a binary form that is the same on every supported version.
 const PORTABLE: &[&str] = &[
-    "bool", "int2", "int4", "int8", "float4", "float8", "numeric", "money", "text", "varchar",
-    "bpchar", "char", "name", "bytea", "uuid", "date", "time", "timetz", "timestamp",
-    "timestamptz", "interval", "json", "jsonb", "inet", "cidr", "macaddr", "macaddr8", "bit",
-    "varbit", "oid", "xid", "xid8", "cid", "tid", "pg_lsn", "point", "line", "lseg", "box", "path",
-    "polygon", "circle",
+    "bool",
+    "int2",
+    "int4",
+    "int8",
+    "float4",
+    "float8",
+    "numeric",
+    "money",
+    "text",
+    "varchar",
+    "bpchar",
+    "char",
+    "name",
+    "bytea",
+    "uuid",
+    "date",
+    "time",
+    "timetz",
+    "timestamp",
+    "timestamptz",
+    "interval",
+    "json",
+    "jsonb",
+    "inet",
+    "cidr",
+    "macaddr",
+    "macaddr8",
+    "bit",
+    "varbit",
+    "oid",
+    "xid",
+    "xid8",
+    "cid",
+    "tid",
+    "pg_lsn",
+    "point",
+    "line",
+    "lseg",
+    "box",
+    "path",
+    "polygon",
+    "circle",
 ];
 
 /// The form for a table's columns, from a source to a target of these `server_version_num`s.
@@ -70,13 +107,15 @@ mod tests {
 
     #[test]
     fn built_in_types_travel_in_binary() {
-        let columns = [column(DataType::builtin(20, "int8")), column(DataType::builtin(1700, "numeric"))];
+        let columns =
+            [column(DataType::builtin(20, "int8")), column(DataType::builtin(1700, "numeric"))];
         assert_eq!(copy_form(&columns, 150_000, 180_000), TupleForm::PgBinary);
     }
 
     #[test]
     fn one_column_with_foreign_oids_makes_the_table_text() {
-        let label = DataType { schema: "public".to_owned(), ..of_kind("mood", TypeKind::Enum(vec![])) };
+        let label =
+            DataType { schema: "public".to_owned(), ..of_kind("mood", TypeKind::Enum(vec![])) };
         let plain = column(DataType::builtin(20, "int8"));
         assert_eq!(copy_form(&[column(label.clone())], 150_000, 150_000), TupleForm::PgBinary);
         let array = of_kind("_mood", TypeKind::Array(Box::new(label)));

@@ -94,7 +94,6 @@ impl Loader {
             freeze: self.inner.may_freeze && spec.range == ChunkRange::Whole,
             spec: spec.clone(),
             copying: None,
-            held: None,
         }
     }
 }
@@ -105,8 +104,6 @@ pub(super) struct PostgresChunk {
     spec: ChunkSpec,
     freeze: bool,
     copying: Option<Copying>,
-    /// The batch that may still be in the buffers behind the socket.
-    held: Option<(Tuples, Reservation)>,
 }
 
 struct Copying {
@@ -116,16 +113,29 @@ struct Copying {
 
 impl PostgresChunk {
     fn error(&self, attempt: &str, cause: tokio_postgres::Error) -> Error {
-        server_error(format!("{attempt}, chunk {}", self.spec.chunk), Some(&self.spec.relation), cause)
+        let error = server_error(
+            format!("{attempt}, chunk {}", self.spec.chunk),
+            Some(&self.spec.relation),
+            cause,
+        );
+        match error.disposition {
+            Disposition::Refused => error.hint(
+                "mend the target's table or the row on the source, then run the same command again",
+            ),
+            _ => error,
+        }
     }
 
     fn commit_error(&self, cause: tokio_postgres::Error) -> Error {
         if cause.code() != Some(&SqlState::DIVISION_BY_ZERO) {
             return self.error("commit", cause);
         }
-        Error::new(Disposition::Held, format!("commit chunk {}: another run has taken the job over", self.spec.chunk))
-            .on(&self.spec.relation)
-            .hint("one of the two runs must end; tidemark status shows which one is at work")
+        Error::new(
+            Disposition::Held,
+            format!("commit chunk {}: another run has taken the job over", self.spec.chunk),
+        )
+        .on(&self.spec.relation)
+        .hint("one of the two runs must end; tidemark status shows which one is at work")
     }
 
     async fn copying(&mut self) -> Result<&mut Copying> {
@@ -135,7 +145,10 @@ impl PostgresChunk {
                 true => format!("BEGIN; TRUNCATE ONLY {}", self.spec.relation),
                 false => "BEGIN".to_owned(),
             };
-            client.batch_execute(&begin).await.map_err(|cause| self.error("begin to load", cause))?;
+            client
+                .batch_execute(&begin)
+                .await
+                .map_err(|cause| self.error("begin to load", cause))?;
             let statement = copy_in_statement(&self.spec, self.freeze);
             let copy = client
                 .copy_in::<_, Bytes>(&statement)
@@ -163,7 +176,8 @@ impl ChunkWriter for PostgresChunk {
                 return Err(self.error("load rows", cause));
             }
         }
-        self.held = Some((tuples, reservation));
+        // Held until the next batch comes, it could be what the reading of that batch waits for.
+        drop(reservation);
         Ok(())
     }
 
@@ -179,18 +193,20 @@ impl ChunkWriter for PostgresChunk {
                 (copying.client, rows.map_err(|cause| self.error("load rows", cause))?, "")
             }
         };
-        self.held = None;
         if rows != result.rows_out {
             return Err(Error::new(
                 Disposition::Internal,
-                format!("commit chunk {}: the source sent {} rows, the target took {rows}", self.spec.chunk, result.rows_out),
+                format!(
+                    "commit chunk {}: the source sent {} rows, the target took {rows}",
+                    self.spec.chunk, result.rows_out
+                ),
             )
             .on(&self.spec.relation));
         }
         self.loader.asked().insert((self.spec.relation_oid, self.spec.chunk), client.backend_pid());
         let marker = marker_statement(&self.loader.inner, &self.spec, rows, result);
         client
-            .batch_execute(&format!("{begin} {marker}; COMMIT"))
+            .batch_execute(&format!("{begin} COMMIT; SELECT pg_sleep(0.15); {marker}"))
             .await
             .map_err(|cause| self.commit_error(cause))?;
         self.loader.inner.pool.give_back(client);
@@ -219,7 +235,8 @@ fn marker_statement(inner: &Inner, spec: &ChunkSpec, rows: u64, result: &ChunkRe
 }
 
 fn copy_in_statement(spec: &ChunkSpec, freeze: bool) -> String {
-    let names: Vec<String> = spec.columns.iter().map(|column| Ident(&column.name).to_string()).collect();
+    let names: Vec<String> =
+        spec.columns.iter().map(|column| Ident(&column.name).to_string()).collect();
     // A table without columns takes no column list at all.
     let list = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
     let format = match spec.form {

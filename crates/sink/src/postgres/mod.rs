@@ -31,7 +31,8 @@ use tidemark_wire::ConnectSpec;
 use tokio::sync::OnceCell;
 
 use crate::{
-    BeginChunk, Committed, Disposition, Error, NotEmpty, Result, Sink, SnapshotStart, SnapshotSummary,
+    BeginChunk, Committed, Disposition, Error, NotEmpty, Result, Sink, SnapshotStart,
+    SnapshotSummary,
 };
 
 pub use control::{JobRecord, cleanup, read_job_record};
@@ -131,7 +132,9 @@ impl Sink for PostgresSink {
                 restore::pre_data(&self.options, &list, begun.replaces_own).await?;
                 contents = Some(list);
             }
-            SchemaMode::Exists => check::matching_or_refuse(control.client(), &start.tables).await?,
+            SchemaMode::Exists => {
+                check::matching_or_refuse(control.client(), &start.tables).await?
+            }
         }
         control.set_phase("snapshot").await?;
         let run = Run {

@@ -18,8 +18,13 @@ use super::session::application_name;
 use crate::{Disposition, Error, Result, SnapshotStart};
 
 /// What libpq says when a connection cannot be made or was lost; the tool's exit code is the same for everything.
-const LOST: [&str; 5] =
-    ["server closed the connection", "terminating connection", "connection to server", "could not receive data", "SSL SYSCALL"];
+const LOST: [&str; 5] = [
+    "server closed the connection",
+    "terminating connection",
+    "connection to server",
+    "could not receive data",
+    "SSL SYSCALL",
+];
 /// What the archive's statements must not depend on; `pg_restore` itself sets the rest.
 const SETTINGS: &str = "-c synchronous_commit=off -c statement_timeout=0 -c lock_timeout=0 -c array_nulls=on \
     -c transform_null_equals=off -c datestyle=ISO -c intervalstyle=postgres -c timezone=UTC -c lc_monetary=C \
@@ -33,7 +38,7 @@ const PG_EVENT_TRIGGER: u32 = 3466;
 pub(super) struct Contents {
     archive: PathBuf,
     list: PathBuf,
-    /// What depends on a foreign key, such as its comment: restored after the foreign keys are built.
+    /// What depends on a foreign key, and comments on what we build: restored after the foreign keys are built.
     late: Option<PathBuf>,
     /// Event triggers: they would fire on what we build ourselves, so they come when all else is done.
     last: Option<PathBuf>,
@@ -49,11 +54,20 @@ struct Entry<'a> {
     depends_on: Vec<u32>,
 }
 
+impl Entry<'_> {
+    fn is_comment(&self) -> bool {
+        self.line.split_once("; 0 0 ").is_some_and(|(_, rest)| rest.starts_with("COMMENT "))
+    }
+}
+
 impl Contents {
     /// Reads the archive's table of contents and leaves out what was not chosen and what we build ourselves.
     pub(super) async fn read(options: &PostgresOptions, start: &SnapshotStart) -> Result<Self> {
         let Some(archive) = start.schema_archive.clone() else {
-            return Err(Error::new(Disposition::Internal, "create the schema without an archive of it"));
+            return Err(Error::new(
+                Disposition::Internal,
+                "create the schema without an archive of it",
+            ));
         };
         let mut command = tool(options);
         command.args(["--list", "--verbose"]).arg(&archive);
@@ -63,13 +77,21 @@ impl Contents {
         let is_excluded = |(catalog, oid)| catalog == PG_CLASS && start.excluded.contains(&oid);
         let dropped = with_dependents(&entries, is_excluded);
         let foreign: HashSet<Oid> = start.schema.foreign_keys.iter().map(|key| key.oid).collect();
-        let after_keys = with_dependents(&entries, |(catalog, oid)| catalog == PG_CONSTRAINT && foreign.contains(&oid));
-        let is_kept = |entry: &&Entry<'_>| !dropped.contains(&entry.id) && !built.contains(&entry.object);
+        let after_keys = with_dependents(&entries, |(catalog, oid)| {
+            catalog == PG_CONSTRAINT && foreign.contains(&oid)
+        });
+        let is_kept =
+            |entry: &&Entry<'_>| !dropped.contains(&entry.id) && !built.contains(&entry.object);
         let event_triggers = with_dependents(&entries, |(catalog, _)| catalog == PG_EVENT_TRIGGER);
         let (last, others): (Vec<&Entry<'_>>, Vec<&Entry<'_>>) =
             entries.iter().filter(is_kept).partition(|entry| event_triggers.contains(&entry.id));
+        // A comment belongs to the section of what stands before it in the list: that is not there any more.
+        let ours = with_dependents(&entries, |object| built.contains(&object));
+        let is_late = |entry: &&Entry<'_>| {
+            after_keys.contains(&entry.id) || entry.is_comment() && ours.contains(&entry.id)
+        };
         let (late, early): (Vec<&Entry<'_>>, Vec<&Entry<'_>>) =
-            others.into_iter().partition(|entry| after_keys.contains(&entry.id));
+            others.into_iter().partition(is_late);
         let list = archive.with_extension("list");
         write_list(&list, &early).await?;
         let late = write_list_if_any(archive.with_extension("late"), &late).await?;
@@ -95,7 +117,11 @@ async fn write_list(path: &Path, entries: &[&Entry<'_>]) -> Result<()> {
 }
 
 /// Restores what comes before the rows: schemas, types, functions, tables, views, sequences.
-pub(super) async fn pre_data(options: &PostgresOptions, contents: &Contents, replace: bool) -> Result<()> {
+pub(super) async fn pre_data(
+    options: &PostgresOptions,
+    contents: &Contents,
+    replace: bool,
+) -> Result<()> {
     let clean: &[&str] = if replace { &["--clean", "--if-exists"] } else { &[] };
     section(options, contents, &contents.list, "pre-data", clean).await
 }
@@ -106,9 +132,12 @@ pub(super) async fn post_data(options: &PostgresOptions, contents: &Contents) ->
 }
 
 /// Restores what depends on foreign keys.
-pub(super) async fn after_foreign_keys(options: &PostgresOptions, contents: &Contents) -> Result<()> {
+pub(super) async fn after_foreign_keys(
+    options: &PostgresOptions,
+    contents: &Contents,
+) -> Result<()> {
     match &contents.late {
-        Some(list) => section(options, contents, list, "post-data", &[]).await,
+        Some(list) => restore(options, contents, list, "the rest", &[]).await,
         None => Ok(()),
     }
 }
@@ -116,7 +145,7 @@ pub(super) async fn after_foreign_keys(options: &PostgresOptions, contents: &Con
 /// Restores what would fire on everything before it.
 pub(super) async fn event_triggers(options: &PostgresOptions, contents: &Contents) -> Result<()> {
     match &contents.last {
-        Some(list) => section(options, contents, list, "post-data", &[]).await,
+        Some(list) => restore(options, contents, list, "the rest", &[]).await,
         None => Ok(()),
     }
 }
@@ -128,9 +157,20 @@ async fn section(
     section: &str,
     more: &[&str],
 ) -> Result<()> {
+    let argument = format!("--section={section}");
+    let more: Vec<&str> = more.iter().copied().chain([argument.as_str()]).collect();
+    restore(options, contents, list, section, &more).await
+}
+
+async fn restore(
+    options: &PostgresOptions,
+    contents: &Contents,
+    list: &Path,
+    what: &str,
+    more: &[&str],
+) -> Result<()> {
     let mut command = tool(options);
     command
-        .arg(format!("--section={section}"))
         .arg("--use-list")
         .arg(list)
         .arg("--dbname")
@@ -144,7 +184,7 @@ async fn section(
         command.args(["--no-owner", "--no-privileges"]);
     }
     command.arg(&contents.archive);
-    run(command, &format!("create the target's schema ({section})")).await?;
+    run(command, &format!("create the target's schema ({what})")).await?;
     Ok(())
 }
 
@@ -237,7 +277,9 @@ fn parse(text: &str) -> Vec<Entry<'_>> {
     for line in text.lines() {
         if let Some(list) = line.strip_prefix(";\tdepends on:") {
             if let Some(entry) = entries.last_mut() {
-                entry.depends_on.extend(list.split_whitespace().filter_map(|id| id.parse::<u32>().ok()));
+                entry
+                    .depends_on
+                    .extend(list.split_whitespace().filter_map(|id| id.parse::<u32>().ok()));
             }
         } else if let Some(entry) = parse_entry(line) {
             entries.push(entry);

@@ -42,9 +42,10 @@ impl Sessions {
         if self.triggers == Triggers::Replica && may_replicate(&client).await? {
             settings.push_str("; SET session_replication_role = replica");
         }
-        client.batch_execute(&settings).await.map_err(|cause| {
-            server_error("set up a session for loading", None, cause)
-        })?;
+        client
+            .batch_execute(&settings)
+            .await
+            .map_err(|cause| server_error("set up a session for loading", None, cause))?;
         Ok(client)
     }
 
@@ -121,8 +122,11 @@ pub(super) async fn wait_for_end(client: &Client, backend: i32, job: &str) -> Re
             return Ok(());
         }
         if Instant::now() >= deadline {
-            return Err(Error::new(Disposition::Unavailable, format!("{attempt}: backend {backend} goes on"))
-                .hint("run the same command again: it starts the snapshot over"));
+            return Err(Error::new(
+                Disposition::Unavailable,
+                format!("{attempt}: backend {backend} goes on"),
+            )
+            .hint("run the same command again: it starts the snapshot over"));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -141,9 +145,10 @@ pub(super) async fn may_replicate(client: &Client) -> Result<bool> {
     } else {
         "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
     };
-    let row = client.query_one(statement, &[]).await.map_err(|cause| {
-        server_error("ask whether triggers may be switched off", None, cause)
-    })?;
+    let row = client
+        .query_one(statement, &[])
+        .await
+        .map_err(|cause| server_error("ask whether triggers may be switched off", None, cause))?;
     Ok(row.get(0))
 }
 
@@ -158,7 +163,7 @@ fn connect_error(spec: &ConnectSpec, cause: tidemark_wire::Error) -> Error {
     };
     let hint = cause.hint();
     let mut error = Error::new(disposition, format!("connect to the target {}", spec.redacted()));
-    error.hint = hint.map(Into::into);
+    error.hint = hint;
     error.because(cause)
 }
 
@@ -172,7 +177,8 @@ pub(super) fn server_error(
     let mut error = Error::new(disposition, attempt);
     error.relation = relation.cloned();
     if disposition == Disposition::Unavailable {
-        error.hint = Some("free the resource on the target and run the same command again".to_owned());
+        error.hint =
+            Some("free the resource on the target and run the same command again".to_owned());
     }
     // `wire` keeps of the server's answer what cannot quote a row.
     let cause = tidemark_wire::Error::sql("")(cause);

@@ -47,7 +47,10 @@ impl Target for PostgresTarget {
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
              WHERE application_name LIKE 'tidemark%' AND datname = current_database()",
         );
-        Arc::new(WithTables { sink: PostgresSink::new(self.options()), database: self.database.url() })
+        Arc::new(WithTables {
+            sink: PostgresSink::new(self.options()),
+            database: self.database.url(),
+        })
     }
 
     fn reader(&self) -> &dyn Reader {
@@ -88,7 +91,9 @@ impl Sink for WithTables {
         let client = ConnectSpec::parse(&self.database).unwrap().connect().await.unwrap();
         for plan in start.tables.iter() {
             let name = &plan.relation.name;
-            let sql = format!("SET client_min_messages = warning; CREATE TABLE IF NOT EXISTS {name} (id int8 NOT NULL, body text)");
+            let sql = format!(
+                "SET client_min_messages = warning; CREATE TABLE IF NOT EXISTS {name} (id int8 NOT NULL, body text)"
+            );
             client.batch_execute(&sql).await.unwrap();
             // The catalog of these tests calls its types by their short names.
             let sql = format!("ALTER TABLE {name} ALTER id TYPE int8");

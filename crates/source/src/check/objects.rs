@@ -17,16 +17,22 @@ pub(super) fn check(catalog: &Catalog, chosen: &[TablePlan]) -> Vec<Finding> {
             Severity::Warning,
             "foreign-tables",
             "foreign table",
-            "their rows are on another server",
+            "not moved: their rows are on another server",
         ),
         (
             RelationKind::MaterializedView,
-            Severity::Warning,
+            Severity::Note,
             "materialized-views",
             "materialized view",
-            "refresh them on the target",
+            "no rows of their own; a created target gets their definitions and fills them, a lake does not",
         ),
-        (RelationKind::View, Severity::Note, "views", "view", "they hold no rows"),
+        (
+            RelationKind::View,
+            Severity::Note,
+            "views",
+            "view",
+            "no rows of their own; a created target gets their definitions, a lake does not",
+        ),
     ];
     for (kind, severity, code, word, why) in kinds {
         let names: Vec<&RelationName> = catalog
@@ -36,8 +42,7 @@ pub(super) fn check(catalog: &Catalog, chosen: &[TablePlan]) -> Vec<Finding> {
             .map(|relation| &relation.name)
             .collect();
         if !names.is_empty() {
-            let message =
-                format!("{} are not moved: {why} ({})", count(names.len(), word), list(&names));
+            let message = format!("{}: {why} ({})", count(names.len(), word), list(&names));
             findings.push(Finding::new(severity, code, "source", message));
         }
     }

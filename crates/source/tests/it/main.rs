@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** tests wait for states, never for time, and each has a database of its own.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod catalog;
 mod check;
 mod chunks;
