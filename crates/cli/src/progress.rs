@@ -160,6 +160,9 @@ fn set(bar: &ProgressBar, name: &str, done: u64, total: u64) {
 
 /// The line for one moment.
 pub fn line(view: &View, bytes_per_second: Option<u64>) -> String {
+    if view.tables_total == 0 {
+        return view.phase.clone();
+    }
     let mut text = format!("{}: {}", view.phase, overall_message(view, bytes_per_second));
     if let Some(percent) = percent(view.bytes_done, view.bytes_total) {
         text.push_str(&format!(", {percent} %"));

@@ -2,74 +2,82 @@
 
 use std::time::{Duration, Instant};
 
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use rustix::process::Signal;
-use tidemark_testkit::shared;
+use tidemark_testkit::{Database, shared};
 
 use crate::support::{
-    Job, Running, assert_markers_true, assert_same, assert_source_clean, filled, markers, phase, reached, side, wait_until,
+    Job, Running, assert_markers_true, assert_same, assert_source_clean, filled, loads, markers,
+    phase, reached, run_of, say, side, wait_until,
 };
+
+const SEED: u64 = 0x7469_6465;
 
 /// When a run is killed.
 #[derive(Debug, Clone, Copy)]
 enum Moment {
-    /// After this share of an undisturbed run's time.
-    Share(f64),
-    /// As soon as so many chunks are in.
+    /// After this time.
+    Time(Duration),
+    /// As soon as so many chunks are in; a whole run has more than twenty.
     Markers(u64),
     /// As soon as the target says so.
     Phase(&'static str),
+    /// As soon as an index is there.
+    Index,
 }
 
-const MOMENTS: [Moment; 13] = [
-    Moment::Share(0.05),
-    Moment::Share(0.15),
-    Moment::Share(0.25),
-    Moment::Phase("prepare"),
-    Moment::Phase("snapshot"),
-    Moment::Markers(1),
-    Moment::Markers(3),
-    Moment::Share(0.55),
-    Moment::Markers(9),
-    Moment::Share(0.7),
-    Moment::Share(0.85),
-    Moment::Phase("finish"),
-    Moment::Share(0.95),
-];
-
-#[test]
-fn a_run_killed_at_any_moment_is_finished_by_the_same_command() {
+/// Kills a run at each of these moments, looks at what is there, and lets the same command finish.
+fn kill_at(name: &str, moments: &[Moment]) {
     let source = filled();
-    let target = shared().unwrap();
-    let job = Job::new("killed", &source.url(), &target.url());
-    let began = Instant::now();
-    job.sync(&[]).expect(0);
-    let whole = began.elapsed();
-    drop(target);
     let mut killed = 0;
-    for moment in MOMENTS {
+    for moment in moments {
         let target = shared().unwrap();
-        let job = Job::new("killed", &source.url(), &target.url());
+        let job = Job::new(name, &source.url(), &target.url());
         let mut running = job.start_sync();
         let began = Instant::now();
-        let is_there = reached(&mut running, || match moment {
-            Moment::Share(share) => began.elapsed() >= whole.mul_f64(share),
-            Moment::Markers(count) => markers(side(&target), "killed") >= count,
-            Moment::Phase(name) => phase(side(&target), "killed") == name,
+        let index = "SELECT count(*) > 0 FROM pg_index WHERE indrelid >= 16384 AND indrelid::regclass::text !~ 'tidemark'";
+        let is_there = reached(&mut running, || match *moment {
+            Moment::Time(time) => began.elapsed() >= time,
+            Moment::Markers(count) => markers(side(&target), name) >= count,
+            Moment::Phase(phase_name) => phase(side(&target), name) == phase_name,
+            Moment::Index => target.psql(index).unwrap() == "t",
         });
         if is_there && !running.has_ended() {
             running.signal(Signal::KILL);
             killed += 1;
         }
         let ended = running.end();
-        println!("{moment:?}: exit {}, {} markers", ended.code, markers(side(&target), "killed"));
+        say(&format!("{moment:?}: exit {}, {} markers", ended.code, markers(side(&target), name)));
         assert_source_clean(side(&source));
-        assert_markers_true(side(&source), side(&target), "killed");
+        assert_markers_true(side(&source), side(&target), name);
         if ended.code != 0 {
             job.sync(&[]).expect(0);
         }
         assert_same(side(&source), side(&target));
     }
-    assert!(killed >= 8, "only {killed} runs were killed: the moments come too late");
+    let wanted = moments.len() * 2 / 3;
+    assert!(killed >= wanted, "only {killed} runs were killed: the moments come too late");
+}
+
+#[test]
+fn a_run_killed_while_it_prepares_is_finished_by_the_same_command() {
+    let mut random = StdRng::seed_from_u64(SEED);
+    println!("seed {SEED}");
+    let mut moments: Vec<Moment> =
+        (0..5).map(|_| Moment::Time(Duration::from_millis(random.random_range(5..900)))).collect();
+    moments.extend([Moment::Phase("prepare"), Moment::Phase("snapshot")]);
+    kill_at("killed-early", &moments);
+}
+
+#[test]
+fn a_run_killed_while_rows_flow_or_at_its_end_is_finished_by_the_same_command() {
+    let mut random = StdRng::seed_from_u64(SEED + 1);
+    println!("seed {}", SEED + 1);
+    let mut moments: Vec<Moment> =
+        (0..4).map(|_| Moment::Markers(random.random_range(2..20))).collect();
+    moments.extend([Moment::Markers(1), Moment::Index, Moment::Phase("finish")]);
+    kill_at("killed-late", &moments);
 }
 
 #[test]
@@ -77,19 +85,19 @@ fn a_run_killed_again_and_again_is_finished_in_the_end() {
     let (source, target) = (filled(), shared().unwrap());
     let job = Job::new("again", &source.url(), &target.url());
     for count in [1, 5, 2] {
-        let before = run_of(side(&target));
+        let before = run_of(side(&target), "again");
         let mut running = job.start_sync();
-        reached(&mut running, || run_of(side(&target)) != before && markers(side(&target), "again") >= count);
+        assert!(
+            loads(&mut running, side(&target), "again", &before, count),
+            "{}",
+            running.stderr()
+        );
         running.signal(Signal::KILL);
         running.end();
         assert_markers_true(side(&source), side(&target), "again");
     }
     job.sync(&[]).expect(0);
     assert_same(side(&source), side(&target));
-}
-
-fn run_of((cluster, database): crate::support::Side<'_>) -> String {
-    cluster.psql(database, "SELECT run FROM tidemark.progress").unwrap_or_default()
 }
 
 #[test]
@@ -99,11 +107,19 @@ fn an_interrupted_run_says_how_to_go_on_and_goes_on() {
         let target = shared().unwrap();
         let job = Job::new("stopped", &source.url(), &target.url());
         let mut running = job.start_sync();
-        assert!(reached(&mut running, || markers(side(&target), "stopped") >= 2), "{}", running.stderr());
+        assert!(
+            reached(&mut running, || markers(side(&target), "stopped") >= 2),
+            "{}",
+            running.stderr()
+        );
         running.signal(signal);
         let stopped = Instant::now();
         running.end().expect(130).says(&["interrupted", "run the same command again"]);
-        assert!(stopped.elapsed() < Duration::from_secs(8), "{signal:?} took {:?}", stopped.elapsed());
+        assert!(
+            stopped.elapsed() < Duration::from_secs(8),
+            "{signal:?} took {:?}",
+            stopped.elapsed()
+        );
         assert_source_clean(side(&source));
         assert_markers_true(side(&source), side(&target), "stopped");
         job.sync(&[]).expect(0);
@@ -126,36 +142,49 @@ fn an_interrupt_while_a_lock_is_waited_for_is_heard() {
 }
 
 /// A session that holds a lock.
-pub(crate) struct Blocker {
+pub(crate) struct Blocker<'a> {
+    database: &'a Database,
     child: std::process::Child,
 }
 
-impl Blocker {
-    pub(crate) fn start(database: &tidemark_testkit::Database, sql: &str) -> Self {
+impl<'a> Blocker<'a> {
+    pub(crate) fn start(database: &'a Database, sql: &str) -> Self {
         let mut command = database.cluster().psql_command(database.name());
         command.arg("-c").arg(format!("BEGIN; {sql}; SELECT pg_sleep(600)"));
         command.env("PGAPPNAME", "blocker");
-        let child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+        let child = command
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
         let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'blocker' AND datname = current_database() AND wait_event = 'PgSleep'";
         wait_until("the blocker has its lock", || database.psql(sleeps).unwrap() == "1");
-        Self { child }
+        Self { database, child }
     }
 
     pub(crate) fn end(&mut self) {
-        self.child.kill().ok();
+        // Its backend would sleep on without its client.
+        let ends = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'blocker' AND datname = current_database()";
+        self.database.psql(ends).unwrap();
         self.child.wait().ok();
     }
 }
 
-impl Drop for Blocker {
+impl Drop for Blocker<'_> {
     fn drop(&mut self) {
         self.end();
     }
 }
 
 /// Kills a run once so many chunks are in.
-pub(crate) fn kill_at_markers(mut running: Running, target: crate::support::Side<'_>, job: &str, count: u64) {
-    assert!(reached(&mut running, || markers(target, job) >= count), "{}", running.stderr());
+pub(crate) fn kill_at_markers(
+    mut running: Running,
+    target: crate::support::Side<'_>,
+    job: &str,
+    before: &str,
+    count: u64,
+) {
+    assert!(loads(&mut running, target, job, before, count), "{}", running.stderr());
     running.signal(Signal::KILL);
     running.end();
 }

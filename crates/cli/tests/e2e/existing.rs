@@ -3,7 +3,7 @@
 use tidemark_testkit::{Database, shared};
 
 use crate::crash::kill_at_markers;
-use crate::support::{Job, assert_same, filled, side};
+use crate::support::{Job, assert_same, filled, run_of, side};
 
 const ROWS: u32 = 40_000;
 
@@ -12,12 +12,17 @@ fn pair() -> (Database, Database) {
     let (source, target) = (shared().unwrap(), shared().unwrap());
     let table = "CREATE TABLE event (id integer, t text); CREATE TABLE small (id integer)";
     source.psql(&format!("{table}; INSERT INTO event SELECT i, repeat('x', 60) FROM generate_series(1, {ROWS}) i; INSERT INTO small SELECT 1; ANALYZE")).unwrap();
-    target.psql(&format!("{table}; INSERT INTO event SELECT -i, 'ours' FROM generate_series(1, 100) i")).unwrap();
+    target
+        .psql(&format!(
+            "{table}; INSERT INTO event SELECT -i, 'ours' FROM generate_series(1, 100) i"
+        ))
+        .unwrap();
     (source, target)
 }
 
 fn job(name: &str, source: &Database, target: &Database) -> Job {
-    Job::new(name, &source.url(), &target.url()).configured("[snapshot]\nreaders = 1\nchunk_bytes = \"256KiB\"\n")
+    Job::new(name, &source.url(), &target.url())
+        .configured("[snapshot]\nreaders = 1\nchunk_bytes = \"256KiB\"\n")
 }
 
 #[test]
@@ -26,14 +31,9 @@ fn appended_rows_are_added_once_although_the_run_was_killed() {
     let job = job("append", &source, &target);
     job.sync(&[]).expect(5).says(&["--target-not-empty"]);
     for count in [1, 4] {
+        let before = run_of(side(&target), "append");
         let running = job.start(&["sync", "--snapshot-only", "--target-not-empty", "append"]);
-        let fresh = target.psql("SELECT run FROM tidemark.progress").unwrap_or_default();
-        let mut running = running;
-        crate::support::reached(&mut running, || {
-            target.psql("SELECT run FROM tidemark.progress").unwrap_or_default() != fresh
-        });
-        kill_at_markers(running, side(&target), "append", count);
-        crate::support::sessions_end(side(&target));
+        kill_at_markers(running, side(&target), "append", &before, count);
     }
     job.sync(&["--target-not-empty", "append"]).expect(0);
     let counts = "SELECT count(*) FILTER (WHERE id < 0), count(*) FILTER (WHERE id > 0), count(DISTINCT id) FROM event";
@@ -45,12 +45,14 @@ fn appending_after_a_finished_append_never_takes_finished_rows_away() {
     let (source, target) = pair();
     let job = job("append-two", &source, &target);
     job.sync(&["--target-not-empty", "append"]).expect(0);
-    let before = target.psql("SELECT run FROM tidemark.progress").unwrap();
-    let mut running = job.start(&["sync", "--snapshot-only", "--target-not-empty", "append"]);
-    crate::support::reached(&mut running, || target.psql("SELECT run FROM tidemark.progress").unwrap() != before);
-    kill_at_markers(running, side(&target), "append-two", 2);
+    let before = run_of(side(&target), "append-two");
+    let running = job.start(&["sync", "--snapshot-only", "--target-not-empty", "append"]);
+    kill_at_markers(running, side(&target), "append-two", &before, 2);
     job.sync(&["--target-not-empty", "append"]).expect(0);
-    assert_eq!(target.psql("SELECT count(*) FROM event WHERE id > 0").unwrap(), (2 * ROWS).to_string());
+    assert_eq!(
+        target.psql("SELECT count(*) FROM event WHERE id > 0").unwrap(),
+        (2 * ROWS).to_string()
+    );
 }
 
 #[test]

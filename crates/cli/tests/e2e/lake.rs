@@ -12,8 +12,9 @@ use crate::support::{Job, assert_source_clean, files_below, filled, reached, sid
 const COMMIT: &str = "_tidemark/commits/00000000000000000000.json";
 
 fn lake_job(name: &str, source: &Database, root: &Path) -> Job {
-    Job::new(name, &source.url(), &format!("file://{}", root.display()))
-        .configured("[snapshot]\nreaders = 2\nchunk_bytes = \"512KiB\"\n[parquet]\nfile_bytes = \"1MiB\"\n")
+    Job::new(name, &source.url(), &format!("file://{}", root.display())).configured(
+        "[snapshot]\nreaders = 2\nchunk_bytes = \"512KiB\"\n[parquet]\nfile_bytes = \"1MiB\"\n",
+    )
 }
 
 /// The manifest lists exactly the files that are there, and as many rows as the source has.
@@ -23,7 +24,8 @@ fn assert_whole(source: &Database, root: &Path) {
     let commit: serde_json::Value = serde_json::from_str(&text).unwrap();
     let mut listed = Vec::new();
     for table in commit["tables"].as_array().unwrap() {
-        let name = format!("{}.{}", table["schema"].as_str().unwrap(), table["name"].as_str().unwrap());
+        let name =
+            format!("{}.{}", table["schema"].as_str().unwrap(), table["name"].as_str().unwrap());
         let files = table["files"].as_array().unwrap();
         let rows: u64 = files.iter().map(|file| file["rows"].as_u64().unwrap()).sum();
         let there = source.psql(&format!("SELECT count(*) FROM {name}")).unwrap();
@@ -46,7 +48,8 @@ fn a_killed_run_shows_nothing_and_the_same_command_makes_the_lake_whole() {
         let mut running = job.start_sync();
         reached(&mut running, || {
             let parquet = |path: &String| !path.starts_with("_tidemark/");
-            lake.join("_tidemark").exists() && files_below(&lake).iter().filter(|path| parquet(path)).count() >= files
+            lake.join("_tidemark").exists()
+                && files_below(&lake).iter().filter(|path| parquet(path)).count() >= files
         });
         running.signal(Signal::KILL);
         if running.end().code != 0 {

@@ -20,7 +20,9 @@ fn status_answers_while_the_job_runs_after_it_was_killed_and_when_it_is_done() {
     assert_eq!(snapshot["tables_total"], 10, "{status}");
     assert!(snapshot["rows_done"].as_u64().unwrap() > 0, "{status}");
     assert!(snapshot["bytes_done"].as_u64() <= snapshot["bytes_total"].as_u64(), "{status}");
-    for field in ["head_lsn", "sent_lsn", "received_lsn", "applied_lsn", "durable_lsn", "bytes", "seconds"] {
+    for field in
+        ["head_lsn", "sent_lsn", "received_lsn", "applied_lsn", "durable_lsn", "bytes", "seconds"]
+    {
         assert!(status["lag"].get(field).is_some(), "lag.{field}");
     }
     for field in ["transactions", "changes", "changes_per_second"] {
@@ -32,7 +34,11 @@ fn status_answers_while_the_job_runs_after_it_was_killed_and_when_it_is_done() {
     running.signal(Signal::KILL);
     running.end();
     let status = job.status().unwrap();
-    assert_eq!((&status["phase"], &status["is_running"]), (&"stopped".into(), &false.into()), "{status}");
+    assert_eq!(
+        (&status["phase"], &status["is_running"]),
+        (&"stopped".into(), &false.into()),
+        "{status}"
+    );
     job.sync(&[]).expect(0);
     let status = job.status().unwrap();
     assert_eq!(status["phase"], "complete", "{status}");
@@ -61,6 +67,9 @@ fn cleanup_takes_only_the_records_of_its_own_job_and_keeps_the_data() {
     one.run(&["cleanup", "--yes"]).expect(0);
     assert_eq!(target.psql(jobs).unwrap(), "ax1 ax1 ax1");
     two.run(&["cleanup", "--yes"]).expect(0);
-    assert_eq!(target.psql("SELECT count(*) FROM pg_namespace WHERE nspname = 'tidemark'").unwrap(), "0");
+    assert_eq!(
+        target.psql("SELECT count(*) FROM pg_namespace WHERE nspname = 'tidemark'").unwrap(),
+        "0"
+    );
     assert_eq!(target.psql("SELECT (SELECT id FROM a), (SELECT id FROM b)").unwrap(), "1|2");
 }

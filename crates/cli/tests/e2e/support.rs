@@ -71,6 +71,11 @@ impl Ran {
         self
     }
 
+    /// What ended it: its last words from `error:` on.
+    pub(crate) fn error(&self) -> &str {
+        self.stderr.find("error:").map_or("", |at| &self.stderr[at..])
+    }
+
     /// Panics unless stderr holds all of these.
     #[track_caller]
     pub(crate) fn says(self, parts: &[&str]) -> Self {
@@ -125,10 +130,6 @@ impl Job {
     pub(crate) fn state_at(mut self, path: &Path) -> Self {
         path.clone_into(&mut self.state_dir);
         self
-    }
-
-    pub(crate) fn state_dir(&self) -> &Path {
-        &self.state_dir
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -235,6 +236,12 @@ fn pause() {
     std::thread::sleep(Duration::from_millis(5));
 }
 
+/// Says how a test went: shown when it fails.
+#[expect(clippy::print_stdout, reason = "the test harness keeps it for a failed test")]
+pub(crate) fn say(text: &str) {
+    println!("{text}");
+}
+
 /// Asks until it is so.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, mut probe: impl FnMut() -> bool) {
@@ -277,6 +284,27 @@ pub(crate) fn markers((cluster, database): Side<'_>, job: &str) -> u64 {
     cluster.psql(database, &sql).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
+/// The run that the target knows; empty before it knows one.
+pub(crate) fn run_of((cluster, database): Side<'_>, job: &str) -> String {
+    let sql = format!("SELECT run FROM tidemark.progress WHERE job = '{job}'");
+    cluster.psql(database, &sql).unwrap_or_default()
+}
+
+/// Waits until a run that began after `before` has so many chunks in; whether it came to that.
+pub(crate) fn loads(
+    running: &mut Running,
+    target: Side<'_>,
+    job: &str,
+    before: &str,
+    count: u64,
+) -> bool {
+    reached(running, || {
+        run_of(target, job) != before
+            && phase(target, job) == "snapshot"
+            && markers(target, job) >= count
+    })
+}
+
 /// Where the run stands, as the target knows it; empty before it knows.
 pub(crate) fn phase((cluster, database): Side<'_>, job: &str) -> String {
     let sql = format!("SELECT phase FROM tidemark.progress WHERE job = '{job}'");
@@ -312,7 +340,8 @@ pub(crate) fn assert_markers_true(source: Side<'_>, target: Side<'_>, job: &str)
     let names = "SELECT oid || ' ' || oid::regclass FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace";
     for line in source.0.psql(source.1, names).unwrap().lines() {
         let (oid, name) = line.split_once(' ').unwrap();
-        if target.0.psql(target.1, &format!("SELECT to_regclass('{name}') IS NULL")).unwrap() == "t" {
+        if target.0.psql(target.1, &format!("SELECT to_regclass('{name}') IS NULL")).unwrap() == "t"
+        {
             continue;
         }
         let sql = format!(

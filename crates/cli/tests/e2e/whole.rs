@@ -11,7 +11,7 @@ fn a_zoo_and_tpch_are_copied_to_a_second_cluster_while_a_writer_writes() {
     let target = Cluster::start_default().unwrap();
     target.create_database("copy").unwrap();
     workload::load_zoo(source.cluster(), source.name()).unwrap();
-    let options = WriterOptions { clients: 2, ..WriterOptions::default() };
+    let options = WriterOptions { clients: 1, ..WriterOptions::default() };
     let writer = Writer::start(source.cluster(), source.name(), &options).unwrap();
     let job = Job::new("zoo", &source.url(), &target.url("copy"));
     let ran = job.sync(&["--json"]).expect(0);
@@ -55,7 +55,8 @@ fn a_table_has_its_filter_and_its_columns_and_the_rest_is_included_or_excluded()
     let more = "schema = \"exists\"\n[select]\ninclude = [\"public.re*\", \"public.n*\"]\nexclude = [\"public.nation\"]\n\
         [[table]]\nname = \"public.region\"\nwhere = \"r_regionkey > 2\"\ncolumns = [\"r_regionkey\", \"r_name\"]\n";
     Job::new("some", &source.url(), &target.url()).configured(more).sync(&[]).expect(0);
-    let rows = "SELECT string_agg(r_regionkey || trim(r_name), ' ' ORDER BY r_regionkey) FROM region";
+    let rows =
+        "SELECT string_agg(r_regionkey || trim(r_name), ' ' ORDER BY r_regionkey) FROM region";
     let expected = source.psql(&format!("{rows} WHERE r_regionkey > 2")).unwrap();
     assert_eq!(target.psql(rows).unwrap(), expected);
     assert!(!expected.is_empty());

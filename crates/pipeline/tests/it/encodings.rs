@@ -74,6 +74,7 @@ fn ascii_of_an_sql_ascii_database_arrives() {
     let fixture = Fixture::with_options(SQL_ASCII, "");
     fixture.sql("CREATE TABLE fine (id integer PRIMARY KEY, t text); INSERT INTO fine SELECT i, 'ascii ' || i FROM generate_series(1, 100) i");
     fixture.copy();
-    let found = oracle::data_diff((fixture.source, &fixture.from), (fixture.target, &fixture.to)).unwrap();
+    let found =
+        oracle::data_diff((fixture.source, &fixture.from), (fixture.target, &fixture.to)).unwrap();
     assert!(found.is_empty(), "{found:?}");
 }

@@ -48,8 +48,12 @@ fn one_table_of_a_web_arrives_without_what_depends_on_the_others() {
     let report = fixture.copy();
     assert_eq!(report.tables.len(), 1);
     assert_eq!(names(&fixture), "s.m_wanted s.of_wanted s.wanted");
-    assert_eq!(fixture.target_sql("SELECT string_agg(id || k::text, ',' ORDER BY id) FROM s.wanted"), "1b,2a");
-    let keys = "SELECT string_agg(conname, ' ' ORDER BY conname) FROM pg_constraint WHERE contype = 'f'";
+    assert_eq!(
+        fixture.target_sql("SELECT string_agg(id || k::text, ',' ORDER BY id) FROM s.wanted"),
+        "1b,2a"
+    );
+    let keys =
+        "SELECT string_agg(conname, ' ' ORDER BY conname) FROM pg_constraint WHERE contype = 'f'";
     assert_eq!(fixture.target_sql(keys), "wanted_parent_fkey");
     assert_eq!(fixture.target_sql("SELECT n FROM s.m_wanted"), "2");
     let triggers = "SELECT string_agg(tgname, ' ') FROM pg_trigger WHERE NOT tgisinternal";

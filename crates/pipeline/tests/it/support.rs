@@ -17,7 +17,7 @@ use tidemark_wire::ConnectSpec;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-/// Money and numbers of these places look different.
+/// Source and target of all tests of this process.
 static CLUSTERS: OnceLock<(Cluster, Cluster)> = OnceLock::new();
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
@@ -92,14 +92,6 @@ impl Fixture {
         self.directory.path().join("lake")
     }
 
-    /// Tables are there already.
-    pub(crate) fn target_exists(mut self) -> Self {
-        if let Target::Postgres(target) = &mut self.job.target {
-            target.schema = SchemaMode::Exists;
-        }
-        self
-    }
-
     /// Only what these globs choose.
     pub(crate) fn choose(mut self, globs: &[&str]) -> Self {
         let include = globs.iter().map(|glob| (*glob).to_owned()).collect();
@@ -139,9 +131,13 @@ impl Fixture {
         assert!(found.is_empty(), "{} differences:\n{}", lines.len(), lines.join("\n"));
     }
 
-    /// Rows, sequences and definitions are the same on both sides, by the oracle.
+    /// Rows, sequences and definitions are the same on both sides, by the oracle; a target of a later version has other
+    /// definitions (13 knows no multiranges, 15 gives every range one): rows and sequences only.
     #[track_caller]
     pub(crate) fn assert_same(&self) {
+        if self.source.version() != self.target.version() {
+            return self.assert_same_data();
+        }
         oracle::assert_same((self.source, &self.from), (self.target, &self.to));
     }
 }
@@ -177,11 +173,6 @@ pub(crate) fn run(job: &Job) -> Result<Report, Error> {
     let progress = std::sync::Arc::new(Progress::default());
     let stop = CancellationToken::new();
     runtime().block_on(Box::pin(snapshot_only(job, &progress, &stop)))
-}
-
-/// What `check` says, as `code object: message` lines.
-pub(crate) fn findings(job: &Job) -> Vec<tidemark_model::Finding> {
-    runtime().block_on(Box::pin(tidemark_pipeline::check(job))).unwrap()
 }
 
 /// The Python that reads Parquet: `TIDEMARK_PYTHON`, else the one that `scripts/test` makes.

@@ -1,6 +1,6 @@
 //! Every value of every type arrives as it was, whichever way its table travels and whatever the settings of both sides.
 
-use tidemark_testkit::workload;
+use tidemark_testkit::{Version, workload};
 
 use crate::support::Fixture;
 
@@ -52,10 +52,18 @@ fn force_text(fixture: &Fixture, schema: &str) {
     ));
 }
 
+fn load_matrix(fixture: &Fixture) {
+    workload::load_type_matrix(fixture.source, &fixture.from).unwrap();
+    if fixture.source.version() < Version::V15 {
+        // Old servers print a "char" above 127 as a byte that is no text: as text it is refused, and the judge reads it otherwise.
+        fixture.sql("UPDATE matrix.texts SET one = 'x' WHERE note = 'high byte'");
+    }
+}
+
 #[test]
 fn the_type_matrix_arrives_under_hostile_settings_of_both_databases() {
     let fixture = Fixture::new();
-    workload::load_type_matrix(fixture.source, &fixture.from).unwrap();
+    load_matrix(&fixture);
     make_hostile(&fixture);
     fixture.copy();
     fixture.assert_same();
@@ -64,7 +72,7 @@ fn the_type_matrix_arrives_under_hostile_settings_of_both_databases() {
 #[test]
 fn the_type_matrix_arrives_as_text_under_hostile_settings_of_both_databases() {
     let fixture = Fixture::new();
-    workload::load_type_matrix(fixture.source, &fixture.from).unwrap();
+    load_matrix(&fixture);
     force_text(&fixture, "matrix");
     make_hostile(&fixture);
     fixture.copy();
@@ -157,12 +165,18 @@ fn objects_that_hide_those_of_pg_catalog_are_never_called() {
     let fixture = Fixture::new();
     fixture.sql(TRAPS);
     let path = |database: &str| {
-        format!("ALTER DATABASE {database} SET search_path = trap, pg_catalog; ALTER ROLE postgres IN DATABASE {database} SET search_path = trap, pg_catalog")
+        format!(
+            "ALTER DATABASE {database} SET search_path = trap, pg_catalog; ALTER ROLE postgres IN DATABASE {database} SET search_path = trap, pg_catalog"
+        )
     };
     fixture.source.psql("postgres", &path(&fixture.from)).unwrap();
     fixture.target.psql("postgres", &path(&fixture.to)).unwrap();
     let report = fixture.copy();
-    assert!(report.tables.iter().any(|table| table.chunks > 3), "the traps of tid are not stepped on");
+    assert!(
+        fixture.source.version() < Version::V14
+            || report.tables.iter().any(|table| table.chunks > 3),
+        "the traps of tid are not stepped on"
+    );
     fixture.assert_same_data();
     fixture.source.psql("postgres", "ALTER ROLE postgres RESET ALL").unwrap();
 }

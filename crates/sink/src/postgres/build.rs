@@ -142,16 +142,29 @@ impl Builder {
             let statement = add_foreign_key(key, self.is_validated_later(key));
             self.execute(&key.table, &attempt, &[statement]).await?;
         }
-        let to_validate =
-            self.schema.foreign_keys.iter().filter(|key| self.is_validated_later(key));
-        try_join_all(to_validate.map(|key| async move {
+        // Two validations of one table would wait for each other's lock: a table's keys come one after the other.
+        let mut by_table: HashMap<&RelationName, Vec<&ForeignKey>> = HashMap::new();
+        for key in self.schema.foreign_keys.iter().filter(|key| self.is_validated_later(key)) {
+            by_table.entry(&key.table).or_default().push(key);
+        }
+        let mut tables: Vec<_> = by_table.into_values().collect();
+        tables.sort_by_key(|keys| std::cmp::Reverse(self.heap_bytes(&keys[0].table)));
+        try_join_all(tables.into_iter().map(|keys| self.validate(keys))).await?;
+        Ok(())
+    }
+
+    async fn validate(&self, keys: Vec<&ForeignKey>) -> Result<()> {
+        for key in keys {
             let statement =
                 format!("ALTER TABLE {} VALIDATE CONSTRAINT {}", key.table, Ident(&key.name));
             let attempt = format!("validate foreign key {}", Ident(&key.name));
-            self.execute(&key.table, &attempt, &[statement]).await
-        }))
-        .await?;
+            self.execute(&key.table, &attempt, &[statement]).await?;
+        }
         Ok(())
+    }
+
+    fn heap_bytes(&self, relation: &RelationName) -> u64 {
+        self.tables.get(relation).map_or(0, |table| table.heap_bytes)
     }
 
     /// A key on a partitioned table cannot be NOT VALID; of one that points to a partitioned table, VALIDATE CONSTRAINT would

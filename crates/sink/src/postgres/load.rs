@@ -206,7 +206,7 @@ impl ChunkWriter for PostgresChunk {
         self.loader.asked().insert((self.spec.relation_oid, self.spec.chunk), client.backend_pid());
         let marker = marker_statement(&self.loader.inner, &self.spec, rows, result);
         client
-            .batch_execute(&format!("{begin} COMMIT; SELECT pg_sleep(0.15); {marker}"))
+            .batch_execute(&format!("{begin} {marker}; COMMIT"))
             .await
             .map_err(|cause| self.commit_error(cause))?;
         self.loader.inner.pool.give_back(client);
