@@ -45,6 +45,8 @@ pub(crate) const PINNED: &[(&str, &str)] = &[
     ("array_nulls", "on"),
     ("transform_null_equals", "off"),
     ("default_transaction_isolation", "read committed"),
+    // The catalog queries' estimates reach the cost where the server compiles a query, which takes far longer than running it.
+    ("jit", "off"),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),

@@ -36,6 +36,10 @@ use crate::{Error, Kind, Result};
 pub use chunk::{ChunkRunner, run_chunk};
 use engine::{Engine, TableWork, blocking};
 
+/// So many pieces for each reader, if they are not smaller than this.
+const CHUNKS_PER_READER: u64 = 16;
+const CHUNK_BYTES_MIN: u64 = 16 << 20;
+
 /// How often a run begins again after its snapshot was lost.
 const RUNS: u32 = 3;
 
@@ -472,18 +476,27 @@ async fn plan_chunks(
     plans: &[TablePlan],
 ) -> Result<HashMap<u32, Vec<ChunkRange>>> {
     let version = catalog.server.version_num;
+    let chunk_bytes = effective_chunk_bytes(job, plans);
     let mut chunks = HashMap::with_capacity(plans.len());
     for plan in plans {
         let relation = &plan.relation;
-        let parts = tidemark_source::parts_of(relation, job.chunk_bytes);
+        let parts = tidemark_source::parts_of(relation, chunk_bytes);
         let ranges = if version < 140_000 && parts > 1 {
             tidemark_source::key_bounds(client, relation, parts).await?
         } else {
-            tidemark_source::plan_chunks(relation, version, job.chunk_bytes)
+            tidemark_source::plan_chunks(relation, version, chunk_bytes)
         };
         chunks.insert(relation.oid, ranges);
     }
     Ok(chunks)
+}
+
+/// The user's size, or less where that many would leave readers without work while the last ones run: each reader gets at
+/// least [`CHUNKS_PER_READER`], so that the tail is a small share of the run.
+fn effective_chunk_bytes(job: &Job, plans: &[TablePlan]) -> u64 {
+    let bytes = |plan: &TablePlan| plan.relation.heap_bytes + plan.relation.toast_bytes;
+    let share = plans.iter().map(bytes).sum::<u64>() / (job.readers.max(1) as u64 * CHUNKS_PER_READER);
+    share.clamp(CHUNK_BYTES_MIN.min(job.chunk_bytes), job.chunk_bytes)
 }
 
 fn chunk_specs(start: &SnapshotStart, plan: &TablePlan, ranges: &[ChunkRange]) -> Vec<ChunkSpec> {
