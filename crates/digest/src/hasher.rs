@@ -62,6 +62,7 @@ struct Field {
 #[derive(Debug)]
 struct Cell {
     field: usize,
+    quick: Quick,
     op: Op,
 }
 
@@ -237,7 +238,8 @@ impl RowHasher {
                 continue;
             }
             let (at, len) = (at as usize, len as usize);
-            if quick(&cell.op, window, at, len, &mut out) {
+            let behind = window.get(at..).and_then(<[u8]>::first_chunk::<SHORT>);
+            if behind.is_some_and(|field| out.push_quick(cell.quick, field, len)) {
                 continue;
             }
             let field = row.get(at..at + len);
@@ -271,24 +273,6 @@ impl RowHasher {
             None => Error::MalformedRow { row, what },
             Some(column) => Error::MalformedField { row, column: self.names[column].clone(), what },
         }
-    }
-}
-
-/// Pushes the short values of the commonest types. The field was found by [`walk`], so it is inside its row.
-#[inline]
-fn quick(op: &Op, window: &[u8], at: usize, len: usize, out: &mut Encoder<'_>) -> bool {
-    let behind = window.get(at..).unwrap_or_default();
-    match op {
-        Op::Text if len <= SHORT => {
-            behind.first_chunk().map(|window| out.push_short_text(window, len)).is_some()
-        }
-        Op::Bpchar if len <= SHORT => {
-            behind.first_chunk().map(|window| out.push_short_bpchar(window, len)).is_some()
-        }
-        Op::Numeric => {
-            behind.first_chunk().is_some_and(|window| out.push_small_numeric(window, len))
-        }
-        _ => false,
     }
 }
 

@@ -7,7 +7,7 @@
 
 use tidemark_model::{DataType, TypeKind, Wire};
 
-use crate::canonical::{Encoder, NumericSpecial, tag};
+use crate::canonical::{Encoder, NumericSpecial, Quick, tag};
 
 /// What is wrong with a field.
 pub(crate) type Fault = &'static str;
@@ -148,6 +148,19 @@ impl Op {
             | Self::Mac8 => 8,
             Self::Interval | Self::Uuid => 16,
             _ => 0,
+        }
+    }
+
+    /// The quick way of its short values.
+    pub(crate) fn quick(&self) -> Quick {
+        match self {
+            Self::Int4 => Quick::Int4,
+            Self::Int8 => Quick::Int8,
+            Self::Date => Quick::Date,
+            Self::Text => Quick::Text,
+            Self::Bpchar => Quick::Bpchar,
+            Self::Numeric => Quick::Numeric,
+            _ => Quick::No,
         }
     }
 

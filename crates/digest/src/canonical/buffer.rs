@@ -83,12 +83,15 @@ impl RowBuffer {
         self.len += count;
     }
 
-    /// Appends the first `count` of these bytes, for all of which there is room: a copy of fixed size has no branch that
-    /// the length of a value could mislead.
+    /// The next `N` bytes to write, if there is room for them; [`advance`](Self::advance) says how many count.
     #[inline]
-    pub(super) fn put_first<const N: usize>(&mut self, bytes: &[u8; N], count: usize) {
-        debug_assert!(count <= N, "only what was copied counts");
-        self.bytes[self.len..self.len + N].copy_from_slice(bytes);
+    pub(super) fn window<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        self.bytes.get_mut(self.len..)?.first_chunk_mut()
+    }
+
+    /// Counts bytes that were written through a window.
+    #[inline]
+    pub(super) fn advance(&mut self, count: usize) {
         self.len += count;
     }
 

@@ -63,8 +63,8 @@ mod encoder;
 mod json;
 
 pub use buffer::RowBuffer;
-pub(crate) use encoder::SHORT;
 pub use encoder::{Encoder, Form, NumericSpecial};
+pub(crate) use encoder::{Quick, SHORT};
 
 /// The first byte of a cell.
 pub mod tag {

@@ -495,7 +495,8 @@ async fn plan_chunks(
 /// least [`CHUNKS_PER_READER`], so that the tail is a small share of the run.
 fn effective_chunk_bytes(job: &Job, plans: &[TablePlan]) -> u64 {
     let bytes = |plan: &TablePlan| plan.relation.heap_bytes + plan.relation.toast_bytes;
-    let share = plans.iter().map(bytes).sum::<u64>() / (job.readers.max(1) as u64 * CHUNKS_PER_READER);
+    let share =
+        plans.iter().map(bytes).sum::<u64>() / (job.readers.max(1) as u64 * CHUNKS_PER_READER);
     share.clamp(CHUNK_BYTES_MIN.min(job.chunk_bytes), job.chunk_bytes)
 }
 
