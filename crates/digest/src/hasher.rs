@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 use tidemark_model::{Column, LeafSum, RowSum, TupleForm, Tuples, Wire};
 
-use crate::canonical::{Encoder, Form, RowBuffer, SHORT};
+use crate::canonical::{Encoder, Form, Quick, RowBuffer, SHORT};
 use crate::program::{Fault, Op};
 use crate::{DigestKey, Error, LeafBounds, Result, is_tuple_stable};
 
@@ -115,7 +115,10 @@ impl RowHasher {
         let mut cells: Vec<Cell> = columns
             .iter()
             .enumerate()
-            .map(|(field, of)| Cell { field, op: Op::of(&of.column.data_type, of.wire) })
+            .map(|(field, of)| {
+                let op = Op::of(&of.column.data_type, of.wire);
+                Cell { field, quick: op.quick(), op }
+            })
             .collect();
         let has_value = forms == Forms::RawAndValue && cells.iter().any(|c| c.op.has_two_forms());
         let raw = match (form, forms) {
@@ -229,7 +232,7 @@ impl RowHasher {
     /// the next cell overwrites.
     #[inline]
     fn canonical(&mut self, row: &[u8], window: &[u8], form: Form) -> Result<u128, BadRow> {
-        self.row.clear();
+        self.row.begin(self.cells.len() * (2 + SHORT));
         let mut out = Encoder::new(&mut self.row, form);
         for cell in &self.cells {
             let Field { at, len } = self.fields[cell.field];

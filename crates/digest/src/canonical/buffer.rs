@@ -32,6 +32,13 @@ impl RowBuffer {
         }
     }
 
+    /// Begins a new row with room for so many bytes.
+    #[inline]
+    pub(crate) fn begin(&mut self, room: usize) {
+        self.clear();
+        self.room(room);
+    }
+
     /// The row so far.
     #[inline]
     pub fn as_slice(&self) -> &[u8] {
