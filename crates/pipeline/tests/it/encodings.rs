@@ -61,7 +61,7 @@ fn bytes_that_are_no_text_are_refused_by_table_and_without_their_value() {
 
 #[test]
 fn bytes_that_are_no_text_are_refused_for_a_lake() {
-    let fixture = Fixture::with_options(SQL_ASCII, "").to_lake();
+    let fixture = Fixture::with_options(SQL_ASCII, "").into_lake();
     fixture.sql("CREATE TABLE broken (id integer PRIMARY KEY, t text); INSERT INTO broken SELECT 1, 'geheim' || convert_from('\\xac'::bytea, 'SQL_ASCII')");
     let error = fixture.run().map(drop).unwrap_err();
     let text = chain(&error);

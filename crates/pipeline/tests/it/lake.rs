@@ -86,7 +86,7 @@ const QUERY: &str = "SELECT id, i2, i8, b, f8, f4, n, free, c, t, v, ch::text AS
 
 #[test]
 fn pyarrow_reads_what_psql_prints() {
-    let fixture = Fixture::new().to_lake();
+    let fixture = Fixture::new().into_lake();
     fixture.sql(VALUES);
     fixture.copy();
     assert_lake_holds(&fixture, "lake_values", QUERY);
@@ -95,7 +95,7 @@ fn pyarrow_reads_what_psql_prints() {
 #[test]
 fn pyarrow_reads_what_psql_prints_of_a_latin1_database_with_hostile_settings() {
     let fixture =
-        Fixture::with_options("TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'", "").to_lake();
+        Fixture::with_options("TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'", "").into_lake();
     fixture.sql(VALUES);
     let settings = format!(
         "ALTER DATABASE {0} SET DateStyle = 'German'; ALTER DATABASE {0} SET TimeZone = 'Asia/Kathmandu';
@@ -115,7 +115,7 @@ fn values_without_a_lake_form_are_refused_by_table_and_column() {
         ("time", "24:00"),
         ("numeric(8, 2)", "NaN"),
     ] {
-        let fixture = Fixture::new().to_lake();
+        let fixture = Fixture::new().into_lake();
         fixture.sql(&format!("CREATE TABLE odd (id integer PRIMARY KEY, hard {kind}); INSERT INTO odd VALUES (1, '{value}')"));
         let error = fixture.run().map(drop).unwrap_err();
         let text = crate::support::chain(&error);

@@ -16,7 +16,7 @@ fn five_hundred_empty_tables_arrive() {
 
 #[test]
 fn five_hundred_empty_tables_make_a_lake() {
-    let fixture = Fixture::new().to_lake();
+    let fixture = Fixture::new().into_lake();
     workload::load_many_tables(fixture.source, &fixture.from, 500).unwrap();
     assert_eq!(fixture.copy().tables.len(), 500);
 }
@@ -32,7 +32,7 @@ fn rows_of_fifty_megabytes_arrive_through_a_small_budget() {
 
 #[test]
 fn rows_of_fifty_megabytes_make_a_lake() {
-    let mut fixture = Fixture::new().to_lake();
+    let mut fixture = Fixture::new().into_lake();
     fixture.job.memory = 32 << 20;
     workload::load_wide_rows(fixture.source, &fixture.from, 3, 50 << 20).unwrap();
     let report = fixture.copy();

@@ -77,7 +77,7 @@ impl Fixture {
     }
 
     /// The same source, to Parquet files.
-    pub(crate) fn to_lake(mut self) -> Self {
+    pub(crate) fn into_lake(mut self) -> Self {
         self.job.target = Target::Lake(LakeTarget {
             root: Root::local(self.lake_path()),
             compression: Compression::Zstd { level: 1 },
