@@ -67,6 +67,7 @@ impl Shared {
             phase: view.phase,
             activity: view.activity.clone(),
             is_running: true,
+            memory_bytes: view.memory_bytes,
             snapshot: SnapshotStatus::of(view),
             last_error: self.ledger.run().ok().flatten().and_then(|run| run.last_error),
             ..Status::default()

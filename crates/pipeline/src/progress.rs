@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tidemark_model::{Oid, RelationName, TablePlan};
+use tidemark_model::{Budget, Oid, RelationName, TablePlan};
 
 /// Where a job stands; the names are `design.md` section 8's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -34,6 +34,7 @@ pub struct Progress {
     phase: Mutex<(Phase, &'static str)>,
     tables: RwLock<HashMap<Oid, Arc<TableProgress>>>,
     snapshot_started: Mutex<Option<Instant>>,
+    budget: Mutex<Option<Budget>>,
 }
 
 /// Counters of one table.
@@ -73,6 +74,8 @@ pub struct ProgressView {
     pub copied_bytes: u64,
     /// Tables being copied or indexed now.
     pub active: Vec<ActiveTable>,
+    /// Bytes of rows on their way.
+    pub memory_bytes: u64,
     /// Since the job began.
     pub elapsed: Duration,
     /// Since rows began to flow.
@@ -103,6 +106,7 @@ impl Default for Progress {
             phase: Mutex::new((Phase::Check, "reading the catalog")),
             tables: RwLock::default(),
             snapshot_started: Mutex::new(None),
+            budget: Mutex::new(None),
         }
     }
 }
@@ -117,6 +121,11 @@ impl Progress {
                 .get_or_insert_with(Instant::now);
         }
         tracing::debug!(?phase, activity, "phase");
+    }
+
+    /// Whose use `memory_bytes` is.
+    pub(crate) fn watch_memory(&self, budget: &Budget) {
+        *self.budget.lock().expect("no holder panics") = Some(budget.clone());
     }
 
     /// Forgets the tables of an earlier try and begins with these.
@@ -149,6 +158,12 @@ impl Progress {
             phase,
             activity: activity.to_owned(),
             elapsed: self.started.elapsed(),
+            memory_bytes: self
+                .budget
+                .lock()
+                .expect("no holder panics")
+                .as_ref()
+                .map_or(0, Budget::used),
             copying: self
                 .snapshot_started
                 .lock()

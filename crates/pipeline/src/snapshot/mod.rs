@@ -146,6 +146,7 @@ impl Run<'_> {
             |cause| Error::new(Kind::Unavailable, "start the CPU threads").because(cause),
         )?;
         let budget = Budget::new(job.memory / 2);
+        self.progress.watch_memory(&budget);
         let sink = sink(job, &cpu, &budget);
         self.progress.enter(Phase::Check, "checking source and target");
         let looked = self.or_stop(look(job, sink.as_ref())).await?;
