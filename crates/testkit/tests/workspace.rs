@@ -94,6 +94,32 @@ fn the_architecture_names_every_crate() {
     }
 }
 
+/// Names in backquotes that look like a test's.
+fn named_tests(text: &str) -> BTreeSet<String> {
+    let is_test = |word: &&str| {
+        word.matches('_').count() >= 2
+            && word.bytes().all(|b| b == b'_' || b.is_ascii_alphanumeric())
+    };
+    let table = text.lines().filter(|line| line.starts_with('|'));
+    let tests = table.filter_map(|line| line.trim_end_matches('|').rsplit('|').next());
+    tests.flat_map(|cell| cell.split('`')).filter(is_test).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_test_that_the_hazards_name_exists() {
+    let named = named_tests(&std::fs::read_to_string(root().join("docs/hazards.md")).unwrap());
+    assert!(named.len() > 50, "the search found only {} names", named.len());
+    let mut files = Vec::new();
+    rust_files(&root().join("crates"), &mut files);
+    let code: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    for test in named {
+        assert!(
+            code.contains(&format!("fn {test}(")),
+            "docs/hazards.md names {test}, which is no test"
+        );
+    }
+}
+
 fn rust_files(directory: &Path, into: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
