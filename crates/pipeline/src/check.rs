@@ -36,6 +36,11 @@ pub async fn check(job: &Job) -> Result<Vec<Finding>> {
 
 pub(crate) async fn look(job: &Job, sink: &dyn Sink) -> Result<Looked> {
     let client = job.source.connect().await?;
+    // A size is not waited for behind an application's exclusive lock for ever.
+    client
+        .batch_execute("SET lock_timeout = '60s'")
+        .await
+        .map_err(tidemark_wire::Error::sql("set up the session that reads the catalog"))?;
     let catalog = read_catalog(&client).await?;
     let target_version = match &job.target {
         Target::Postgres(target) => Some(target.spec.connect().await?.server_version_num()),

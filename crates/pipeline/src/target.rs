@@ -29,7 +29,7 @@ pub(crate) fn postgres_options(job: &Job, target: &PostgresTarget) -> PostgresOp
         not_empty: target.not_empty,
         triggers: target.triggers,
         build_jobs: job.readers,
-        restore_tool: dump::client_tool("pg_restore"),
+        restore_tool: |source| dump::client_tool("pg_restore", source),
         tool_version: job.tool_version.clone(),
     }
 }

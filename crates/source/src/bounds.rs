@@ -34,7 +34,9 @@ pub async fn key_bounds(
     if let Some(column) = integer {
         return Ok(ranges(column, integer_bounds(client, relation, column, parts).await?));
     }
-    let Some(column) = first_column(relation, |_| true) else { return Ok(whole) };
+    // Of other types' operators an empty search_path sees none, or those of a type underneath, which order differently.
+    let is_builtin = |column: &Column| column.data_type.schema == "pg_catalog";
+    let Some(column) = first_column(relation, is_builtin) else { return Ok(whole) };
     Ok(ranges(column, histogram_bounds(client, relation, column, parts).await?))
 }
 

@@ -57,16 +57,16 @@ impl DumpError {
     }
 }
 
-/// The `pg_dump` (or, with another name, `pg_restore`) to use for a server of this major version: the newest one that is
-/// installed where Debian puts them, otherwise the one on `PATH`. `TIDEMARK_PG_BIN` names a directory that comes first.
-pub fn client_tool(name: &str) -> PathBuf {
+/// The `pg_dump` (or, with another name, `pg_restore`) to use for a server of this major version: the oldest one that is
+/// not older and installed where Debian puts them, otherwise the one on `PATH`. `TIDEMARK_PG_BIN` names a directory that comes first.
+pub fn client_tool(name: &str, at_least: u32) -> PathBuf {
     if let Some(directory) = std::env::var_os("TIDEMARK_PG_BIN") {
         return Path::new(&directory).join(name);
     }
     let installed = |major: u32| {
         Path::new("/usr/lib/postgresql").join(major.to_string()).join("bin").join(name)
     };
-    (13..=30).rev().map(installed).find(|path| path.exists()).unwrap_or_else(|| PathBuf::from(name))
+    (at_least..=30).map(installed).find(|path| path.exists()).unwrap_or_else(|| PathBuf::from(name))
 }
 
 /// The major version of a client tool.
@@ -98,9 +98,9 @@ pub async fn client_tool_version(path: &Path) -> Result<u32, DumpError> {
 /// # Errors
 /// [`DumpError::Missing`], [`DumpError::TooOld`].
 pub async fn check_tool(server_version_num: u32) -> Result<PathBuf, DumpError> {
-    let path = client_tool("pg_dump");
-    let tool = client_tool_version(&path).await?;
     let server = server_version_num / 10_000;
+    let path = client_tool("pg_dump", server);
+    let tool = client_tool_version(&path).await?;
     if tool < server {
         return Err(DumpError::TooOld { tool, server });
     }
@@ -126,6 +126,7 @@ pub async fn dump_schema(
         .args(["--format=custom", "--schema-only", "--no-publications", "--no-subscriptions"])
         .args(["--exclude-schema=tidemark", "--no-password", "--compress=0"])
         .arg(format!("--snapshot={snapshot_id}"))
+        .arg(format!("--lock-wait-timeout={}", crate::LOCK_WAIT_MS))
         .arg("--file")
         .arg(archive)
         .envs(spec.libpq_env())

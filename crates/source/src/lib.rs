@@ -12,6 +12,10 @@
 //!
 //! **Not here:** sockets and framing (`wire`), what becomes of the rows (`sink`), which run does what (`pipeline`).
 
+/// A reader or `pg_dump` waits this long for a lock at most. Behind an ALTER of the application that itself waits for the
+/// snapshot's holder it would otherwise wait for ever, and the application with it (`hazards.md` A11).
+pub(crate) const LOCK_WAIT_MS: u32 = 60_000;
+
 mod bounds;
 mod catalog;
 mod check;

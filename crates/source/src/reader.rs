@@ -28,6 +28,8 @@ impl Reader {
         sql::raw(&mut raw, "begin a reader's transaction", begin).await?;
         let import = format!("SET TRANSACTION SNAPSHOT {}", Literal(snapshot_id));
         sql::raw(&mut raw, "import the snapshot", &import).await.map_err(snapshot_gone)?;
+        let bound = format!("SET LOCAL lock_timeout = {}", crate::LOCK_WAIT_MS);
+        sql::raw(&mut raw, "bound a reader's waits for locks", &bound).await?;
         Ok(Self { raw })
     }
 

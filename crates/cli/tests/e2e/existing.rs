@@ -78,3 +78,56 @@ fn tables_of_the_target_may_have_another_column_order() {
     assert_eq!(source.psql(rows).unwrap(), target.psql(rows).unwrap());
     assert_eq!(target.psql("SELECT DISTINCT extra FROM t").unwrap(), "7");
 }
+
+#[test]
+fn appending_to_a_copy_that_was_made_here_drops_nothing_and_sets_no_sequence_back() {
+    let (source, target) = (shared().unwrap(), shared().unwrap());
+    source.psql("CREATE TABLE note (id serial, t text); INSERT INTO note (t) SELECT 'source' FROM generate_series(1, 500)").unwrap();
+    let job = Job::new("append-made", &source.url(), &target.url());
+    job.sync(&[]).expect(0);
+    target.psql("INSERT INTO note (t) SELECT 'target' FROM generate_series(1, 7); CREATE TABLE theirs (a integer)").unwrap();
+    job.sync(&["--target-not-empty", "append"]).expect(0);
+    let counts = "SELECT count(*) FILTER (WHERE t = 'source'), count(*) FILTER (WHERE t = 'target') FROM note";
+    assert_eq!(target.psql(counts).unwrap(), "1000|7");
+    assert_eq!(target.psql("SELECT last_value FROM note_id_seq").unwrap(), "507");
+    assert_eq!(target.psql("SELECT to_regclass('theirs') IS NOT NULL").unwrap(), "t");
+}
+
+#[test]
+fn rows_of_a_killed_run_leave_tables_with_foreign_keys() {
+    let (source, target) = (shared().unwrap(), shared().unwrap());
+    let tables = "CREATE TABLE parent (id integer PRIMARY KEY, t text); \
+                  CREATE TABLE child (id integer PRIMARY KEY, parent integer REFERENCES parent, t text)";
+    source.psql(&format!("{tables}; INSERT INTO parent SELECT i, repeat('p', 90) FROM generate_series(1, {ROWS}) i; \
+                          INSERT INTO child SELECT i, i, repeat('c', 90) FROM generate_series(1, {ROWS}) i; ANALYZE")).unwrap();
+    target.psql(tables).unwrap();
+    let job = Job::new("keys", &source.url(), &target.url())
+        .configured("schema = \"exists\"\n[snapshot]\nreaders = 1\nchunk_bytes = \"256KiB\"\n");
+    let before = run_of(side(&target), "keys");
+    let running = job.start(&["sync", "--snapshot-only"]);
+    kill_at_markers(running, side(&target), "keys", &before, 20);
+    job.sync(&[]).expect(0);
+    assert_same(side(&source), side(&target));
+}
+
+#[test]
+fn what_was_there_before_a_run_is_never_taken_for_its_own() {
+    let (source, target) = (shared().unwrap(), shared().unwrap());
+    source.psql("CREATE TYPE mood AS ENUM ('a', 'b'); CREATE TABLE t (m mood); INSERT INTO t VALUES ('a')").unwrap();
+    target.psql("CREATE TYPE mood AS ENUM ('theirs')").unwrap();
+    let job = Job::new("theirs", &source.url(), &target.url());
+    for _ in 0..2 {
+        job.sync(&[]).expect(7).says(&["mood"]);
+        assert_eq!(target.psql("SELECT enum_range(NULL::mood)").unwrap(), "{theirs}");
+    }
+}
+
+#[test]
+fn a_table_that_does_not_fit_is_not_emptied_first() {
+    let (source, target) = (shared().unwrap(), shared().unwrap());
+    source.psql("CREATE TABLE t (a bigint); INSERT INTO t VALUES (1)").unwrap();
+    target.psql("CREATE TABLE t (a integer); INSERT INTO t VALUES (42)").unwrap();
+    let job = Job::new("unfit", &source.url(), &target.url());
+    job.sync(&["--target-not-empty", "truncate", "--yes"]).expect(5).says(&["bigint", "integer"]);
+    assert_eq!(target.psql("SELECT a FROM t").unwrap(), "42");
+}

@@ -153,6 +153,7 @@ impl Run<'_> {
         refuse_blocking(&looked)?;
         self.progress.enter(Phase::Prepare, "taking the snapshot");
         let snapshot = self.or_stop(self.take(&looked)).await?;
+        self.or_stop(nothing_came(job, &looked)).await?;
         let copied = async {
             let prepared = self.or_stop(self.prepare(looked, &snapshot, sink.as_ref())).await?;
             self.copy(prepared, &snapshot, sink, cpu, budget).await
@@ -285,6 +286,8 @@ impl Run<'_> {
             engine.stop.cancel();
             return Err(if self.stop.is_cancelled() { Error::interrupted() } else { error });
         }
+        let client = self.job.source.connect().await?;
+        self.or_stop(names_still_mean_the_same(&client, &start)).await?;
         self.progress.enter(Phase::Snapshot, "finishing: foreign keys, sequences, views");
         let mut report = report_of(&engine, &start, self.job.readers);
         report.gone = snapshot.gone().to_vec();
@@ -401,6 +404,46 @@ fn raw_scheme(plan: &TablePlan, forms: Forms) -> String {
         engine::hasher(plan, forms, &key, LeafBounds::single()).map(|hasher| hasher.raw_scheme());
     let name = scheme.ok().and_then(|scheme| serde_json::to_value(scheme).ok());
     name.and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// Begins again if a table came between the look at the catalog and the snapshot: the schema's dump would show it, and none
+/// of its rows would be copied.
+async fn nothing_came(job: &Job, looked: &Looked) -> Result<()> {
+    let planned: HashSet<u32> = looked.plans.iter().map(|plan| plan.relation.oid).collect();
+    let now = tidemark_source::read_catalog(&looked.client).await?;
+    let chosen = job.selection.apply(&now)?;
+    let Some(new) = chosen.iter().find(|relation| !planned.contains(&relation.oid)) else {
+        return Ok(());
+    };
+    let message = format!("begin: table {} came while the snapshot was taken", new.name);
+    let mut error = Error::new(Kind::Unavailable, message).hint("run the same command again");
+    error.lost_snapshot = true;
+    Err(error)
+}
+
+/// Names are not locked by a table's lock: a schema that was renamed meanwhile may have lent its name to another one, whose
+/// tables were then read.
+async fn names_still_mean_the_same(client: &Client, start: &SnapshotStart) -> Result<()> {
+    let names = start.tables.iter().map(|plan| &plan.relation.name);
+    let (schemas, relations): (Vec<&str>, Vec<&str>) =
+        names.map(|name| (name.schema.as_str(), name.name.as_str())).unzip();
+    let oids: Vec<u32> = start.tables.iter().map(|plan| plan.relation.oid).collect();
+    let row = client
+        .query_one(
+            "SELECT count(*) FROM unnest($1::oid[], $2::text[], $3::text[]) AS w(oid, nsp, rel) \
+             JOIN pg_class c ON c.oid = w.oid AND c.relname = w.rel \
+             JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = w.nsp",
+            &[&oids, &schemas, &relations],
+        )
+        .await
+        .map_err(tidemark_wire::Error::sql("look whether the tables still have their names"))?;
+    if row.get::<_, i64>(0) as usize == oids.len() {
+        return Ok(());
+    }
+    let mut error = Error::new(Kind::Unavailable, "copy the tables: some were renamed meanwhile")
+        .hint("run the same command again");
+    error.lost_snapshot = true;
+    Err(error)
 }
 
 /// What `prepare` hands to `copy`.

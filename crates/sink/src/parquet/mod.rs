@@ -98,6 +98,19 @@ impl ParquetSink {
         })
     }
 
+    /// Refuses to commit once another run has taken the lake over: it has removed this run's files.
+    async fn still_ours(&self, run: &Run) -> Result<()> {
+        let owner = match self.root.read(JOB).await? {
+            Some(bytes) => Some(self.parse::<JobDocument>(JOB, &bytes)?.run),
+            None => None,
+        };
+        if owner.as_deref() == Some(run.start.run.as_str()) {
+            return Ok(());
+        }
+        Err(Error::new(Disposition::Held, format!("commit the snapshot to the lake {}", self.root))
+            .hint("another run of the job has taken the lake over; let it finish, or run again when it has ended"))
+    }
+
     /// Makes sure that what is there may go, and removes it.
     async fn clear(&self, job: &str) -> Result<()> {
         if self.options.not_empty == NotEmpty::Append {
@@ -325,6 +338,7 @@ impl Sink for ParquetSink {
         if run.is_finished.load(Ordering::Acquire) {
             return Err(Error::new(Disposition::Internal, "finish a run twice"));
         }
+        self.still_ours(&run).await?;
         if !self.root.put_new(SNAPSHOT_COMMIT, to_json(&document)).await? {
             // Ours, if the answer to an earlier attempt was lost.
             let found = self.root.read(SNAPSHOT_COMMIT).await?.unwrap_or_default();

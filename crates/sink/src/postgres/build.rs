@@ -176,6 +176,8 @@ impl Builder {
     /// Sets every sequence that the target has to where the source's stood under the snapshot.
     pub(super) async fn sequences(&self) -> Result<()> {
         let client = self.pool.take().await?;
+        // In tables that were there before us a sequence may be ahead: set back, it would give numbers twice.
+        let may_go_back = self.mode == SchemaMode::Create;
         for group in self.schema.sequences.chunks(1000) {
             let names: Vec<String> =
                 group.iter().map(|sequence| sequence.name.to_string()).collect();
@@ -185,8 +187,12 @@ impl Builder {
                 .execute(
                     "SELECT setval(c.oid::regclass, s.value, s.called) \
                      FROM unnest($1::text[], $2::int8[], $3::bool[]) AS s(name, value, called) \
-                     JOIN pg_class c ON c.oid = to_regclass(s.name) AND c.relkind = 'S'",
-                    &[&names, &values, &called],
+                     JOIN pg_class c ON c.oid = to_regclass(s.name) AND c.relkind = 'S' \
+                     JOIN pg_namespace n ON n.oid = c.relnamespace \
+                     LEFT JOIN pg_sequences p ON p.schemaname = n.nspname AND p.sequencename = c.relname \
+                     WHERE $4 OR p.last_value IS NULL \
+                        OR sign(p.increment_by) * p.last_value <= sign(p.increment_by) * s.value",
+                    &[&names, &values, &called, &may_go_back],
                 )
                 .await
                 .map_err(|cause| server_error("set the sequences", None, cause))?;

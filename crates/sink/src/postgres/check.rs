@@ -54,11 +54,13 @@ pub(super) async fn check(
             .with_fix("use an empty database, or target.schema = \"exists\", or --target-not-empty append|truncate"),
         );
     }
-    if options.schema == SchemaMode::Exists {
+    let all_there = || tables.iter().all(|plan| there.contains(&plan.relation.name));
+    let exists = options.schema == SchemaMode::Exists
+        || options.not_empty != NotEmpty::Refuse && own_record.is_none() && all_there();
+    if exists {
         findings.extend(compare(&read_columns(&client, tables).await?, tables));
     }
-    let needs_replica =
-        options.triggers == Triggers::Replica && options.schema == SchemaMode::Exists;
+    let needs_replica = options.triggers == Triggers::Replica && exists;
     if needs_replica && !may_replicate(&client).await? {
         findings.push(replica_role_finding(&client).await?);
     }

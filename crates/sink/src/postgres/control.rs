@@ -17,7 +17,7 @@ use tidemark_wire::{Client, ConnectSpec};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::session::{Sessions, application_name, server_error};
+use super::session::{Sessions, application_name, may_replicate, server_error};
 use super::{PostgresOptions, SchemaMode};
 use crate::{Disposition, Error, NotEmpty, Result, SnapshotStart, SnapshotSummary};
 
@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS tidemark.progress (
   job text NOT NULL, wave text NOT NULL DEFAULT '', run text NOT NULL, phase text NOT NULL,
   end_lsn pg_lsn NOT NULL, schema_mode text NOT NULL,
   source_system_identifier text NOT NULL, source_database text NOT NULL,
-  tool_version text NOT NULL, started_at timestamptz NOT NULL DEFAULT now(), finished_at timestamptz,
+  schema_state text NOT NULL DEFAULT 'none', tool_version text NOT NULL, started_at timestamptz NOT NULL DEFAULT now(), finished_at timestamptz,
   heartbeat timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (job, wave));
 CREATE TABLE IF NOT EXISTS tidemark.relation (
   job text NOT NULL, schema_name text NOT NULL, relation_name text NOT NULL,
@@ -62,6 +62,8 @@ pub struct JobRecord {
     pub end_lsn: Lsn,
     /// `create` or `exists`.
     pub schema_mode: String,
+    /// How far the schema was created: `none`, `making` or `made`. What was there before us is never taken for ours.
+    pub schema_state: String,
     /// The source cluster.
     pub source_system_identifier: String,
     /// The source's database.
@@ -147,15 +149,21 @@ impl Control {
             Some(record) => self.continue_over(&record, options, start).await?,
             None => decide(options, start, &there)?,
         };
+        let replaced = match begun.replaces_own {
+            true => self.own_tables("'r', 'p'").await?,
+            false => Vec::new(),
+        };
+        // Before what takes its time, so that another instance sees a heartbeat; after the list, which it adds to.
+        self.record(options, start, begun.mode).await?;
         if begun.mode == SchemaMode::Create && begun.replaces_own {
-            self.drop_own_tables().await?;
+            self.drop_tables(&replaced).await?;
             let left = self.relations_there().await?;
             refuse_foreign(&left, start)?;
         }
         if begun.mode == SchemaMode::Exists {
+            super::check::matching_or_refuse(&self.client, &start.tables).await?;
             self.make_room(options, start).await?;
         }
-        self.record(options, start, begun.mode).await?;
         Ok(begun)
     }
 
@@ -187,13 +195,24 @@ impl Control {
             )
             .hint("--target-not-empty truncate --yes replaces it"));
         }
-        let mode =
-            if record.schema_mode == "create" { SchemaMode::Create } else { SchemaMode::Exists };
+        let created = record.schema_mode == "create" && options.schema == SchemaMode::Create;
+        // Appending to a finished copy adds rows to tables that are in use: nothing of them is dropped.
+        let appends = record.phase == "complete" && options.not_empty == NotEmpty::Append;
+        let mode = if created && !appends { SchemaMode::Create } else { SchemaMode::Exists };
         self.claim(record).await?;
         if mode == SchemaMode::Exists {
             self.delete_own_rows().await?;
+            return Ok(Begun { mode, replaces_own: false });
         }
-        Ok(Begun { mode, replaces_own: true })
+        let replaces_own = match record.schema_state.as_str() {
+            "made" => true,
+            // A small schema is made in one transaction: all of it is there or nothing.
+            "making" => {
+                !super::restore::is_atomic(start) || !self.own_tables("'r', 'p'").await?.is_empty()
+            }
+            _ => false,
+        };
+        Ok(Begun { mode, replaces_own })
     }
 
     /// Puts this run in the place of the earlier one. From here on no chunk of that one can commit, and what it committed
@@ -229,6 +248,12 @@ impl Control {
         if !row.get::<_, bool>(0) {
             return Ok(());
         }
+        // Neither the target's triggers nor its foreign keys' actions are meant: all of our rows go, and only they.
+        let quietly = may_replicate(&self.client).await?;
+        if quietly {
+            let set = self.client.batch_execute("SET session_replication_role = replica").await;
+            set.map_err(|cause| server_error(attempt, None, cause))?;
+        }
         for name in self.own_tables("'r'").await? {
             let statement = format!(
                 "DELETE FROM ONLY {name} WHERE xmin::text::int8 IN \
@@ -238,6 +263,10 @@ impl Control {
                 .execute(&statement, &[&self.job])
                 .await
                 .map_err(|cause| server_error(attempt, Some(&name), cause))?;
+        }
+        if quietly {
+            let reset = self.client.batch_execute("RESET session_replication_role").await;
+            reset.map_err(|cause| server_error(attempt, None, cause))?;
         }
         Ok(())
     }
@@ -261,10 +290,10 @@ impl Control {
             .collect())
     }
 
-    async fn drop_own_tables(&self) -> Result<()> {
+    async fn drop_tables(&self, tables: &[RelationName]) -> Result<()> {
         let attempt =
             |cause| server_error("drop what an earlier run of this job made", None, cause);
-        for group in self.own_tables("'r', 'p'").await?.chunks(500) {
+        for group in tables.chunks(500) {
             let names: Vec<String> = group.iter().map(RelationName::to_string).collect();
             let statement = format!(
                 "SET client_min_messages = warning; DROP TABLE IF EXISTS {} CASCADE",
@@ -282,14 +311,12 @@ impl Control {
         match options.not_empty {
             NotEmpty::Append => return Ok(()),
             NotEmpty::Truncate => {
-                for group in names.chunks(500) {
-                    let statement = format!("TRUNCATE ONLY {}", group.join(", ONLY "));
-                    self.client.batch_execute(&statement).await.map_err(|cause| {
-                        server_error("truncate the chosen tables on the target", None, cause)
-                            .hint("a foreign key from a table outside the selection stands in the way: choose that table too, or empty the tables yourself")
-                    })?;
-                }
-                return Ok(());
+                // One statement, because a foreign key may lead from any of them to any other.
+                let statement = format!("TRUNCATE ONLY {}", names.join(", ONLY "));
+                return self.client.batch_execute(&statement).await.map_err(|cause| {
+                    server_error("truncate the chosen tables on the target", None, cause)
+                        .hint("a foreign key from a table outside the selection stands in the way: choose that table too, or empty the tables yourself")
+                });
             }
             NotEmpty::Refuse => {}
         }
@@ -376,6 +403,18 @@ impl Control {
                 self.run, self.job
             ),
         ))
+    }
+
+    /// Writes how far the schema is created.
+    pub(super) async fn set_schema_state(&self, state: &str) -> Result<()> {
+        self.client
+            .execute(
+                "UPDATE tidemark.progress SET schema_state = $3 WHERE job = $1 AND run = $2",
+                &[&self.job, &self.run, &state],
+            )
+            .await
+            .map_err(|cause| server_error("write how far the schema is", None, cause))?;
+        Ok(())
     }
 
     /// Compares the markers with what the run believes: commits that a crash of the target took back show here.
@@ -611,7 +650,7 @@ fn lock_key(job: &str) -> i64 {
 async fn read_record(client: &Client, job: &str) -> Result<Option<JobRecord>> {
     let row = client
         .query_opt(
-            "SELECT run, phase, end_lsn::text, schema_mode, source_system_identifier, source_database \
+            "SELECT run, phase, end_lsn::text, schema_mode, source_system_identifier, source_database, schema_state \
              FROM tidemark.progress WHERE job = $1 AND wave = ''",
             &[&job],
         )
@@ -624,6 +663,7 @@ async fn read_record(client: &Client, job: &str) -> Result<Option<JobRecord>> {
         schema_mode: row.get(3),
         source_system_identifier: row.get(4),
         source_database: row.get(5),
+        schema_state: row.get(6),
     }))
 }
 

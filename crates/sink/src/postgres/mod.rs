@@ -77,8 +77,8 @@ pub struct PostgresOptions {
     pub triggers: Triggers,
     /// How many indexes and keys are built at once.
     pub build_jobs: usize,
-    /// `pg_restore`, where the schema is created.
-    pub restore_tool: PathBuf,
+    /// The `pg_restore` for a source of this major version, where the schema is created.
+    pub restore_tool: fn(u32) -> PathBuf,
     /// This program's version, for the job record.
     pub tool_version: String,
 }
@@ -109,6 +109,15 @@ impl PostgresSink {
         Self { options: Arc::new(options), sessions, run: OnceCell::new() }
     }
 
+    /// In tables with triggers of their own, loading must not fire them unless that was asked for.
+    async fn triggers_are_quiet(&self, client: &tidemark_wire::Client) -> Result<()> {
+        if self.options.triggers == Triggers::AsIs || session::may_replicate(client).await? {
+            return Ok(());
+        }
+        Err(Error::new(Disposition::Refused, "switch the target's triggers off while loading")
+            .hint("tidemark check names the GRANT, or set target.triggers = \"as-is\""))
+    }
+
     fn run(&self) -> Result<&Run> {
         self.run.get().ok_or_else(|| {
             Error::new(Disposition::Internal, "use a PostgreSQL target before it was prepared")
@@ -129,12 +138,15 @@ impl Sink for PostgresSink {
         match begun.mode {
             SchemaMode::Create => {
                 let list = restore::Contents::read(&self.options, start).await?;
-                restore::pre_data(&self.options, &list, begun.replaces_own).await?;
+                if !begun.replaces_own {
+                    control.set_schema_state("making").await?;
+                }
+                let atomic = restore::is_atomic(start);
+                restore::pre_data(&self.options, &list, begun.replaces_own, atomic).await?;
+                control.set_schema_state("made").await?;
                 contents = Some(list);
             }
-            SchemaMode::Exists => {
-                check::matching_or_refuse(control.client(), &start.tables).await?
-            }
+            SchemaMode::Exists => self.triggers_are_quiet(control.client()).await?,
         }
         control.set_phase("snapshot").await?;
         let run = Run {

@@ -36,6 +36,7 @@ const PG_EVENT_TRIGGER: u32 = 3466;
 
 /// The entries to restore, as a list file beside the archive.
 pub(super) struct Contents {
+    restore_tool: PathBuf,
     archive: PathBuf,
     list: PathBuf,
     /// What depends on a foreign key, and comments on what we build: restored after the foreign keys are built.
@@ -69,7 +70,8 @@ impl Contents {
                 "create the schema without an archive of it",
             ));
         };
-        let mut command = tool(options);
+        let restore_tool = (options.restore_tool)(start.source_version / 10_000);
+        let mut command = tool(&restore_tool);
         command.args(["--list", "--verbose"]).arg(&archive);
         let text = run(command, "read the schema's table of contents").await?;
         let built: HashSet<(u32, Oid)> = built_by_us(start);
@@ -97,7 +99,7 @@ impl Contents {
         let late = write_list_if_any(archive.with_extension("late"), &late).await?;
         let last = write_list_if_any(archive.with_extension("last"), &last).await?;
         let with_owners = roles_are_there(options, &start.schema.roles).await?;
-        Ok(Self { archive, list, late, last, with_owners })
+        Ok(Self { restore_tool, archive, list, late, last, with_owners })
     }
 }
 
@@ -121,9 +123,21 @@ pub(super) async fn pre_data(
     options: &PostgresOptions,
     contents: &Contents,
     replace: bool,
+    atomic: bool,
 ) -> Result<()> {
-    let clean: &[&str] = if replace { &["--clean", "--if-exists"] } else { &[] };
-    section(options, contents, &contents.list, "pre-data", clean).await
+    let mut more = Vec::new();
+    if replace {
+        more.extend(["--clean", "--if-exists"]);
+    }
+    if atomic {
+        more.push("--single-transaction");
+    }
+    section(options, contents, &contents.list, "pre-data", &more).await
+}
+
+/// Whether the tables can be made in one transaction: beyond this many they would fill the target's table of locks.
+pub(super) fn is_atomic(start: &SnapshotStart) -> bool {
+    start.tables.len() <= 1000
 }
 
 /// Restores what comes after them and is not ours to build: triggers, rules, policies, partitions' index links.
@@ -169,7 +183,7 @@ async fn restore(
     what: &str,
     more: &[&str],
 ) -> Result<()> {
-    let mut command = tool(options);
+    let mut command = tool(&contents.restore_tool);
     command
         .arg("--use-list")
         .arg(list)
@@ -193,8 +207,8 @@ fn dbname_argument(database: &str) -> String {
     format!("dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
-fn tool(options: &PostgresOptions) -> Command {
-    let mut command = Command::new(&options.restore_tool);
+fn tool(program: &Path) -> Command {
+    let mut command = Command::new(program);
     command.stdin(Stdio::null()).kill_on_drop(true);
     for variable in tidemark_wire::LIBPQ_VARIABLES {
         command.env_remove(variable);
@@ -212,7 +226,8 @@ async fn run(mut command: Command, attempt: &str) -> Result<String> {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let said: Vec<&str> = stderr.lines().filter(|line| line.contains("error")).take(4).collect();
+    let said: Vec<&str> =
+        stderr.lines().filter(|line| line.starts_with("pg_restore: error:")).take(4).collect();
     if LOST.iter().any(|words| stderr.contains(words)) {
         return Err(Error::new(Disposition::Unavailable, attempt)
             .hint("bring the target back and run the same command again")

@@ -30,7 +30,7 @@ impl PostgresTarget {
             not_empty: NotEmpty::Refuse,
             triggers: Triggers::Replica,
             build_jobs: 2,
-            restore_tool: "pg_restore".into(),
+            restore_tool: |_| "pg_restore".into(),
             tool_version: "test".to_owned(),
         }
     }
