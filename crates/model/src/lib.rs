@@ -11,6 +11,7 @@ mod chunk;
 mod cpu;
 mod finding;
 mod lsn;
+pub mod names;
 mod plan;
 mod relation;
 mod schema;

@@ -23,12 +23,13 @@ mod chunks;
 mod cleanup;
 pub mod dump;
 mod error;
-pub mod names;
 mod reader;
 pub mod schema;
 mod selection;
 mod snapshot;
 mod sql;
+
+pub use tidemark_model::names;
 
 pub use bounds::{key_bounds, leaf_bounds};
 pub use catalog::{Catalog, Sequence, Server, read_catalog, read_sequences, read_server};

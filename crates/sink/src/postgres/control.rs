@@ -12,12 +12,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tidemark_model::names::{advisory_lock_key, application_name};
 use tidemark_model::{Lsn, RelationName, sql::Ident};
 use tidemark_wire::{Client, ConnectSpec};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::session::{Sessions, application_name, may_replicate, server_error};
+use super::session::{Sessions, may_replicate, server_error};
 use super::{PostgresOptions, SchemaMode};
 use crate::{Disposition, Error, NotEmpty, Result, SnapshotStart, SnapshotSummary};
 
@@ -532,7 +533,7 @@ async fn beat(client: Arc<Client>, job: String, lost: Arc<AtomicBool>) {
 /// Takes the advisory lock, from a dead run if need be.
 async fn take_lock(client: &Client, options: &PostgresOptions) -> Result<()> {
     let attempt = |cause| server_error("take the job's advisory lock on the target", None, cause);
-    let key = lock_key(&options.job);
+    let key = advisory_lock_key(&options.job);
     let deadline = Instant::now() + STALE;
     let mut seen = heartbeat_of(client, &options.job).await?;
     loop {
@@ -636,15 +637,6 @@ async fn end_other_sessions(client: &Client, job: &str) -> Result<()> {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-/// The advisory lock's key: the job's name, so that two jobs on one target do not meet (FNV-1a, 64 bits).
-fn lock_key(job: &str) -> i64 {
-    let name = application_name(job);
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    hash.cast_signed()
 }
 
 async fn read_record(client: &Client, job: &str) -> Result<Option<JobRecord>> {

@@ -14,8 +14,8 @@ use tidemark_model::Oid;
 use tokio::process::Command;
 
 use super::PostgresOptions;
-use super::session::application_name;
 use crate::{Disposition, Error, Result, SnapshotStart};
+use tidemark_model::names::application_name;
 
 /// What libpq says when a connection cannot be made or was lost; the tool's exit code is the same for everything.
 const LOST: [&str; 5] = [

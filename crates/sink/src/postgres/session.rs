@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tidemark_model::RelationName;
+use tidemark_model::names::application_name;
 use tidemark_wire::{Client, ConnectSpec, tokio_postgres};
 use tokio::time::Instant;
 
@@ -131,11 +132,6 @@ pub(super) async fn wait_for_end(client: &Client, backend: i32, job: &str) -> Re
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
-}
-
-/// The application name of every session of a job on the target.
-pub(super) fn application_name(job: &str) -> String {
-    format!("tidemark_{}", job.replace('-', "_"))
 }
 
 /// Whether this session may switch triggers off: superusers always, others by GRANT SET from 15 on.
