@@ -241,7 +241,10 @@ impl Work {
              INSERT INTO load.latest VALUES ({client}, {seq}) ON CONFLICT (client) DO UPDATE SET seq = {seq}; "
         );
         if self.random.random_ratio(1, 10) {
-            sql.push_str("SAVEPOINT s; UPDATE load.latest SET seq = -1; ROLLBACK TO s; ");
+            // Its own row only: two clients that touch each other's would wait in a circle.
+            sql.push_str(&format!(
+                "SAVEPOINT s; UPDATE load.latest SET seq = -1 WHERE client = {client}; ROLLBACK TO s; "
+            ));
         }
         sql.push_str(&self.churn());
         sql.push_str(if rolls_back { "ROLLBACK;" } else { "COMMIT;" });
