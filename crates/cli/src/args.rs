@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use tidemark_model::Lsn;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -37,14 +38,14 @@ pub const LATER_COMMANDS: [&str; 7] =
 Examples:
   tidemark demo
   tidemark check --source postgres://app@db1/shop --target file:///lake
-  tidemark sync --snapshot-only --source postgres://app@db1/shop --target postgres://load@db2/shop
+  tidemark sync --source postgres://repl@db1/shop --target postgres://load@db2/shop
   tidemark config example > tidemark.toml
 
 Passwords: PGPASSWORD, PGPASSFILE, PGSERVICE, or ${VAR} and ${file:PATH} in the configuration file;
 other users of the machine can read the arguments of a process.
 
-Exit codes: 0 done, 2 mend the call or the configuration, 5 the check blocks, 7 the target refused,
-8 not reachable, 9 the job is held, 70 internal error, 130 interrupted."
+Exit codes: 0 done, 2 mend the call or the configuration, 5 the check blocks, 6 the source cannot continue,
+7 the target refused, 8 not reachable, 9 the job is held, 70 internal error, 130 interrupted."
 )]
 pub struct Cli {
     /// What is to be done.
@@ -164,13 +165,16 @@ Examples:
   tidemark check
   tidemark check --source postgres://app@db1/shop --target file:///lake --json")]
     Check(CheckArgs),
-    /// Copy the database while it is being written to.
+    /// Copy the database while it is being written to, then follow it.
     ///
-    /// Every table is read at one position. Rows are counted and hashed on the way; the summary on stdout shows rows out =
-    /// rows in for every table. Ctrl-C stops cleanly; the same command runs it again.
+    /// Every table is copied at one position; every change after it is applied exactly once, in the order of commits, until
+    /// the command is stopped. Ctrl-C drains and stops; the same command goes on from there. Rows of the copy are counted and
+    /// hashed on the way; the summary on stdout shows rows out = rows in for every table.
     #[command(after_help = "\
 Examples:
-  tidemark sync --snapshot-only
+  tidemark sync
+  tidemark sync --until now
+  tidemark sync --source postgres://repl@db1/shop --target postgres://load@db2/shop
   tidemark sync --snapshot-only --source postgres://app@db1/shop --target postgres://load@db2/shop
   tidemark sync --snapshot-only --table 'public.*' --target s3://lake/shop --json
   tidemark sync --snapshot-only --target-not-empty truncate --yes")]
@@ -240,9 +244,12 @@ pub struct CheckArgs {
 /// Arguments of `sync`.
 #[derive(Debug, Clone, Args)]
 pub struct SyncArgs {
-    /// Copy once and stop; needs no slot, no wal_level = logical and no replication rights (required in this version).
+    /// Copy once and stop; needs no slot, no wal_level = logical and no replication rights.
     #[arg(long)]
     pub snapshot_only: bool,
+    /// Stop once everything up to there is durable on the target; `now` is what the source has when the command begins.
+    #[arg(long, value_name = "LSN|now", conflicts_with = "snapshot_only", value_parser = until)]
+    pub until: Option<Until>,
     /// What to do with tables of the target that hold rows.
     #[arg(long, value_name = "WHAT", default_value = "refuse")]
     pub target_not_empty: NotEmpty,
@@ -252,6 +259,22 @@ pub struct SyncArgs {
     /// Print the summary as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Where following stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// What the source has when the command begins.
+    Now,
+    /// A position.
+    Lsn(Lsn),
+}
+
+fn until(text: &str) -> Result<Until, String> {
+    if text == "now" {
+        return Ok(Until::Now);
+    }
+    text.parse().map(Until::Lsn).map_err(|error: tidemark_model::ParseLsnError| error.to_string())
 }
 
 /// What to do with a target that holds rows.

@@ -77,12 +77,6 @@ fn load(global: &Global, needs: Needs) -> Result<Config, Failure> {
 /// # Errors
 /// Exit code 2.
 pub fn demands_of_sync(args: &SyncArgs) -> Result<(), Failure> {
-    if !args.snapshot_only {
-        return Err(Failure::usage(
-            "following the source after the snapshot comes with a later version",
-        )
-        .hint("add --snapshot-only to copy once"));
-    }
     if args.target_not_empty == NotEmpty::Truncate && !args.yes {
         return Err(Failure::usage(
             "--target-not-empty truncate empties the chosen tables of the target",

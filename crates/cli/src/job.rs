@@ -39,8 +39,30 @@ pub fn job(config: &Config, not_empty: NotEmpty) -> Result<pipeline::Job, Failur
         chunk_bytes: config.snapshot.chunk_bytes,
         lock_timeout: config.snapshot.lock_timeout,
         memory: config.limits.memory,
+        stream: stream_of(config, source),
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
     })
+}
+
+fn stream_of(config: &Config, source: &config::Source) -> pipeline::StreamJob {
+    pipeline::StreamJob {
+        publication: source.publication.clone(),
+        failover: source.failover,
+        batch_delay: config.stream.batch_delay,
+        batch_bytes: config.stream.batch_bytes,
+        ddl: match config.stream.ddl {
+            config::Ddl::Additive => pipeline::DdlPolicy::Additive,
+            config::Ddl::Stop => pipeline::DdlPolicy::Stop,
+        },
+        commit_interval: config.parquet.commit_interval,
+        heartbeat: config.stream.heartbeat,
+        source_wal: config.limits.source_wal,
+        spool: config.limits.spool,
+        on_full: match config.limits.on_full {
+            config::OnFull::Wait => pipeline::OnFull::Wait,
+            config::OnFull::DropSlot => pipeline::OnFull::DropSlot,
+        },
+    }
 }
 
 fn table_options(table: &config::Table) -> pipeline::TableOptions {

@@ -11,13 +11,14 @@ use tidemark_pipeline as pipeline;
 use tidemark_pipeline::{Job, Progress, Report, Status};
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{CheckArgs, NotEmpty, StatusArgs, SyncArgs};
+use crate::args::{CheckArgs, NotEmpty, StatusArgs, SyncArgs, Until};
 use crate::config::Config;
 use crate::exit::{ExitCode, Failure};
 use crate::job;
 use crate::log::Screen;
 use crate::output;
-use crate::progress as shown;
+use crate::progress as bars;
+use crate::serve::serve;
 
 /// Between two looks at the counters.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -37,20 +38,59 @@ pub fn check(config: &Config, args: &CheckArgs, screen: &Screen) -> Result<ExitC
     Ok(if blocks { ExitCode::Blocked } else { ExitCode::Done })
 }
 
-/// `tidemark sync --snapshot-only`.
+/// `tidemark sync`.
 pub fn sync(config: &Config, args: &SyncArgs, screen: &Screen) -> Result<ExitCode, Failure> {
     let job = job::job(config, args.target_not_empty)?;
-    let report = runtime()?.block_on(snapshot(&job, screen))?;
+    if args.snapshot_only {
+        let report = runtime()?.block_on(snapshot(&job, screen))?;
+        let code = copied(&report);
+        if args.json {
+            output::print_json(&report)?;
+        } else {
+            output::print(&output::summary(&report.into(), screen.color_stdout))?;
+        }
+        return Ok(code);
+    }
+    let until = args.until.map(|until| match until {
+        Until::Now => pipeline::Until::Now,
+        Until::Lsn(lsn) => pipeline::Until::Lsn(lsn),
+    });
+    let report = runtime()?.block_on(async {
+        let _serving = match config.listen {
+            Some(listen) => Some(serve(listen, job.state_dir.clone()).await?),
+            None => None,
+        };
+        let run = async |progress: &Arc<Progress>, stop: &CancellationToken| {
+            pipeline::sync(&job, progress, until, stop).await
+        };
+        shown(screen, run).await
+    })?;
+    let code = report.snapshot.as_ref().map_or(ExitCode::Done, copied);
+    if args.json {
+        output::print_json(&report)?;
+        return Ok(code);
+    }
+    let text = format!(
+        "{} is at {}: {} transactions with {} changes followed in {:.1} s; the same command goes on from there\n",
+        report.job,
+        report.end_lsn,
+        output::count(report.transactions),
+        output::count(report.changes),
+        Duration::from_millis(report.duration_ms).as_secs_f64(),
+    );
+    if let Some(report) = report.snapshot {
+        output::print(&output::summary(&report.into(), screen.color_stdout))?;
+    }
+    output::print(&text)?;
+    Ok(code)
+}
+
+/// Says what was not copied; the code of a copy.
+fn copied(report: &Report) -> ExitCode {
     for name in &report.gone {
         tracing::error!(relation = %name, "dropped on the source before it could be locked: not copied");
     }
-    let code = if report.gone.is_empty() { ExitCode::Done } else { ExitCode::Incomplete };
-    if args.json {
-        output::print_json(&report)?;
-    } else {
-        output::print(&output::summary(&report.into(), screen.color_stdout))?;
-    }
-    Ok(code)
+    if report.gone.is_empty() { ExitCode::Done } else { ExitCode::Incomplete }
 }
 
 /// `tidemark status`.
@@ -93,10 +133,18 @@ async fn read_status(config: &Config) -> Result<Status, Failure> {
 
 /// Runs the snapshot with progress and signals.
 pub(crate) async fn snapshot(job: &Job, screen: &Screen) -> Result<Report, Failure> {
+    shown(screen, async |progress, stop| pipeline::snapshot_only(job, progress, stop).await).await
+}
+
+/// Runs a job with progress and signals.
+async fn shown<T>(
+    screen: &Screen,
+    run: impl AsyncFnOnce(&Arc<Progress>, &CancellationToken) -> pipeline::Result<T>,
+) -> Result<T, Failure> {
     let progress = Arc::new(Progress::default());
     let stop = CancellationToken::new();
-    let mut shower = shown::Progress::new(screen);
-    let run = pipeline::snapshot_only(job, &progress, &stop);
+    let mut shower = bars::Progress::new(screen);
+    let run = run(&progress, &stop);
     tokio::pin!(run);
     let mut signals = Signals::new()?;
     let mut look = tokio::time::interval(LOOK_EVERY);
@@ -181,11 +229,42 @@ fn status_text(status: &Status) -> String {
             output::count(table.rows_estimate)
         ));
     }
-    if let Some(lsn) = status.lag.durable_lsn {
-        text.push_str(&format!("durable    {lsn}\n"));
-    }
+    text.push_str(&lag_text(status));
     if let Some(error) = &status.last_error {
         text.push_str(&format!("last error {error}\n"));
     }
+    text
+}
+
+/// The lag ladder: each step with what lies between it and the source's head.
+fn lag_text(status: &Status) -> String {
+    let lag = &status.lag;
+    let Some(head) = lag.head_lsn else {
+        return lag.durable_lsn.map_or_else(String::new, |lsn| format!("durable    {lsn}\n"));
+    };
+    let mut text = String::new();
+    let steps = [
+        ("head", lag.head_lsn),
+        ("sent", lag.sent_lsn),
+        ("received", lag.received_lsn),
+        ("applied", lag.applied_lsn),
+        ("durable", lag.durable_lsn),
+    ];
+    for (name, lsn) in steps {
+        let Some(lsn) = lsn else { continue };
+        let behind = output::bytes(head.bytes_since(lsn));
+        text.push_str(&format!("{name:<11}{lsn}  {behind} behind\n"));
+    }
+    let stream = &status.stream;
+    text.push_str(&format!(
+        "lag        {} and {:.1} s\nstream     {} transactions, {} changes, {} changes/s\nkept       {} of WAL on the source, {} in the spool\n",
+        output::bytes(lag.bytes.unwrap_or_default()),
+        lag.seconds.unwrap_or_default(),
+        output::count(stream.transactions),
+        output::count(stream.changes),
+        output::count(stream.changes_per_second as u64),
+        output::bytes(status.retained_wal_bytes),
+        output::bytes(status.spool_bytes),
+    ));
     text
 }

@@ -22,9 +22,11 @@ pub mod exit;
 pub mod job;
 pub mod jobs;
 pub mod log;
+pub mod metrics;
 pub mod output;
 pub mod progress;
 pub mod redact;
+mod serve;
 mod start;
 
 pub use start::run;

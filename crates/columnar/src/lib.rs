@@ -23,6 +23,7 @@ mod numeric;
 mod program;
 mod shape;
 mod slot;
+mod text;
 
 pub use error::{Error, Result};
 pub use mapping::{Mapping, map_column};

@@ -7,6 +7,7 @@
 //! **Not here:** how a catalog is read (`source`), how a connection is described (`wire`), how a row is hashed (`digest`).
 
 mod budget;
+mod change;
 mod chunk;
 mod cpu;
 mod finding;
@@ -20,6 +21,10 @@ pub mod sql;
 mod tuples;
 
 pub use budget::{Budget, Reservation};
+pub use change::{
+    Cell, Cells, Change, MalformedTuple, OldRow, Operation, StreamBatch, StreamColumn, StreamRelation,
+    Transaction, TransactionHead, TupleData,
+};
 pub use chunk::{ChunkId, ChunkRange, ChunkResult, ChunkSpec, LeafSum, RowSum, SelectColumn, Wire};
 pub use cpu::Cpu;
 pub use finding::{Finding, Severity};

@@ -2,8 +2,10 @@
 
 use tidemark_model::{Finding, Severity, TablePlan};
 use tidemark_sink::Sink;
-use tidemark_source::{Catalog, Needs, dump, read_catalog};
-use tidemark_wire::Client;
+use tidemark_source::{
+    AddressOf, Catalog, Needs, check_filters, dump, pooler_behind, pooler_that_refused, read_catalog,
+};
+use tidemark_wire::{Client, ConnectSpec};
 
 use crate::job::{Job, Target};
 use crate::plan::plan_tables;
@@ -31,11 +33,16 @@ pub async fn check(job: &Job) -> Result<Vec<Finding>> {
         .map_err(|cause| Error::new(Kind::Unavailable, "start the CPU threads").because(cause))?;
     let budget = tidemark_model::Budget::new(job.memory / 2);
     let sink = sink(job, &cpu, &budget);
-    Ok(look(job, sink.as_ref()).await?.findings)
+    match look(job, sink.as_ref()).await {
+        Ok(looked) => Ok(looked.findings),
+        // What keeps us from looking any further is a finding, too.
+        Err(error) if !error.findings.is_empty() => Ok(error.findings),
+        Err(error) => Err(error),
+    }
 }
 
 pub(crate) async fn look(job: &Job, sink: &dyn Sink) -> Result<Looked> {
-    let client = job.source.connect().await?;
+    let (client, mut findings) = connect(&job.source, AddressOf::Source).await?;
     // A size is not waited for behind an application's exclusive lock for ever.
     client
         .batch_execute("SET lock_timeout = '60s'")
@@ -43,18 +50,46 @@ pub(crate) async fn look(job: &Job, sink: &dyn Sink) -> Result<Looked> {
         .map_err(tidemark_wire::Error::sql("set up the session that reads the catalog"))?;
     let catalog = read_catalog(&client).await?;
     let target_version = match &job.target {
-        Target::Postgres(target) => Some(target.spec.connect().await?.server_version_num()),
+        Target::Postgres(target) => {
+            let (client, found) = connect(&target.spec, AddressOf::Target).await?;
+            findings.extend(found);
+            Some(client.server_version_num())
+        }
         Target::Lake(_) => None,
     };
     let plans = plan_tables(job, &catalog, target_version)?;
+    check_filters(&client, &plans).await?;
     let needs =
         Needs { connections: job.readers as u32 + SESSIONS_BESIDE_READERS, ..Needs::default() };
-    let mut findings = tidemark_source::check(&client, &catalog, &plans, needs).await?;
+    findings.extend(tidemark_source::check(&client, &catalog, &plans, needs).await?);
     findings.extend(password_findings(job));
     findings.extend(schema_tool_findings(job, &catalog).await);
     findings.extend(sink.check(&plans).await?);
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Ok(Looked { catalog, plans, findings, client })
+}
+
+/// A connection to a server of its own; behind a pooler nothing that follows would mean what it says.
+async fn connect(spec: &ConnectSpec, side: AddressOf) -> Result<(Client, Vec<Finding>)> {
+    let refuse = |finding: Finding| {
+        let mut error = Error::new(Kind::Preflight, format!("use {}: {}", finding.object, finding.message));
+        error.hint.clone_from(&finding.fix);
+        error.findings = vec![finding];
+        error
+    };
+    let client = match spec.connect().await {
+        Ok(client) => client,
+        Err(cause) => {
+            return Err(match pooler_that_refused(&cause, side) {
+                Some(finding) => refuse(finding),
+                None => cause.into(),
+            });
+        }
+    };
+    match pooler_behind(&client, spec, side).await? {
+        Some(finding) if finding.severity == Severity::Blocking => Err(refuse(finding)),
+        found => Ok((client, found.into_iter().collect())),
+    }
 }
 
 /// Connections whose other end nobody has proven to be the right one, and passwords that stand in a URL.

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 
 use crate::job::Job;
 use crate::progress::Progress;
-use crate::status::{SnapshotStatus, Status};
+use crate::status::{Lag, SnapshotStatus, Status, StreamStatus};
 use crate::{Error, Kind, Result};
 
 /// The version of the protocol.
@@ -62,7 +62,12 @@ impl Shared {
 
     fn status(&self) -> Status {
         let view = self.progress.view();
+        let ladder = self.progress.ladder();
         Status {
+            lag: ladder.map(Lag::of).unwrap_or_default(),
+            stream: ladder.map(StreamStatus::of).unwrap_or_default(),
+            retained_wal_bytes: ladder.map_or(0, |view| view.retained),
+            spool_bytes: ladder.map_or(0, |view| view.spool_bytes),
             job: self.job.clone(),
             phase: view.phase,
             activity: view.activity.clone(),

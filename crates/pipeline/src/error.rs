@@ -8,6 +8,8 @@ use tidemark_model::Finding;
 use tidemark_sink as sink;
 use tidemark_source as source;
 
+use crate::stream::SpoolError;
+
 /// The result of a job's operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -81,6 +83,17 @@ impl Error {
         self
     }
 
+    /// The cause as text, for a log line.
+    pub(crate) fn cause(&self) -> String {
+        self.source.as_ref().map(ToString::to_string).unwrap_or_default()
+    }
+
+    /// What stops a stream that was interrupted while it was trying again.
+    pub(crate) fn interrupted_following() -> Self {
+        Self::new(Kind::Interrupted, "interrupted while the job was not able to go on")
+            .hint("run the same command again: it goes on from the stored position")
+    }
+
     /// What stops a run that was interrupted.
     pub fn interrupted() -> Self {
         Self::new(Kind::Interrupted, "interrupted: the snapshot is not finished")
@@ -105,6 +118,17 @@ impl From<source::Error> for Error {
         own.hint = error.way_out().map(str::to_owned);
         own.is_transient = error.disposition() == From::Retry;
         own.lost_snapshot = error.is_snapshot_gone();
+        match std::error::Error::source(&error).map(ToString::to_string) {
+            Some(cause) => own.because(cause),
+            None => own,
+        }
+    }
+}
+
+impl From<SpoolError> for Error {
+    fn from(error: SpoolError) -> Self {
+        let own = Self::new(Kind::Unavailable, error.to_string())
+            .hint("make room in the state directory or mend its rights; the position is kept: run the same command again");
         match std::error::Error::source(&error).map(ToString::to_string) {
             Some(cause) => own.because(cause),
             None => own,

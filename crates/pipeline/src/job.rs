@@ -12,6 +12,8 @@ use tidemark_sink::postgres::{SchemaMode, Triggers};
 use tidemark_source::Selection;
 use tidemark_wire::ConnectSpec;
 
+pub use crate::stream::DdlPolicy;
+
 /// One job.
 #[derive(Debug, Clone)]
 pub struct Job {
@@ -35,8 +37,62 @@ pub struct Job {
     pub lock_timeout: Duration,
     /// Bytes of rows on their way, all queues together.
     pub memory: u64,
+    /// How the source is followed after the snapshot.
+    pub stream: StreamJob,
     /// This program's version.
     pub tool_version: String,
+}
+
+/// How the source is followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamJob {
+    /// A publication that somebody else made; ours otherwise.
+    pub publication: Option<String>,
+    /// Make the slot a failover slot (17 and later).
+    pub failover: bool,
+    /// How long transactions are gathered at most while the target is busy.
+    pub batch_delay: Duration,
+    /// The most bytes of changes in one commit on the target.
+    pub batch_bytes: u64,
+    /// What becomes of changed definitions.
+    pub ddl: DdlPolicy,
+    /// A lake writes what it has gathered so often.
+    pub commit_interval: Duration,
+    /// A message into an idle source so often, so that its slot moves.
+    pub heartbeat: Option<Duration>,
+    /// WAL that the source may keep because of us before the spool is acknowledged.
+    pub source_wal: u64,
+    /// Bytes that the spool may take.
+    pub spool: u64,
+    /// What happens when both are full.
+    pub on_full: OnFull,
+}
+
+impl Default for StreamJob {
+    fn default() -> Self {
+        Self {
+            publication: None,
+            failover: false,
+            batch_delay: Duration::from_millis(200),
+            batch_bytes: 64 << 20,
+            ddl: DdlPolicy::Additive,
+            commit_interval: Duration::from_secs(10),
+            heartbeat: None,
+            source_wal: 16 << 30,
+            spool: 64 << 30,
+            on_full: OnFull::Wait,
+        }
+    }
+}
+
+/// What happens when the source keeps too much WAL and the spool is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnFull {
+    /// The stream waits; the source keeps its WAL.
+    #[default]
+    Wait,
+    /// The slot is dropped, so that the source lives; a new snapshot is needed.
+    DropSlot,
 }
 
 /// Where the rows go.

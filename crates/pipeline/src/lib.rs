@@ -21,15 +21,19 @@ mod plan;
 mod progress;
 mod snapshot;
 mod status;
+mod stream;
 mod target;
 
 pub use check::check;
 pub use cleanup::cleanup;
 pub use control::{CONTROL_VERSION, ask_status};
 pub use error::{Error, Kind, Result};
-pub use job::{Job, LakeTarget, PostgresTarget, TableOptions, Target};
+pub use job::{
+    DdlPolicy, Job, LakeTarget, OnFull, PostgresTarget, StreamJob, TableOptions, Target,
+};
 pub use progress::{ActiveTable, Phase, Progress, ProgressView};
 pub use snapshot::{ChunkRunner, Report, TableReport, run_chunk, snapshot_only};
+pub use stream::{SyncReport, Until, sync};
 pub use status::{Lag, SnapshotStatus, Status, StreamStatus, stored_status};
 pub use tidemark_sink::NotEmpty;
 pub use tidemark_sink::parquet::Compression;

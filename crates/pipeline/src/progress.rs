@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tidemark_model::{Budget, Oid, RelationName, TablePlan};
 
+use crate::stream::{Ladder, LadderView};
+
 /// Where a job stands; the names are `design.md` section 8's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "kebab-case")]
@@ -21,6 +23,10 @@ pub enum Phase {
     Prepare,
     /// Rows are being copied.
     Snapshot,
+    /// The source is followed.
+    Follow,
+    /// Everything received is being brought to the target before the job ends.
+    Drain,
     /// Done.
     Complete,
     /// Not running.
@@ -35,6 +41,7 @@ pub struct Progress {
     tables: RwLock<HashMap<Oid, Arc<TableProgress>>>,
     snapshot_started: Mutex<Option<Instant>>,
     budget: Mutex<Option<Budget>>,
+    ladder: Mutex<Option<Arc<Ladder>>>,
 }
 
 /// Counters of one table.
@@ -107,6 +114,7 @@ impl Default for Progress {
             tables: RwLock::default(),
             snapshot_started: Mutex::new(None),
             budget: Mutex::new(None),
+            ladder: Mutex::new(None),
         }
     }
 }
@@ -126,6 +134,16 @@ impl Progress {
     /// Whose use `memory_bytes` is.
     pub(crate) fn watch_memory(&self, budget: &Budget) {
         *self.budget.lock().expect("no holder panics") = Some(budget.clone());
+    }
+
+    /// Whose positions `status` shows.
+    pub(crate) fn watch_stream(&self, ladder: &Arc<Ladder>) {
+        *self.ladder.lock().expect("no holder panics") = Some(Arc::clone(ladder));
+    }
+
+    /// The stream's positions, once there is a stream.
+    pub(crate) fn ladder(&self) -> Option<LadderView> {
+        self.ladder.lock().expect("no holder panics").as_ref().map(|ladder| ladder.view())
     }
 
     /// Forgets the tables of an earlier try and begins with these.

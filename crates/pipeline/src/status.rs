@@ -9,6 +9,7 @@ use tidemark_ledger::LedgerReader;
 use tidemark_model::Lsn;
 
 use crate::progress::{Phase, ProgressView};
+use crate::stream::LadderView;
 use crate::{Error, Kind, Result};
 
 /// The state of a job.
@@ -91,6 +92,31 @@ pub struct StreamStatus {
     pub changes_per_second: f64,
 }
 
+impl Lag {
+    pub(crate) fn of(view: LadderView) -> Self {
+        let known = |lsn: Lsn| (lsn != Lsn::ZERO).then_some(lsn);
+        Self {
+            head_lsn: known(view.head),
+            sent_lsn: known(view.sent),
+            received_lsn: known(view.received),
+            applied_lsn: known(view.applied),
+            durable_lsn: known(view.durable),
+            bytes: known(view.head).map(|_| view.bytes_behind()),
+            seconds: known(view.durable).map(|_| view.seconds_behind()),
+        }
+    }
+}
+
+impl StreamStatus {
+    pub(crate) fn of(view: LadderView) -> Self {
+        Self {
+            transactions: view.transactions,
+            changes: view.changes,
+            changes_per_second: view.rate as f64,
+        }
+    }
+}
+
 impl SnapshotStatus {
     pub(crate) fn of(view: ProgressView) -> Self {
         Self {
@@ -120,7 +146,9 @@ pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
         .hint("start it with tidemark sync"));
     };
     let relations = reader.relations()?;
-    let is_complete = run.finished_at_ms.is_some();
+    let is_copied = run.finished_at_ms.is_some();
+    let follows = run.phase == "follow";
+    let is_complete = is_copied && !follows;
     let mut snapshot =
         SnapshotStatus { tables_total: relations.len() as u64, ..SnapshotStatus::default() };
     for relation in &relations {
@@ -135,10 +163,10 @@ pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
     Ok(Status {
         job: run.job,
         phase: if is_complete { Phase::Complete } else { Phase::Stopped },
-        activity: if is_complete {
-            "done"
-        } else {
-            "not running; the same sync starts the snapshot over"
+        activity: match (is_complete, follows) {
+            (true, _) => "done",
+            (false, true) => "not running; the same sync goes on where it stopped",
+            (false, false) => "not running; the same sync starts the snapshot over",
         }
         .to_owned(),
         lag: Lag { durable_lsn: is_complete.then_some(run.snapshot_lsn), ..Lag::default() },

@@ -8,6 +8,7 @@
 //!   begin_chunk -> accept* -> commit | abort        many at once, one writer each
 //!   table_loaded               once per table, after the last of its chunks is committed; several at once
 //! finish                       once, after every table; what it returns Ok for is durable
+//! stored, open_stream          the way on from there: the contract of [`crate::stream`]
 //! ```
 //!
 //! - **Accepted** (`accept` returned `Ok`): the sink holds the rows and will refuse no later than at `commit`; nothing is
@@ -30,6 +31,7 @@ use tidemark_model::{
     TablePlan, Tuples,
 };
 
+use crate::stream::{OpenStream, Stored, StreamStart};
 use crate::Result;
 
 /// What to do with a target that holds something.
@@ -71,6 +73,8 @@ pub struct SnapshotStart {
     pub schema_archive: Option<PathBuf>,
     /// `pg_class` OIDs (of the source) of tables that were not chosen: they and what depends on them stay out.
     pub excluded: Arc<HashSet<Oid>>,
+    /// A stream continues from the snapshot: `finish` leaves the target at the stage `Follow`.
+    pub continues: bool,
 }
 
 /// What came of one table.
@@ -134,6 +138,15 @@ pub trait Sink: Send + Sync + 'static {
 
     /// Ends the run. When it returns `Ok`, everything is durable and the target says so by itself.
     async fn finish(&self, summary: &SnapshotSummary) -> Result<()>;
+
+    /// Where the target stands with this job; `None` where the job has never been. Changes nothing.
+    async fn stored(&self) -> Result<Option<Stored>>;
+
+    /// Opens the target for the stream, and takes the job on it unless this run's snapshot has it already.
+    ///
+    /// # Errors
+    /// The target does not hold a snapshot that a stream continues from, or belongs to another source.
+    async fn open_stream(&self, start: &StreamStart) -> Result<OpenStream>;
 }
 
 /// One chunk on its way into a target.

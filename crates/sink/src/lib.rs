@@ -9,9 +9,14 @@ mod contract;
 mod error;
 pub mod parquet;
 pub mod postgres;
+mod stream;
 
 pub use contract::{
     BeginChunk, ChunkWriter, Committed, NotEmpty, Sink, SnapshotStart, SnapshotSummary,
     TableSummary,
 };
 pub use error::{Disposition, Error, Result};
+pub use stream::{
+    Flushed, NewColumn, OpenStream, Positions, Stored, StoredStage, StreamCounters, StreamStart,
+    StreamWriter,
+};

@@ -7,6 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use tidemark_wire::{ConnectSpec, LIBPQ_VARIABLES};
 use tokio::process::Command;
@@ -107,7 +108,8 @@ pub async fn check_tool(server_version_num: u32) -> Result<PathBuf, DumpError> {
     Ok(path)
 }
 
-/// Writes the whole schema, as the snapshot shows it, into a custom-format archive at `archive`.
+/// Writes the whole schema, as the snapshot shows it, into a custom-format archive at `archive`. No lock is waited for
+/// longer than `patience`: behind an ALTER that waits for the snapshot's holder that would be without end.
 ///
 /// # Errors
 /// See [`DumpError`].
@@ -115,6 +117,7 @@ pub async fn dump_schema(
     spec: &ConnectSpec,
     server_version_num: u32,
     snapshot_id: &str,
+    patience: Duration,
     archive: &Path,
 ) -> Result<(), DumpError> {
     let tool = check_tool(server_version_num).await?;
@@ -126,7 +129,7 @@ pub async fn dump_schema(
         .args(["--format=custom", "--schema-only", "--no-publications", "--no-subscriptions"])
         .args(["--exclude-schema=tidemark", "--no-password", "--compress=0"])
         .arg(format!("--snapshot={snapshot_id}"))
-        .arg(format!("--lock-wait-timeout={}", crate::LOCK_WAIT_MS))
+        .arg(format!("--lock-wait-timeout={}", crate::snapshot::milliseconds(patience)))
         .arg("--file")
         .arg(archive)
         .envs(spec.libpq_env())

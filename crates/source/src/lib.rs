@@ -7,15 +7,17 @@
 //! read_catalog -> Selection::apply -> check          what is there, what is chosen, what stands in the way
 //! Snapshot::take                                     locks, position, exported snapshot; with or without a slot
 //! plan_chunks / key_bounds, leaf_bounds              ranges
-//! Reader::open -> Reader::copy                       rows of one chunk under the snapshot
+//! Reader::open -> Reader::lock -> Reader::copy       rows of one chunk under the snapshot
+//! check_continuation -> ReplicationStream -> Message   every change after it (stream)
 //! ```
 //!
 //! **Not here:** sockets and framing (`wire`), what becomes of the rows (`sink`), which run does what (`pipeline`).
 
-/// A reader or `pg_dump` waits this long for a lock at most. Behind an ALTER of the application that itself waits for the
-/// snapshot's holder it would otherwise wait for ever, and the application with it (`hazards.md` A11).
-pub(crate) const LOCK_WAIT_MS: u32 = 60_000;
+/// A reader waits this long for a lock if it was told nothing else. Behind an ALTER of the application that itself waits for
+/// the snapshot's holder it would otherwise wait for ever, and the application with it (`hazards.md` A11).
+pub(crate) const LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
 
+mod address;
 mod bounds;
 mod catalog;
 mod check;
@@ -23,20 +25,34 @@ mod chunks;
 mod cleanup;
 pub mod dump;
 mod error;
+mod filter;
 mod reader;
 pub mod schema;
 mod selection;
 mod snapshot;
 mod sql;
+mod stream;
 
 pub use tidemark_model::names;
 
+pub use address::{AddressOf, pooler_behind, pooler_that_refused};
 pub use bounds::{key_bounds, leaf_bounds};
 pub use catalog::{Catalog, Sequence, Server, read_catalog, read_sequences, read_server};
 pub use check::{Needs, check};
 pub use chunks::{copy_statement, estimated_bytes, parts_of, plan_chunks};
 pub use cleanup::cleanup;
 pub use error::{Disposition, Error, Result};
+pub use filter::check_filters;
 pub use reader::Reader;
 pub use selection::Selection;
-pub use snapshot::{Hook, SlotOptions, Snapshot, SnapshotOptions, drop_slot};
+pub use snapshot::{
+    Hook, SlotOptions, Snapshot, SnapshotOptions, drop_publication, drop_slot, waiting_for_us,
+};
+#[doc(hidden)]
+pub use stream::fuzz as fuzz_stream;
+pub use stream::{
+    CatchUp, CatchUpOptions, Decoded, Expected, Frame, Frames, Identity, Malformed, Message,
+    Relations, ReplicationReader, ReplicationStream, ReplicationWriter, Round, RowKind, Saved,
+    SlotState, StreamOptions, check_continuation, check_publication, emit_barrier, encode_relation,
+    head, identify, inspect_slot, retained_by_others,
+};

@@ -5,16 +5,20 @@
 //!
 //! PostgreSQL manual, `SET TRANSACTION SNAPSHOT`.
 
-use tidemark_model::ChunkSpec;
+use std::time::Duration;
+
 use tidemark_model::sql::Literal;
+use tidemark_model::{ChunkSpec, Relation};
 use tidemark_wire::{Cancel, ConnectSpec, CopyOut, Mode, RawConnection};
 
 use crate::chunks::copy_statement;
-use crate::{Disposition, Error, Result, sql};
+use crate::snapshot::{PER_STATEMENT, behind_an_alter, milliseconds};
+use crate::{Disposition, Error, LOCK_WAIT, Result, sql};
 
 /// One connection that reads chunks, one after another.
 pub struct Reader {
     raw: RawConnection,
+    spec: ConnectSpec,
 }
 
 impl Reader {
@@ -28,19 +32,48 @@ impl Reader {
         sql::raw(&mut raw, "begin a reader's transaction", begin).await?;
         let import = format!("SET TRANSACTION SNAPSHOT {}", Literal(snapshot_id));
         sql::raw(&mut raw, "import the snapshot", &import).await.map_err(snapshot_gone)?;
-        let bound = format!("SET LOCAL lock_timeout = {}", crate::LOCK_WAIT_MS);
-        sql::raw(&mut raw, "bound a reader's waits for locks", &bound).await?;
-        Ok(Self { raw })
+        let mut reader = Self { raw, spec: spec.clone() };
+        reader.wait_at_most(LOCK_WAIT).await?;
+        Ok(reader)
+    }
+
+    /// Bounds every wait for a lock from here on.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn wait_at_most(&mut self, patience: Duration) -> Result<()> {
+        let bound = format!("SET LOCAL lock_timeout = {}", milliseconds(patience));
+        sql::raw(&mut self.raw, "bound a reader's waits for locks", &bound).await?;
+        Ok(())
+    }
+
+    /// Locks tables for as long as this reader lives, so that an ALTER that comes later keeps it from none of them. To be
+    /// called right after the snapshot was taken.
+    ///
+    /// # Errors
+    /// With [`Error::is_snapshot_gone`] somebody waits for the holder already: only a new snapshot lets them through.
+    pub async fn lock(&mut self, tables: &[&Relation]) -> Result<()> {
+        for part in tables.chunks(PER_STATEMENT) {
+            let names: Vec<String> =
+                part.iter().map(|table| format!("ONLY {}", table.name)).collect();
+            let text = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
+            if let Err(error) = sql::raw(&mut self.raw, "lock tables for a reader", &text).await {
+                return Err(behind_an_alter(&self.spec, part, error).await);
+            }
+        }
+        Ok(())
     }
 
     /// Starts reading a chunk. Read it to its end before the next; a reader whose copy failed is dropped.
     ///
     /// # Errors
-    /// The server refused the statement or the connection failed; the error names the relation.
+    /// The server refused the statement or the connection failed; the error names the relation. With
+    /// [`Error::is_snapshot_gone`] the table cannot be had under this snapshot any more: its schema has another name, or
+    /// somebody waits for it behind the holder.
     pub async fn copy<'a>(&'a mut self, chunk: &ChunkSpec) -> Result<CopyOut<'a>> {
         let statement = copy_statement(chunk);
         let answer = self.raw.copy_out(&statement, chunk.form).await;
-        answer.map_err(|cause| Error::wire("read a chunk", cause).on(&chunk.relation))
+        answer.map_err(|cause| refused(Error::wire("read a chunk", cause).on(&chunk.relation)))
     }
 
     /// The backend that serves this reader.
@@ -51,6 +84,20 @@ impl Reader {
     /// Ends the statement that runs, from anywhere.
     pub fn cancel_token(&self) -> Cancel {
         self.raw.cancel_token()
+    }
+}
+
+/// What the refusal of a chunk's statement means. The holder's lock keeps the table from being dropped or renamed, but not
+/// its schema from being renamed.
+fn refused(error: Error) -> Error {
+    match error.sqlstate() {
+        Some("55P03") => error.disposed(Disposition::SnapshotLost).hint(
+            "an ALTER or DROP of the application waits for the copy; the copy starts again after it",
+        ),
+        Some("42P01" | "3F000") => error
+            .disposed(Disposition::SnapshotLost)
+            .hint("its schema was renamed while it was copied; the copy starts again"),
+        _ => error,
     }
 }
 

@@ -8,8 +8,9 @@
 //! ```text
 //! Cluster      one server: own data directory, port and socket; stop, kill, restart, promote
 //! oracle       compares two databases by psql and SHA-256, never by our own code
-//! workload     TPC-H, a live writer, the type matrix, hostile names, the schema zoo
+//! workload     TPC-H, a live writer, a storm of every kind of transaction, the type matrix, hostile names, the schema zoo
 //! proxy        a TCP proxy that cuts, stalls, slows and corrupts at an exact byte
+//! torture      a seeded campaign: a storm on the source, faults everywhere, the oracle at the end
 //! ```
 //!
 //! Development only: product crates name it under `[dev-dependencies]`.
@@ -18,9 +19,12 @@ mod cluster;
 pub mod oracle;
 mod process;
 pub mod proxy;
+mod session;
+pub mod torture;
 pub mod workload;
 
 pub use cluster::{
     Auth, Builder, Cluster, Database, Installation, Locale, PASSWORD, Tls, Version, shared,
     user_for_files,
 };
+pub use workload::{Storm, StormOptions, StormReport};

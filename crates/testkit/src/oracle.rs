@@ -23,7 +23,10 @@ use anyhow::Result;
 
 use crate::Cluster;
 
-pub use data::{TableHash, data_diff, data_diff_of, table_hash};
+pub use data::{
+    RowDifference, TableHash, data_diff, data_diff_counted, data_diff_of, row_difference,
+    table_hash,
+};
 pub use schema::schema_diff;
 
 /// Settings that change the text of values, pinned in each session.

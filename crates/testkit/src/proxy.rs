@@ -69,6 +69,8 @@ struct Shared {
     faults: Mutex<[Option<(Fault, u64)>; 2]>,
     /// Changes wake whoever waits in a black hole.
     changed: watch::Sender<u64>,
+    /// Changes cut every open connection this way.
+    cuts: watch::Sender<Cut>,
     refuse: Mutex<bool>,
     bytes: [AtomicU64; 2],
     connections: AtomicU64,
@@ -105,6 +107,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             faults: Mutex::new([None, None]),
             changed: watch::Sender::new(0),
+            cuts: watch::Sender::new(Cut::Rst),
             refuse: Mutex::new(false),
             bytes: [AtomicU64::new(0), AtomicU64::new(0)],
             connections: AtomicU64::new(0),
@@ -150,7 +153,12 @@ impl Proxy {
         *self.shared.refuse.lock().unwrap_or_else(PoisonError::into_inner) = refuse;
     }
 
-    /// Cuts each open connection at its next byte in either direction; returns at once.
+    /// Cuts every open connection, idle ones and those in a black hole, too; returns at once.
+    pub fn cut_all(&self, cut: Cut) {
+        self.shared.cuts.send_replace(cut);
+    }
+
+    /// Cuts the connection that carries the next byte to a client; returns at once.
     pub fn cut_next(&self, cut: Cut) {
         self.fault(Direction::ToClient, Fault::CutAfter(0, cut));
     }

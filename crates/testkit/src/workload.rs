@@ -5,6 +5,7 @@
 //!
 //! The SQL files live in `testdata/`; those under `testdata/demo/` are also what `tidemark demo` loads.
 
+pub mod storm;
 mod tpch;
 mod writer;
 
@@ -12,6 +13,7 @@ use anyhow::{Context, Result};
 
 use crate::Cluster;
 
+pub use storm::{Storm, StormOptions, StormReport};
 pub use tpch::{TABLES as TPCH_TABLES, load as load_tpch, load_table as load_tpch_table};
 pub use writer::{Writer, WriterOptions, WriterReport, check_ledger};
 

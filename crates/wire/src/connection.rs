@@ -151,11 +151,6 @@ impl RawConnection {
         session.inbox.next(&mut session.transport, QUERY_MESSAGE_MAX).await
     }
 
-    /// Reads to ReadyForQuery and drops the rows that come.
-    pub(crate) async fn read_to_ready(&mut self) -> Result<(), Fault> {
-        self.read_rows().await.map(drop)
-    }
-
     async fn read_rows(&mut self) -> Result<Vec<TextRow>, Fault> {
         let mut rows = Vec::new();
         let mut bytes = 0_usize;

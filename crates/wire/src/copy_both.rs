@@ -19,8 +19,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use crate::cancel::Cancel;
 use crate::connection::RawConnection;
 use crate::error::{Fault, Result};
-use crate::frame::Header;
-use crate::message::{Inbox, server_error, unexpected};
+use crate::frame::{Header, MESSAGE_MAX};
+use crate::message::{Inbox, Incoming, server_error, unexpected};
 use crate::socket::Transport;
 use crate::startup::{Session, on_database};
 
@@ -125,7 +125,8 @@ pub struct CopyBothReader {
 }
 
 impl CopyBothReader {
-    /// All messages that are there, waiting for the first. `None` when the server has ended the stream.
+    /// All messages that are there, waiting for the first. `None` when the server has ended the stream: it shuts down, or
+    /// we have asked for it.
     ///
     /// # Errors
     /// The server ended the stream with an error, or the connection was lost.
@@ -191,7 +192,8 @@ impl CopyBothReader {
         let malformed = || Fault::protocol("a malformed message in the replication stream");
         let message = Message::parse(&mut self.buf).ok().flatten().ok_or_else(malformed)?;
         match &message {
-            Message::CopyDone => self.server_done = true,
+            // A server that shuts down says CommandComplete, without CopyDone and without what follows else.
+            Message::CopyDone | Message::CommandComplete(_) => self.server_done = true,
             Message::ErrorResponse(body) => return Err(Fault::Server(server_error(body))),
             Message::ParameterStatus(_)
             | Message::NoticeResponse(_)
@@ -213,9 +215,28 @@ impl CopyBothReader {
         let inbox = Inbox { buf };
         let session = Session { transport, inbox, parameters, version, pid, key, cancel };
         let mut connection = RawConnection { session, busy: true };
-        match connection.read_to_ready().await {
+        match leave(&mut connection).await {
             Ok(()) => Ok(connection),
             Err(fault) => Err(connection.fault(fault, "end the replication stream")),
+        }
+    }
+}
+
+/// Reads on to ReadyForQuery. A walsender may go on with what it was sending after its CopyDone.
+async fn leave(connection: &mut RawConnection) -> Result<(), Fault> {
+    loop {
+        let session = &mut connection.session;
+        match session.inbox.next(&mut session.transport, MESSAGE_MAX).await? {
+            Incoming::Known(Message::CopyData(_) | Message::CopyDone) => {}
+            Incoming::Known(Message::ReadyForQuery(_)) => {
+                connection.busy = false;
+                return Ok(());
+            }
+            Incoming::Known(Message::ErrorResponse(body)) => {
+                return Err(connection.fail(Fault::Server(server_error(&body))).await);
+            }
+            Incoming::Known(message) => connection.note(&message)?,
+            Incoming::CopyBoth => return Err(Fault::protocol("unexpected CopyBothResponse")),
         }
     }
 }

@@ -16,6 +16,8 @@ pub enum Kind {
     Duration,
     /// A whole number.
     Count,
+    /// true or false.
+    Switch,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// A list of texts.
@@ -31,6 +33,7 @@ impl Kind {
             Self::Bytes => "size",
             Self::Duration => "duration",
             Self::Count => "number",
+            Self::Switch => "true or false",
             Self::Choice(_) => "choice",
             Self::Texts => "list of texts",
         }
@@ -78,7 +81,7 @@ pub struct Section {
 }
 
 /// The sections of this version, in the order of the file.
-pub const SECTIONS: [Section; 8] = [
+pub const SECTIONS: [Section; 10] = [
     Section { name: "job", repeated: false, why: "The job and where its state is kept." },
     Section { name: "source", repeated: false, why: "Where the data comes from." },
     Section { name: "target", repeated: false, why: "Where the data goes." },
@@ -89,8 +92,14 @@ pub const SECTIONS: [Section; 8] = [
         why: "What is special about one table; repeat the section for each of them.",
     },
     Section { name: "snapshot", repeated: false, why: "How the copy reads the source." },
+    Section {
+        name: "stream",
+        repeated: false,
+        why: "How the source is followed after the copy; --snapshot-only needs none of it.",
+    },
     Section { name: "parquet", repeated: false, why: "How Parquet files are written." },
     Section { name: "limits", repeated: false, why: "What the process may use." },
+    Section { name: "serve", repeated: false, why: "What monitoring may ask, over HTTP." },
 ];
 
 /// The choices of `target.schema`.
@@ -101,6 +110,11 @@ pub const TRIGGERS: &[&str] = &["replica", "as-is"];
 pub const UNREPRESENTABLE: &[&str] = &["error", "null", "text"];
 /// The choices of `parquet.compression`.
 pub const COMPRESSION: &[&str] = &["zstd", "lz4", "snappy", "none"];
+
+/// The choices of `stream.ddl`.
+pub const DDL: &[&str] = &["additive", "stop"];
+/// The choices of `limits.on_full`.
+pub const ON_FULL: &[&str] = &["wait", "drop-slot"];
 
 /// The keys of this version, in the order of the file.
 pub const KEYS: &[Key] = &[
@@ -127,6 +141,22 @@ pub const KEYS: &[Key] = &[
         otherwise: "none; this or --source is needed",
         example: r#""postgres://app@db1/shop""#,
         why: "The database to read, as libpq reads it: a URL, or keywords as in \"host=db1 dbname=shop\". Keep the password out of it: PGPASSWORD, PGPASSFILE and PGSERVICE work, and so does ${VAR}; a value that is put into a URL must be percent-encoded.",
+    },
+    Key {
+        path: "source.publication",
+        kind: Kind::Text,
+        default: None,
+        otherwise: "tidemark_JOB, made by us, of exactly the chosen tables",
+        example: r#""made_by_dba""#,
+        why: "A publication that somebody with more rights has made. It must publish all operations, rows and columns of the chosen tables.",
+    },
+    Key {
+        path: "source.failover",
+        kind: Kind::Switch,
+        default: Some("false"),
+        otherwise: "",
+        example: "false",
+        why: "Make the slot a failover slot, which a standby keeps up to date (PostgreSQL 17 and later, with sync_replication_slots on the standby).",
     },
     Key {
         path: "target.url",
@@ -225,6 +255,38 @@ pub const KEYS: &[Key] = &[
         why: "How long to wait for the ACCESS SHARE lock of a table before letting go and trying again, 10ms to 1h. A longer wait makes the application's statements queue behind a waiting ALTER TABLE.",
     },
     Key {
+        path: "stream.batch_delay",
+        kind: Kind::Duration,
+        default: Some("200ms"),
+        otherwise: "",
+        example: r#""200ms""#,
+        why: "How long transactions are gathered at most while the target is busy, 1ms to 1m; an idle target gets each at once.",
+    },
+    Key {
+        path: "stream.batch_bytes",
+        kind: Kind::Bytes,
+        default: Some("64MiB"),
+        otherwise: "",
+        example: r#""64MiB""#,
+        why: "Size at which a commit on the target is large enough, 64KiB to 1GiB. A larger transaction of the source stays one transaction; a sixteenth of limits.memory is the most.",
+    },
+    Key {
+        path: "stream.ddl",
+        kind: Kind::Choice(DDL),
+        default: Some("additive"),
+        otherwise: "",
+        example: r#""additive""#,
+        why: "What happens when a followed table is altered. additive carries new columns over where that is certain to be right (no default, or a constant one) and stops with the position kept at anything else; stop stops at any change.",
+    },
+    Key {
+        path: "stream.heartbeat",
+        kind: Kind::Text,
+        default: Some("off"),
+        otherwise: "",
+        example: r#""off""#,
+        why: "A duration such as 30s, or off: how often a small message is written into the source's WAL. Not needed for the slot to move; it gives an idle source a commit to measure lag by.",
+    },
+    Key {
         path: "parquet.compression",
         kind: Kind::Choice(COMPRESSION),
         default: Some("zstd"),
@@ -241,6 +303,14 @@ pub const KEYS: &[Key] = &[
         why: "Size at which a file is closed and the next one begun, 1MiB to 16GiB. Query engines like 100 MB to 1 GB.",
     },
     Key {
+        path: "parquet.commit_interval",
+        kind: Kind::Duration,
+        default: Some("10s"),
+        otherwise: "",
+        example: r#""10s""#,
+        why: "How often changes are written to files and committed while following, 100ms to 1h. Shorter means fresher data in more and smaller files.",
+    },
+    Key {
         path: "limits.memory",
         kind: Kind::Bytes,
         default: Some("512MiB"),
@@ -248,22 +318,44 @@ pub const KEYS: &[Key] = &[
         example: r#""512MiB""#,
         why: "Memory for rows on their way, at least 16MiB; the process itself needs up to 100 MB more. When it is used up, reading waits.",
     },
+    Key {
+        path: "limits.source_wal",
+        kind: Kind::Bytes,
+        default: Some("16GiB"),
+        otherwise: "",
+        example: r#""16GiB""#,
+        why: "WAL that the source may keep because of us, at least 16MiB. Beyond it what the spool holds on our disk is acknowledged, so that a long copy or a slow target does not fill the source's disk.",
+    },
+    Key {
+        path: "limits.spool",
+        kind: Kind::Bytes,
+        default: Some("64GiB"),
+        otherwise: "",
+        example: r#""64GiB""#,
+        why: "Disk that the spool in the state directory may take, at least 16MiB.",
+    },
+    Key {
+        path: "limits.on_full",
+        kind: Kind::Choice(ON_FULL),
+        default: Some("wait"),
+        otherwise: "",
+        example: r#""wait""#,
+        why: "What happens when the spool is full and the source keeps too much: wait leaves the WAL on the source, drop-slot gives the slot up so that the source's disk lives (exit code 6; a new snapshot is needed then).",
+    },
+    Key {
+        path: "serve.listen",
+        kind: Kind::Text,
+        default: None,
+        otherwise: "nothing is served",
+        example: r#""127.0.0.1:9632""#,
+        why: "ADDRESS:PORT for /metrics (Prometheus), /status (JSON) and /healthz while sync runs. There is no login: keep it on the loopback address or behind a firewall. A port of 0 takes a free one.",
+    },
 ];
 
 /// Keys and sections of the design that come with a later version: refused, but not as a misspelling.
 pub const LATER: &[&str] = &[
-    "source.publication",
     "source.slot",
-    "source.failover",
-    "stream",
-    "stream.batch_delay",
-    "stream.batch_bytes",
     "stream.lanes",
-    "stream.ddl",
-    "stream.heartbeat",
-    "limits.source_wal",
-    "limits.spool",
-    "limits.on_full",
     "verify",
     "verify.redact",
     "verify.allow",
@@ -278,8 +370,6 @@ pub const LATER: &[&str] = &[
     "cutover.fence_hook",
     "cutover.switch_hook",
     "cutover.switch_url",
-    "serve",
-    "serve.listen",
 ];
 
 /// The key of that path.

@@ -4,6 +4,7 @@
 //! expands, and notes what is in force.
 
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -16,10 +17,12 @@ use super::expand::{Lookup, expand};
 use super::file::{ConfigFile, nearest};
 use super::glob::{Selection, TableGlob};
 use super::keys::{Kind, key};
-use super::raw::{RawParquet, RawSnapshot, RawTable, RawTarget};
+use super::raw::{
+    RawLimits, RawParquet, RawSnapshot, RawSource, RawStream, RawTable, RawTarget,
+};
 use super::{
-    Compression, Config, InForce, Job, Limits, Origin, Parquet, SchemaMode, Snapshot, Source,
-    Table, Target, TargetUrl, Triggers, check_job_name, fitted_job_name, units, url,
+    Compression, Config, Ddl, InForce, Job, Limits, OnFull, Origin, Parquet, SchemaMode, Snapshot,
+    Source, Stream, Table, Target, TargetUrl, Triggers, check_job_name, fitted_job_name, units, url,
 };
 use crate::args::Global;
 use crate::redact;
@@ -92,7 +95,7 @@ struct Found {
 impl Resolver<'_> {
     fn config(mut self, global: &Global, needs: Needs) -> Result<Config, ConfigError> {
         let raw = self.file.map(|file| file.raw.clone()).unwrap_or_default();
-        let source = self.source(global.source.as_deref(), raw.source.url, needs)?;
+        let source = self.source(global.source.as_deref(), raw.source, needs)?;
         let target = self.target(global.target.as_deref(), raw.target, needs)?;
         let state_dir = global.state_dir.as_deref().map(Path::to_string_lossy);
         let name = self.job_name(global.job.as_deref(), raw.job.name, source.as_ref())?;
@@ -105,7 +108,9 @@ impl Resolver<'_> {
         let tables = self.tables(raw.table)?;
         let snapshot = self.snapshot(raw.snapshot)?;
         let parquet = self.parquet(raw.parquet)?;
-        let memory = self.bytes("limits.memory", raw.limits.memory, 16 << 20..=1 << 50)?;
+        let stream = self.stream(raw.stream)?;
+        let limits = self.limits(raw.limits)?;
+        let listen = self.listen(raw.serve.listen)?;
         Ok(Config {
             job,
             source,
@@ -113,8 +118,10 @@ impl Resolver<'_> {
             select,
             tables,
             snapshot,
+            stream,
             parquet,
-            limits: Limits { memory },
+            limits,
+            listen,
             in_force: self.in_force,
             file: None,
         })
@@ -123,10 +130,13 @@ impl Resolver<'_> {
     fn source(
         &mut self,
         flag: Option<&str>,
-        file: Option<String>,
+        raw: RawSource,
         needs: Needs,
     ) -> Result<Option<Source>, ConfigError> {
-        let Some(found) = self.value("source.url", flag, file)? else {
+        let publication = self.value("source.publication", None, raw.publication)?;
+        let failover = raw.failover.map(|on| on.to_string());
+        let failover = self.with_default("source.failover", failover)?.text == "true";
+        let Some(found) = self.value("source.url", flag, raw.url)? else {
             return match needs {
                 Needs::Both => {
                     Err(self
@@ -136,7 +146,8 @@ impl Resolver<'_> {
             };
         };
         let url = url::source(&found.text).map_err(|why| self.wrong(&found, why))?;
-        Ok(Some(Source { url }))
+        let publication = publication.map(|found| found.text);
+        Ok(Some(Source { url, publication, failover }))
     }
 
     fn target(
@@ -334,7 +345,52 @@ impl Resolver<'_> {
                 _ => None,
             })?;
         let file_bytes = self.bytes("parquet.file_bytes", raw.file_bytes, 1 << 20..=16 << 30)?;
-        Ok(Parquet { compression, file_bytes })
+        let commit_interval = self.duration(
+            "parquet.commit_interval",
+            raw.commit_interval,
+            Duration::from_millis(100)..=Duration::from_secs(3600),
+        )?;
+        Ok(Parquet { compression, file_bytes, commit_interval })
+    }
+
+    fn stream(&mut self, raw: RawStream) -> Result<Stream, ConfigError> {
+        let batch_delay = self.duration(
+            "stream.batch_delay",
+            raw.batch_delay,
+            Duration::from_millis(1)..=Duration::from_secs(60),
+        )?;
+        let batch_bytes = self.bytes("stream.batch_bytes", raw.batch_bytes, 64 << 10..=1 << 30)?;
+        let ddl = self.choice("stream.ddl", raw.ddl, |word| match word {
+            "additive" => Some(Ddl::Additive),
+            "stop" => Some(Ddl::Stop),
+            _ => None,
+        })?;
+        let found = self.with_default("stream.heartbeat", raw.heartbeat)?;
+        let heartbeat = match found.text.as_str() {
+            "off" => None,
+            text => Some(units::duration(text).map_err(|why| self.wrong(&found, why))?),
+        };
+        Ok(Stream { batch_delay, batch_bytes, ddl, heartbeat })
+    }
+
+    fn listen(&mut self, file: Option<String>) -> Result<Option<SocketAddr>, ConfigError> {
+        let Some(found) = self.value("serve.listen", None, file)? else { return Ok(None) };
+        let address = found.text.parse().map_err(|_| {
+            self.wrong(&found, format!("{:?} is not ADDRESS:PORT, as in 127.0.0.1:9632", found.text))
+        })?;
+        Ok(Some(address))
+    }
+
+    fn limits(&mut self, raw: RawLimits) -> Result<Limits, ConfigError> {
+        let memory = self.bytes("limits.memory", raw.memory, 16 << 20..=1 << 50)?;
+        let source_wal = self.bytes("limits.source_wal", raw.source_wal, 16 << 20..=1 << 60)?;
+        let spool = self.bytes("limits.spool", raw.spool, 16 << 20..=1 << 60)?;
+        let on_full = self.choice("limits.on_full", raw.on_full, |word| match word {
+            "wait" => Some(OnFull::Wait),
+            "drop-slot" => Some(OnFull::DropSlot),
+            _ => None,
+        })?;
+        Ok(Limits { memory, source_wal, spool, on_full })
     }
 
     /// Decides between flag, file and default, and notes it. A flag is not expanded: the shell has done that.
@@ -354,10 +410,12 @@ impl Resolver<'_> {
                 None => return Ok(None),
             },
         };
-        let shown = if known.kind == Kind::Url { redact::connection(&text) } else { text.clone() };
+        let is_url = known.kind == Kind::Url;
+        let shown = if is_url { redact::connection(&text) } else { text.clone() };
         // The defaults of a [[table]] are noise: only what was written is shown.
         if origin != Origin::Default || !path.contains('[') {
-            self.note(path.to_owned(), quoted(&shown), origin);
+            let shown = if known.kind == Kind::Switch { shown } else { quoted(&shown) };
+            self.note(path.to_owned(), shown, origin);
         }
         Ok(Some(Found { key: path.to_owned(), text, origin }))
     }
@@ -522,6 +580,7 @@ mod tests {
                 Kind::Duration => assert!(units::duration(default).is_ok(), "{}", key.path),
                 Kind::Choice(choices) => assert!(choices.contains(&default), "{}", key.path),
                 Kind::Text => assert!(!default.is_empty(), "{}", key.path),
+                Kind::Switch => assert!(default.parse::<bool>().is_ok(), "{}", key.path),
                 Kind::Url | Kind::Count | Kind::Texts => panic!("{} has a default", key.path),
             }
         }

@@ -22,6 +22,7 @@ pub mod units;
 pub mod url;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -47,10 +48,14 @@ pub struct Config {
     pub tables: Vec<Table>,
     /// `[snapshot]`
     pub snapshot: Snapshot,
+    /// `[stream]`
+    pub stream: Stream,
     /// `[parquet]`
     pub parquet: Parquet,
     /// `[limits]`
     pub limits: Limits,
+    /// `serve.listen`
+    pub listen: Option<SocketAddr>,
     /// Where each value comes from, for `config check`; without secrets.
     pub in_force: Vec<InForce>,
     /// The file that was read, if there was one.
@@ -71,6 +76,10 @@ pub struct Job {
 pub struct Source {
     /// The connection string.
     pub url: Secret,
+    /// A publication that somebody else made.
+    pub publication: Option<String>,
+    /// Make a failover slot.
+    pub failover: bool,
 }
 
 /// `[target]`
@@ -126,6 +135,28 @@ pub struct Snapshot {
     pub lock_timeout: Duration,
 }
 
+/// `[stream]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stream {
+    /// How long transactions are gathered while the target is busy.
+    pub batch_delay: Duration,
+    /// Size at which a commit is large enough.
+    pub batch_bytes: u64,
+    /// What happens to changed definitions.
+    pub ddl: Ddl,
+    /// How often a message is written on the source.
+    pub heartbeat: Option<Duration>,
+}
+
+/// What happens when a followed table is altered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ddl {
+    /// New columns are carried over.
+    Additive,
+    /// The job stops.
+    Stop,
+}
+
 /// `[parquet]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parquet {
@@ -133,6 +164,8 @@ pub struct Parquet {
     pub compression: Compression,
     /// Size at which a file is closed.
     pub file_bytes: u64,
+    /// How often changes are committed while following.
+    pub commit_interval: Duration,
 }
 
 /// Compression of Parquet pages.
@@ -153,6 +186,21 @@ pub enum Compression {
 pub struct Limits {
     /// Memory for rows on their way, in bytes.
     pub memory: u64,
+    /// WAL that the source may keep because of us.
+    pub source_wal: u64,
+    /// Disk for the spool.
+    pub spool: u64,
+    /// What happens when both are full.
+    pub on_full: OnFull,
+}
+
+/// What happens when the source keeps too much and the spool is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFull {
+    /// The stream waits.
+    Wait,
+    /// The slot is dropped.
+    DropSlot,
 }
 
 /// One value that is in force.

@@ -22,10 +22,22 @@ pub struct RawConfig {
     pub table: Vec<RawTable>,
     /// `[snapshot]`
     pub snapshot: RawSnapshot,
+    /// `[stream]`
+    pub stream: RawStream,
     /// `[parquet]`
     pub parquet: RawParquet,
     /// `[limits]`
     pub limits: RawLimits,
+    /// `[serve]`
+    pub serve: RawServe,
+}
+
+/// `[serve]`
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawServe {
+    /// `listen`
+    pub listen: Option<String>,
 }
 
 /// `[job]`
@@ -44,6 +56,10 @@ pub struct RawJob {
 pub struct RawSource {
     /// `url`
     pub url: Option<String>,
+    /// `publication`
+    pub publication: Option<String>,
+    /// `failover`
+    pub failover: Option<bool>,
 }
 
 impl std::fmt::Debug for RawSource {
@@ -107,6 +123,20 @@ pub struct RawSnapshot {
     pub lock_timeout: Option<String>,
 }
 
+/// `[stream]`
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawStream {
+    /// `batch_delay`
+    pub batch_delay: Option<String>,
+    /// `batch_bytes`
+    pub batch_bytes: Option<String>,
+    /// `ddl`
+    pub ddl: Option<String>,
+    /// `heartbeat`
+    pub heartbeat: Option<String>,
+}
+
 /// `[parquet]`
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -115,6 +145,8 @@ pub struct RawParquet {
     pub compression: Option<String>,
     /// `file_bytes`
     pub file_bytes: Option<String>,
+    /// `commit_interval`
+    pub commit_interval: Option<String>,
 }
 
 /// `[limits]`
@@ -123,4 +155,10 @@ pub struct RawParquet {
 pub struct RawLimits {
     /// `memory`
     pub memory: Option<String>,
+    /// `source_wal`
+    pub source_wal: Option<String>,
+    /// `spool`
+    pub spool: Option<String>,
+    /// `on_full`
+    pub on_full: Option<String>,
 }

@@ -53,6 +53,7 @@ fn describe(section: &str, properties: &mut Map<String, Value>) {
 fn describe_key(key: &Key) -> Value {
     let mut value = match key.kind {
         Kind::Count => json!({ "type": "integer", "minimum": 1 }),
+        Kind::Switch => json!({ "type": "boolean" }),
         Kind::Texts => json!({ "type": "array", "items": { "type": "string" } }),
         // A choice may also be a reference such as ${VAR}, which an editor must not underline.
         Kind::Choice(choices) => {

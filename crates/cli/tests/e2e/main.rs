@@ -6,12 +6,19 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod crash;
+mod ending;
 mod existing;
+mod follow;
 mod instances;
 mod lake;
 mod mistakes;
 mod network;
+mod pooler;
 mod sessions;
+mod standby;
 mod status;
 mod support;
+mod torture;
+mod versions;
+mod waits;
 mod whole;

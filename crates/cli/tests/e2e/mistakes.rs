@@ -171,6 +171,12 @@ fn a_selection_or_a_file_that_makes_no_sense() {
     );
     let job = rig.job(&["wide"], "", "").configured(&with("where = \"id >\""));
     run("where that is no SQL", &job, &[], 2, &["wide", "where"]);
+    let job = rig.job(&["wide"], "", "").configured(&with("where = \"id > 1) OR (id < 3\""));
+    run("where that breaks out", &job, &[], 2, &["wide", "where", "parenthesis"]);
+    let job = rig.job(&["wide"], "", "").configured(&with("where = \"id > $1\""));
+    run("where with a parameter", &job, &[], 2, &["wide", "where", "parameter"]);
+    let job = rig.job(&["wide"], "", "").configured(&with("where = \"nope > 1\""));
+    run("where of a column that is not there", &job, &[], 2, &["wide", "where", "nope"]);
     let job = rig.job(&["wide"], "", "").configured(&with("where = \"t::integer > 1\""));
     run("where that fails on a row", &job, &[], 2, &["wide", "where"]);
 }

@@ -64,7 +64,10 @@ fn a_command_of_a_later_version_says_so() {
 fn following_comes_later_and_truncate_needs_a_second_word() {
     let ends = ["--source", "postgres://a@h/d", "--target", "postgres://b@h/e"];
     let with = |args: &[&'static str]| [args, &ends].concat();
-    assert_says(&run(&with(&["sync"])).usage(), &["later version", "--snapshot-only"]);
+    let both = with(&["sync", "--snapshot-only", "--until", "now"]);
+    assert_says(&run(&both).usage(), &["--until", "--snapshot-only"]);
+    let until = with(&["sync", "--until", "yesterday"]);
+    assert_says(&run(&until).usage(), &["yesterday", "is not an LSN"]);
     let truncate = with(&["sync", "--snapshot-only", "--target-not-empty", "truncate"]);
     assert_says(&run(&truncate).usage(), &["empties", "--yes"]);
 }

@@ -82,8 +82,8 @@ fn a_misspelt_key_is_named_with_its_place_and_the_one_that_was_meant() {
 #[test]
 fn a_key_of_a_later_version_is_no_misspelling() {
     for (more, key) in [
-        ("[stream]\nlanes = 2\n", "[stream]"),
-        ("[limits]\nspool = \"1GiB\"\n", "limits.spool"),
+        ("[stream]\nlanes = 2\n", "stream.lanes"),
+        ("[verify]\nredact = \"keys\"\n", "[verify]"),
         ("[[wave]]\nname = \"pilot\"\n", "[wave]"),
         ("[cutover]\n", "[cutover]"),
     ] {

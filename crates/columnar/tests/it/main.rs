@@ -11,3 +11,5 @@ mod malformed;
 mod matrix;
 mod policy;
 mod render;
+mod text;
+mod values;

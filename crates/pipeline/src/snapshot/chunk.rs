@@ -29,6 +29,14 @@ fn read_error(spec: &ChunkSpec, cause: tidemark_wire::Error) -> Error {
 /// filter: no SQL, or meeting a row that it was not made for.
 fn explain(spec: &ChunkSpec, state: Option<&str>, mut error: Error) -> Error {
     let Some(state) = state else { return error };
+    if state == "40001" {
+        // A standby's replay ended the statement, perhaps the snapshot's holder with it: the next reader finds that out.
+        error.is_transient = true;
+        error.hint = Some(
+            "set hot_standby_feedback = on and max_standby_streaming_delay = -1 on the standby, or copy from the primary".to_owned(),
+        );
+        return error;
+    }
     if matches!(state, "22021" | "22P05") {
         error.kind = Kind::TargetRefused;
         error.hint = Some(

@@ -13,11 +13,11 @@ use tidemark_digest::{DigestColumn, DigestKey, Forms, LeafBounds, RowHasher};
 use tidemark_ledger::Ledger;
 use tidemark_model::{ChunkResult, ChunkSpec, Oid, TablePlan, TupleForm};
 use tidemark_source::Reader;
-use tidemark_wire::ConnectSpec;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::chunk::{Attempt, ChunkRunner};
+use super::readers::ReaderOptions;
 use crate::progress::Progress;
 use crate::{Error, Kind, Result};
 
@@ -29,8 +29,9 @@ const BACKOFF: Duration = Duration::from_millis(200);
 /// Everything that the workers of one run share.
 pub(super) struct Engine {
     pub(super) runner: ChunkRunner,
-    pub(super) source: ConnectSpec,
-    pub(super) snapshot_id: String,
+    pub(super) readers: ReaderOptions,
+    /// Those that have their locks and no work yet.
+    pub(super) idle: Mutex<Vec<Reader>>,
     pub(super) ledger: Arc<Ledger>,
     pub(super) progress: Arc<Progress>,
     pub(super) tables: HashMap<Oid, TableWork>,
@@ -60,7 +61,7 @@ impl Engine {
     /// One reader: chunks until none is left, then the keys of the tables that it finished.
     async fn work(self: Arc<Self>) -> Result<()> {
         let mut builds: JoinSet<Result<()>> = JoinSet::new();
-        let mut reader: Option<Reader> = None;
+        let mut reader = self.idle.lock().expect("no holder panics").pop();
         while let Some(spec) = self.next_chunk() {
             let finished = tokio::select! {
                 biased;
@@ -138,7 +139,7 @@ impl Engine {
         let hasher = hasher(&work.plan, self.forms, &self.key, work.leaves.clone())?;
         let reader = match reader {
             Some(reader) => reader,
-            None => reader.insert(Reader::open(&self.source, &self.snapshot_id).await?),
+            None => reader.insert(self.readers.open().await?),
         };
         attempt.run(reader, hasher, uncertain).await
     }
@@ -211,7 +212,7 @@ fn panicked(error: tokio::task::JoinError) -> Error {
 }
 
 /// Runs a short piece of file work off the threads that serve sockets.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(panicked)

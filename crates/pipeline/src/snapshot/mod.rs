@@ -6,6 +6,8 @@
 
 mod chunk;
 mod engine;
+mod finish;
+mod readers;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
@@ -21,8 +23,9 @@ use tidemark_model::{
 };
 use tidemark_sink::postgres::SchemaMode;
 use tidemark_sink::{Sink, SnapshotStart, SnapshotSummary, TableSummary};
-use tidemark_source::{Catalog, Snapshot, SnapshotOptions, dump, schema};
+use tidemark_source::{SlotOptions, Catalog, Reader, Snapshot, SnapshotOptions, dump, schema};
 use tidemark_wire::Client;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::check::{Looked, look};
@@ -34,7 +37,9 @@ use crate::target::sink;
 use crate::{Error, Kind, Result};
 
 pub use chunk::{ChunkRunner, run_chunk};
-use engine::{Engine, TableWork, blocking};
+pub(crate) use engine::blocking;
+use engine::{Engine, TableWork};
+use readers::ReaderOptions;
 
 /// So many pieces for each reader, if they are not smaller than this.
 const CHUNKS_PER_READER: u64 = 16;
@@ -107,7 +112,9 @@ pub async fn snapshot_only(
     let _control = control::listen(&job.state_dir, shared).await;
     let mut run_number = 1;
     loop {
-        let ended = Run { job, progress, stop, ledger: &ledger }.once().await;
+        let tools = Tools::new(job, progress)?;
+        let run = Run { job, progress, stop, ledger: &ledger, continuation: None };
+        let ended = run.once(&tools).await;
         let error = match ended {
             Ok(report) => return Ok(report),
             Err(error) => error,
@@ -122,7 +129,7 @@ pub async fn snapshot_only(
 }
 
 /// Keeps what ended a run for `status`. A run that ended before the ledger knew of it has nothing to keep it with.
-async fn note_error(ledger: &Arc<Ledger>, error: &Error) {
+pub(crate) async fn note_error(ledger: &Arc<Ledger>, error: &Error) {
     let (ledger, text) = (Arc::clone(ledger), error.to_string());
     let noted = blocking(move || ledger.set_error(Some(&text))).await;
     if let Ok(Err(cause)) = noted {
@@ -130,33 +137,75 @@ async fn note_error(ledger: &Arc<Ledger>, error: &Error) {
     }
 }
 
-/// One run from catalog to durable.
-struct Run<'a> {
-    job: &'a Job,
-    progress: &'a Arc<Progress>,
-    stop: &'a CancellationToken,
-    ledger: &'a Arc<Ledger>,
+/// What a job works with: threads, memory and the target.
+pub(crate) struct Tools {
+    pub(crate) cpu: Cpu,
+    pub(crate) budget: Budget,
+    pub(crate) sink: Arc<dyn Sink>,
 }
 
-impl Run<'_> {
-    async fn once(&self) -> Result<Report> {
-        let started = Instant::now();
-        let job = self.job;
+impl Tools {
+    pub(crate) fn new(job: &Job, progress: &Progress) -> Result<Self> {
         let cpu = Cpu::new(std::thread::available_parallelism().map_or(2, usize::from)).map_err(
             |cause| Error::new(Kind::Unavailable, "start the CPU threads").because(cause),
         )?;
         let budget = Budget::new(job.memory / 2);
-        self.progress.watch_memory(&budget);
+        progress.watch_memory(&budget);
         let sink = sink(job, &cpu, &budget);
+        Ok(Self { cpu, budget, sink })
+    }
+}
+
+/// The stream that continues from a snapshot, as far as the snapshot needs to know it.
+pub(crate) struct Continuation {
+    /// The slot that the snapshot is taken with.
+    pub(crate) slot: SlotOptions,
+    /// Told once the target is prepared: from here on the stream can be received.
+    pub(crate) begun: Mutex<Option<oneshot::Sender<SnapshotStart>>>,
+}
+
+impl Continuation {
+    fn take_begun(&self) -> Option<oneshot::Sender<SnapshotStart>> {
+        self.begun.lock().expect("no holder panics").take()
+    }
+}
+
+/// One run from catalog to durable.
+pub(crate) struct Run<'a> {
+    pub(crate) job: &'a Job,
+    pub(crate) progress: &'a Arc<Progress>,
+    pub(crate) stop: &'a CancellationToken,
+    pub(crate) ledger: &'a Arc<Ledger>,
+    pub(crate) continuation: Option<&'a Continuation>,
+}
+
+impl Run<'_> {
+    pub(crate) async fn once(&self, tools: &Tools) -> Result<Report> {
+        let started = Instant::now();
+        let job = self.job;
+        let sink = tools.sink.as_ref();
         self.progress.enter(Phase::Check, "checking source and target");
-        let looked = self.or_stop(look(job, sink.as_ref())).await?;
+        let looked = self.or_stop(look(job, sink)).await?;
         refuse_blocking(&looked)?;
         self.progress.enter(Phase::Prepare, "taking the snapshot");
         let snapshot = self.or_stop(self.take(&looked)).await?;
+        let options = ReaderOptions {
+            spec: job.source.clone(),
+            snapshot_id: snapshot.id().to_owned(),
+            lock_timeout: job.lock_timeout,
+        };
+        let max_locks = looked.catalog.server.max_locks;
+        let opened = options.open_all(job.readers.max(1), &snapshot, max_locks);
+        let readers = self.or_stop(opened).await?;
         self.or_stop(nothing_came(job, &looked)).await?;
         let copied = async {
-            let prepared = self.or_stop(self.prepare(looked, &snapshot, sink.as_ref())).await?;
-            self.copy(prepared, &snapshot, sink, cpu, budget).await
+            let prepared = self.or_stop(self.prepare(looked, &snapshot, sink)).await?;
+            let runner = ChunkRunner {
+                sink: Arc::clone(&tools.sink),
+                budget: tools.budget.clone(),
+                cpu: tools.cpu.clone(),
+            };
+            self.copy(prepared, &snapshot, (options, readers), runner).await
         };
         let mut report = copied.await;
         if let Ok(report) = &mut report {
@@ -179,6 +228,7 @@ impl Run<'_> {
         let name = tidemark_source::names::slot_name(&self.job.name);
         let mut options = SnapshotOptions::new(tables, name);
         options.lock_timeout = self.job.lock_timeout;
+        options.slot = self.continuation.map(|continuation| continuation.slot.clone());
         Snapshot::take(&self.job.source, &options).await.map_err(|error| {
             let again = error.disposition() == tidemark_source::Disposition::Retry;
             let mut error = Error::from(error);
@@ -200,7 +250,13 @@ impl Run<'_> {
         let objects = self.schema_objects(&client, &catalog, &plans, snapshot).await?;
         let excluded = excluded_relations(&catalog, &plans);
         let leaves = leaf_bounds(&client, &plans).await?;
-        let chunks = plan_chunks(self.job, &client, &catalog, &plans).await?;
+        let chunks = plan_chunks(self.job, &client, &catalog, &plans).await.map_err(|error| {
+            // Somebody waits for the holder, and we for them.
+            let is_blocked = error.disposition() == tidemark_source::Disposition::Blocked;
+            let mut error = Error::from(error);
+            error.lost_snapshot |= is_blocked;
+            error
+        })?;
         let run = run_name();
         self.progress.enter(Phase::Prepare, "preparing the target");
         let archive = self.dump_schema(&catalog, snapshot).await?;
@@ -216,8 +272,13 @@ impl Run<'_> {
             schema: Arc::new(objects),
             schema_archive: archive.as_ref().map(|archive| archive.path.clone()),
             excluded: Arc::new(excluded),
+            continues: self.continuation.is_some(),
         };
         sink.prepare(&start).await?;
+        if let Some(begun) = self.continuation.and_then(Continuation::take_begun) {
+            // Who waits for it may have given up: then the run ends too.
+            drop(begun.send(start.clone()));
+        }
         Ok(Prepared { start, leaves, chunks, _archive: archive })
     }
 
@@ -255,27 +316,50 @@ impl Run<'_> {
             return Ok(None);
         }
         let archive = Archive { path: self.job.state_dir.join("schema.dump") };
-        dump::dump_schema(
+        let dumped = dump::dump_schema(
             &self.job.source,
             catalog.server.version_num,
             snapshot.id(),
+            self.job.lock_timeout,
             &archive.path,
-        )
-        .await
-        .map_err(dump_error)?;
-        Ok(Some(archive))
+        );
+        match dumped.await {
+            Ok(()) => Ok(Some(archive)),
+            Err(cause) => Err(self.dump_error(cause).await),
+        }
+    }
+
+    /// Nothing has been moved yet: where a connection was lost, or somebody waits for the snapshot's holder and `pg_dump`
+    /// for them, the run begins again.
+    async fn dump_error(&self, cause: dump::DumpError) -> Error {
+        let message = cause.to_string();
+        let is_cut = CONNECTION_LOST.iter().any(|words| message.contains(words));
+        let waits = match &cause {
+            dump::DumpError::Failed { .. } if !is_cut => {
+                tidemark_source::waiting_for_us(&self.job.source).await.ok().flatten()
+            }
+            _ => None,
+        };
+        let is_lost = is_cut || waits.is_some();
+        let kind = if is_lost { Kind::Unavailable } else { Kind::Usage };
+        let hint = waits.map_or_else(
+            || cause.hint(),
+            |waits| format!("{waits}; end that session or wait for it, then run again"),
+        );
+        let mut error = Error::new(kind, message).hint(hint);
+        error.lost_snapshot = is_lost;
+        error
     }
 
     async fn copy(
         &self,
         prepared: Prepared,
         snapshot: &Snapshot,
-        sink: Arc<dyn Sink>,
-        cpu: Cpu,
-        budget: Budget,
+        readers: (ReaderOptions, Vec<Reader>),
+        runner: ChunkRunner,
     ) -> Result<Report> {
         let Prepared { start, leaves, chunks, .. } = prepared;
-        let engine = self.engine(&start, leaves, chunks, ChunkRunner { sink, budget, cpu }).await?;
+        let engine = self.engine(&start, (leaves, chunks), readers, runner).await?;
         self.progress.enter(Phase::Snapshot, "copying");
         let copied = tokio::select! {
             biased;
@@ -295,18 +379,25 @@ impl Run<'_> {
             lsn: start.lsn,
             tables: report.tables.iter().map(|table| table.summary.clone()).collect(),
         };
-        self.or_stop(async { Ok(engine.runner.sink.finish(&summary).await?) }).await?;
+        self.finish(engine.runner.sink.as_ref(), &summary, &start.run).await?;
         let ledger = Arc::clone(self.ledger);
-        blocking(move || ledger.finish_run()).await??;
-        self.progress.enter(Phase::Complete, "done");
+        let follows = self.continuation.is_some();
+        blocking(move || {
+            ledger.finish_run()?;
+            if follows { ledger.set_phase("follow") } else { Ok(()) }
+        })
+        .await??;
+        if !follows {
+            self.progress.enter(Phase::Complete, "done");
+        }
         Ok(report)
     }
 
     async fn engine(
         &self,
         start: &SnapshotStart,
-        leaves: HashMap<u32, LeafBounds>,
-        chunks: HashMap<u32, Vec<ChunkRange>>,
+        (leaves, chunks): (HashMap<u32, LeafBounds>, HashMap<u32, Vec<ChunkRange>>),
+        (options, readers): (ReaderOptions, Vec<Reader>),
         runner: ChunkRunner,
     ) -> Result<Arc<Engine>> {
         let mut order: Vec<&TablePlan> = start.tables.iter().collect();
@@ -326,8 +417,8 @@ impl Run<'_> {
         });
         Ok(Arc::new(Engine {
             runner,
-            source: self.job.source.clone(),
-            snapshot_id: start.snapshot_id.clone(),
+            readers: options,
+            idle: Mutex::new(readers),
             ledger: Arc::clone(self.ledger),
             progress: Arc::clone(self.progress),
             tables: tables.collect(),
@@ -468,18 +559,7 @@ impl Drop for Archive {
     }
 }
 
-fn dump_error(cause: dump::DumpError) -> Error {
-    let hint = cause.hint();
-    let message = cause.to_string();
-    let is_lost = CONNECTION_LOST.iter().any(|words| message.contains(words));
-    let mut error =
-        Error::new(if is_lost { Kind::Unavailable } else { Kind::Usage }, message).hint(hint);
-    // Nothing has been moved yet.
-    error.lost_snapshot = is_lost;
-    error
-}
-
-fn refuse_blocking(looked: &Looked) -> Result<()> {
+pub(crate) fn refuse_blocking(looked: &Looked) -> Result<()> {
     let blocking: Vec<_> = looked
         .findings
         .iter()
@@ -518,7 +598,7 @@ async fn plan_chunks(
     client: &Client,
     catalog: &Catalog,
     plans: &[TablePlan],
-) -> Result<HashMap<u32, Vec<ChunkRange>>> {
+) -> tidemark_source::Result<HashMap<u32, Vec<ChunkRange>>> {
     let version = catalog.server.version_num;
     let chunk_bytes = effective_chunk_bytes(job, plans);
     let mut chunks = HashMap::with_capacity(plans.len());

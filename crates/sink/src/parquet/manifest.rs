@@ -1,11 +1,11 @@
 //! The documents in `_tidemark/` (described for readers in `docs/lake-format.md`).
 //!
-//! **Invariant:** what no commit lists is not part of the lake. Commit 0 is written once, put-if-absent, after everything that it
-//! lists is durable. `job.json` is written before the first file of a run and names every directory that the run may write
+//! **Invariant:** what no commit lists is not part of the lake. A commit is written once, put-if-absent, after everything that it
+//! lists is durable; commit 0 is the snapshot, and the numbers are dense. `job.json` is written before the first file of a run and names every directory that the run may write
 //! into, so that a later run knows what was left by us and touches nothing else.
 
 use serde::{Deserialize, Serialize};
-use tidemark_model::{Column, Lsn, RowSum, TablePlan};
+use tidemark_model::{Column, Lsn, RelationName, RowSum, TablePlan};
 
 use super::file::FileEntry;
 use super::names;
@@ -34,6 +34,46 @@ pub(super) struct JobDocument {
     pub(super) created_at: String,
     /// Directories relative to the root that the run writes into.
     pub(super) directories: Vec<String>,
+    /// Where the rows come from; unknown only in documents of before the stream.
+    #[serde(default)]
+    pub(super) source: Option<Source>,
+    /// The tables with their columns, new ones included before a file has them.
+    #[serde(default)]
+    pub(super) tables: Vec<JobTable>,
+    /// Runs whose unlisted change files may still lie about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) former: Vec<FormerRun>,
+}
+
+/// What the lake has of a table; later than a commit shows it, never earlier.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct JobTable {
+    pub(super) schema: String,
+    pub(super) name: String,
+    /// Columns by name.
+    pub(super) columns: Vec<String>,
+}
+
+impl JobTable {
+    pub(super) fn new(relation: &RelationName, columns: &[Column]) -> Self {
+        Self {
+            schema: relation.schema.clone(),
+            name: relation.name.clone(),
+            columns: columns.iter().map(|column| column.name.clone()).collect(),
+        }
+    }
+
+    pub(super) fn is_of(&self, relation: &RelationName) -> bool {
+        self.schema == relation.schema && self.name == relation.name
+    }
+}
+
+/// A run that was taken over while it may have been writing the files of a commit that never came to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FormerRun {
+    pub(super) run: String,
+    /// The number that the commit would have had.
+    pub(super) commit: u64,
 }
 
 /// One commit: a set of files that together are the lake at `end_lsn`.
@@ -43,7 +83,7 @@ pub struct Commit {
     pub format_version: u32,
     /// Dense, from 0.
     pub commit: u64,
-    /// `snapshot`.
+    /// `snapshot`, `changes`, or `position` for one that lists nothing and moves the position or the run.
     pub kind: String,
     /// The job.
     pub job: String,
@@ -55,12 +95,15 @@ pub struct Commit {
     pub source: Source,
     /// RFC 3339, UTC.
     pub created_at: String,
-    /// The tables, in the job's order.
+    /// Of a snapshot: a stream continues from it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub continues: bool,
+    /// The tables that have files in this commit, in the job's order; of a snapshot all.
     pub tables: Vec<CommitTable>,
 }
 
 /// The source of a lake.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// As a string: it has 64 bits, more than JSON's readers keep.
     pub system_identifier: String,
@@ -68,6 +111,9 @@ pub struct Source {
     pub database: String,
     /// `server_version_num`.
     pub server_version: u32,
+    /// The timeline when the stream was opened; none before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<u32>,
 }
 
 /// One table in a commit.
@@ -79,18 +125,36 @@ pub struct CommitTable {
     pub name: String,
     /// Columns in file order.
     pub columns: Vec<CommitColumn>,
-    /// Columns of the primary key, in key order; empty without one.
+    /// Columns of the primary key, in key order; empty without one. Of changes: the columns that tell a row apart in the
+    /// stream, which are others where the replica identity is another index; empty where a row is told by all its columns.
     pub key: Vec<String>,
     /// The user's row filter.
     pub filter: Option<String>,
     /// Rows.
     pub rows: u64,
-    /// Count and keyed sums of the rows, as the source had them.
-    pub digest: RowSum,
+    /// Count and keyed sums of the rows, as the source had them; only of a snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<RowSum>,
+    /// How many rows of which kind; only of changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operations: Option<OperationCounts>,
     /// Values without a lake form that became NULL, by column.
     pub replaced: Vec<Replaced>,
     /// The files; together they are the table.
     pub files: Vec<FileEntry>,
+}
+
+/// Rows of change files by their `_op`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationCounts {
+    /// New rows.
+    pub i: u64,
+    /// Changed rows.
+    pub u: u64,
+    /// Rows that are gone.
+    pub d: u64,
+    /// TRUNCATE.
+    pub t: u64,
 }
 
 /// One column in a commit.
@@ -104,6 +168,10 @@ pub struct CommitColumn {
     pub arrow_type: String,
     /// Whether PostgreSQL allows NULL.
     pub nullable: bool,
+    /// Of a column that was added while the source was followed: its constant default, as PostgreSQL's SQL. Rows of files
+    /// without the column have this value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default: Option<String>,
 }
 
 /// How many values of a column were replaced.
@@ -119,6 +187,40 @@ pub struct Replaced {
 pub(super) fn snapshot_directory(plan: &TablePlan) -> String {
     let name = &plan.relation.name;
     format!("{}/{}/snapshot", names::encode(&name.schema), names::encode(&name.name))
+}
+
+/// The directory of a table's change files, relative to the root.
+pub(super) fn changes_directory(plan: &TablePlan) -> String {
+    let name = &plan.relation.name;
+    format!("{}/{}/changes", names::encode(&name.schema), names::encode(&name.name))
+}
+
+/// The document of a commit.
+pub(super) fn commit_path(number: u64) -> String {
+    format!("{COMMITS}/{number:020}.json")
+}
+
+/// How the change files begin that a run writes for a commit.
+pub(super) fn change_file_prefix(run: &str, commit: u64) -> String {
+    format!("{}{commit:020}-", file_prefix(run))
+}
+
+/// The name of a change file.
+pub(super) fn change_file_name(run: &str, commit: u64, number: u32) -> String {
+    format!("{}{number:05}.parquet", change_file_prefix(run, commit))
+}
+
+/// Whether a run wrote this file for a commit; for any commit if none is named.
+pub(super) fn is_change_file(name: &str, run: &str, commit: Option<u64>) -> bool {
+    let name = name.strip_prefix('.').unwrap_or(name);
+    let Some(rest) = name.strip_prefix(&file_prefix(run)) else { return false };
+    let Some((number, rest)) = rest.split_at_checked(20) else { return false };
+    let is_commit = number.bytes().all(|byte| byte.is_ascii_digit())
+        && commit.is_none_or(|commit| number.parse() == Ok(commit));
+    let Some(rest) = rest.strip_prefix('-') else { return false };
+    let (number, rest) = rest.split_at(rest.bytes().take_while(u8::is_ascii_digit).count());
+    let is_parquet = rest == ".parquet" || rest.starts_with(".parquet.tmp-");
+    is_commit && number.len() >= 5 && is_parquet
 }
 
 /// How the files of a run begin, in every directory; temporary ones have a dot before it.
@@ -149,6 +251,7 @@ pub(super) fn commit_columns(
         pg_type: column.type_name.clone(),
         arrow_type: field.data_type().to_string(),
         nullable: column.is_nullable,
+        default: None,
     });
     described.collect()
 }
@@ -173,5 +276,17 @@ mod tests {
             assert!(!is_file_of_run(name, "r1"), "{name}");
         }
         assert!(is_file_of_run(&file_name("2026-11-20T10:00", 7), "2026-11-20T10:00"));
+    }
+
+    #[test]
+    fn only_change_files_of_the_run_and_commit_are_taken_for_its_own() {
+        let name = change_file_name("R:1", 12, 3);
+        assert!(is_change_file(&name, "R:1", Some(12)) && is_change_file(&name, "R:1", None));
+        assert!(is_change_file(&format!(".{name}.tmp-x1"), "R:1", Some(12)));
+        assert!(!is_change_file(&name, "R:1", Some(1)) && !is_change_file(&name, "R", None));
+        assert!(!is_file_of_run(&name, "R:1"));
+        for name in ["r1-00000.parquet", "r1-00000000000000000001.parquet", "r1-é", "r1-"] {
+            assert!(!is_change_file(name, "r1", None), "{name}");
+        }
     }
 }

@@ -7,6 +7,7 @@
 //! <root>/_tidemark/job.json                             whose files these are, written before the first of them
 //! <root>/<schema>/<table>/snapshot/<run>-<nnnnn>.parquet
 //! <root>/_tidemark/commits/00000000000000000000.json    put-if-absent, last: the snapshot exists
+//! <root>/<schema>/<table>/changes/...                   what follows: [`stream`]
 //! ```
 //!
 //! A run that dies before the commit leaves files that no commit lists. The next run of the same job finds `job.json` without a
@@ -24,6 +25,7 @@ mod manifest;
 mod names;
 mod options;
 mod root;
+mod stream;
 mod table;
 
 use std::collections::HashMap;
@@ -38,19 +40,22 @@ use tidemark_model::{
 use tokio::sync::Semaphore;
 
 use crate::{
-    BeginChunk, Disposition, Error, NotEmpty, Result, Sink, SnapshotStart, SnapshotSummary,
-    TableSummary,
+    BeginChunk, Disposition, Error, NotEmpty, OpenStream, Result, Sink, SnapshotStart,
+    SnapshotSummary, Stored, StreamStart, TableSummary,
 };
 
 pub use file::FileEntry;
 pub use layout::{
     ColumnChoice, EncodedRowGroup, Layout, ROW_GROUP_ROWS, RowGroupEncoder, SAMPLE_ROWS,
 };
-pub use manifest::{Commit, CommitColumn, CommitTable, FORMAT_VERSION, Replaced, Source};
+pub use manifest::{
+    Commit, CommitColumn, CommitTable, FORMAT_VERSION, OperationCounts, Replaced, Source,
+};
 pub use options::{Compression, ParquetOptions};
 pub use root::Root;
+pub use stream::binary_is_safe;
 
-use manifest::{COMMITS, DOCUMENTS, JOB, JobDocument, SNAPSHOT_COMMIT};
+use manifest::{COMMITS, DOCUMENTS, JOB, JobDocument, JobTable, SNAPSHOT_COMMIT};
 use table::Table;
 
 /// What a table's rows must look like for a lake: the SELECT list and the form of COPY.
@@ -113,6 +118,8 @@ impl ParquetSink {
 
     /// Makes sure that what is there may go, and removes it.
     async fn clear(&self, job: &str) -> Result<()> {
+        // A process that follows a source into this lake holds it.
+        let _lock = stream::Lock::take(&self.root)?;
         if self.options.not_empty == NotEmpty::Append {
             return Err(self
                 .refuse("append to")
@@ -195,7 +202,12 @@ impl ParquetSink {
         for directory in &left.directories {
             self.require_inside(JOB, directory)?;
             for name in self.root.file_names(directory).await? {
-                if manifest::is_file_of_run(&name, &left.run) {
+                let is_left = manifest::is_file_of_run(&name, &left.run)
+                    || manifest::is_change_file(&name, &left.run, None)
+                    || left.former.iter().any(|former| {
+                        manifest::is_change_file(&name, &former.run, Some(former.commit))
+                    });
+                if is_left {
                     self.root.remove(&format!("{directory}/{name}")).await?;
                 }
             }
@@ -207,7 +219,7 @@ impl ParquetSink {
     fn require_inside(&self, document: &str, path: &str) -> Result<()> {
         let segments: Vec<_> = path.split('/').collect();
         let is_ours = (3..=4).contains(&segments.len())
-            && segments[2] == "snapshot"
+            && matches!(segments[2], "snapshot" | "changes")
             && segments
                 .iter()
                 .all(|segment| !segment.is_empty() && !matches!(*segment, "." | ".."));
@@ -236,14 +248,24 @@ impl ParquetSink {
             job: run.start.job.clone(),
             run: run.start.run.clone(),
             end_lsn: summary.lsn,
-            source: Source {
-                system_identifier: run.start.system_identifier.to_string(),
-                database: run.start.database.clone(),
-                server_version: run.start.source_version,
-            },
+            source: source_of(&run.start),
             created_at: jiff::Timestamp::now().to_string(),
+            continues: run.start.continues,
             tables: tables.collect::<Result<_>>()?,
         })
+    }
+}
+
+fn job_table(plan: &TablePlan) -> JobTable {
+    JobTable::new(&plan.relation.name, &plan.columns)
+}
+
+fn source_of(start: &SnapshotStart) -> Source {
+    Source {
+        system_identifier: start.system_identifier.to_string(),
+        database: start.database.clone(),
+        server_version: start.source_version,
+        timeline: None,
     }
 }
 
@@ -266,7 +288,8 @@ fn commit_table(plan: &TablePlan, table: &Table, summary: &TableSummary) -> Resu
         key: plan.relation.primary_key().map(|key| key.columns.clone()).unwrap_or_default(),
         filter: plan.filter.clone(),
         rows,
-        digest: summary.sum,
+        digest: Some(summary.sum),
+        operations: None,
         replaced: replaced
             .map(|(column, values)| Replaced { column: column.clone(), values: *values })
             .collect(),
@@ -306,6 +329,9 @@ impl Sink for ParquetSink {
             run: start.run.clone(),
             created_at: jiff::Timestamp::now().to_string(),
             directories,
+            source: Some(source_of(start)),
+            tables: start.tables.iter().map(job_table).collect(),
+            former: Vec::new(),
         };
         self.root.put(JOB, to_json(&document)).await?;
         let run = Run { start: start.clone(), tables, is_finished: false.into() };
@@ -353,5 +379,13 @@ impl Sink for ParquetSink {
         }
         run.is_finished.store(true, Ordering::Release);
         Ok(())
+    }
+
+    async fn stored(&self) -> Result<Option<Stored>> {
+        stream::stored(&self.root).await
+    }
+
+    async fn open_stream(&self, start: &StreamStart) -> Result<OpenStream> {
+        stream::open(&self.root, &self.options, &self.cpu, start).await
     }
 }

@@ -158,6 +158,52 @@ impl Root {
         }
     }
 
+    /// Whether a document is there.
+    pub(super) async fn exists(&self, relative: &str) -> Result<bool> {
+        let attempt = || format!("look for {relative} of the lake {self}");
+        match &self.place {
+            Place::Local(root) => {
+                root.join(relative).try_exists().map_err(|error| failure::io(attempt(), error))
+            }
+            Place::Objects { store, prefix } => {
+                match store.head(&Self::object_path(prefix, relative)).await {
+                    Ok(_) => Ok(true),
+                    Err(object_store::Error::NotFound { .. }) => Ok(false),
+                    Err(error) => Err(failure::object_store(attempt(), error)),
+                }
+            }
+        }
+    }
+
+    /// The names of the files directly in a directory that begin with `start`. In an object store nothing before them is
+    /// read: a directory may have a great many.
+    pub(super) async fn file_names_from(
+        &self,
+        directory: &str,
+        start: &str,
+    ) -> Result<Vec<String>> {
+        let Place::Objects { store, prefix } = &self.place else {
+            let mut names = self.file_names(directory).await?;
+            names.retain(|name| name.strip_prefix('.').unwrap_or(name).starts_with(start));
+            return Ok(names);
+        };
+        let attempt = || format!("list {directory} of the lake {self}");
+        let directory = Self::object_path(prefix, directory);
+        // Behind the offset, hence one that sorts just before what is looked for.
+        let offset = ObjectPath::parse(format!("{directory}/{}", start.trim_end_matches('-')))
+            .expect("segments are encoded names");
+        let mut listed = store.list_with_offset(Some(&directory), &offset);
+        let mut names = Vec::new();
+        while let Some(found) =
+            listed.try_next().await.map_err(|error| failure::object_store(attempt(), error))?
+        {
+            names.extend(
+                found.location.filename().filter(|name| name.starts_with(start)).map(str::to_owned),
+            );
+        }
+        Ok(names)
+    }
+
     /// Writes a small document, over the old one if there is one.
     pub(super) async fn put(&self, relative: &str, bytes: Vec<u8>) -> Result<()> {
         self.put_mode(relative, bytes, PutMode::Overwrite).await.map(|_| ())
@@ -291,8 +337,7 @@ fn holds_nothing(entries: fs::ReadDir) -> io::Result<bool> {
         let is_nothing = match entry.file_name().to_str() {
             Some("lost+found") => true,
             Some("_tidemark") => fs::read_dir(entry.path())?.all(|inner| {
-                inner
-                    .is_ok_and(|inner| is_unfinished_document(&inner.file_name().to_string_lossy()))
+                inner.is_ok_and(|inner| is_nothing_yet(&inner.file_name().to_string_lossy()))
             }),
             _ => false,
         };
@@ -301,6 +346,11 @@ fn holds_nothing(entries: fs::ReadDir) -> io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// Whether a file in the directory of the documents says nothing.
+fn is_nothing_yet(name: &str) -> bool {
+    name == "lock" || is_unfinished_document(name)
 }
 
 /// Whether [`Root::put`] or [`Root::put_new`] was killed while it wrote this.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tidemark_model::names::{advisory_lock_key, application_name};
 use tidemark_model::{Lsn, RelationName, sql::Ident};
 use tidemark_wire::{Client, ConnectSpec};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::session::{Sessions, may_replicate, server_error};
@@ -42,7 +42,12 @@ CREATE TABLE IF NOT EXISTS tidemark.chunk (
   job text NOT NULL, run text NOT NULL, relation_oid oid NOT NULL, chunk int8 NOT NULL,
   rows int8 NOT NULL, digest_raw text NOT NULL, xid int8 NOT NULL,
   PRIMARY KEY (job, run, relation_oid, chunk));
-COMMENT ON SCHEMA tidemark IS 'Records of Tidemark; removed by tidemark cleanup'";
+COMMENT ON SCHEMA tidemark IS 'Records of Tidemark; removed by tidemark cleanup';
+DO $$ BEGIN
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tidemark.progress'::regclass AND attname = 'epoch') THEN
+    ALTER TABLE tidemark.progress ADD COLUMN source_timeline int8, ADD COLUMN epoch int8 NOT NULL DEFAULT 0;
+  END IF;
+END $$";
 
 const RELATIONS_THERE: &str = "
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -57,9 +62,9 @@ ORDER BY 1, 2";
 pub struct JobRecord {
     /// Which run.
     pub run: String,
-    /// `prepare`, `snapshot`, `finish` or `complete`.
+    /// `prepare`, `snapshot`, `finish`; then `follow` where a stream continues, `complete` where none does; `cleaned`.
     pub phase: String,
-    /// The position that the target stands at once the phase is `complete`.
+    /// The position that the target stands at once the phase is `follow` or `complete`.
     pub end_lsn: Lsn,
     /// `create` or `exists`.
     pub schema_mode: String,
@@ -69,6 +74,13 @@ pub struct JobRecord {
     pub source_system_identifier: String,
     /// The source's database.
     pub source_database: String,
+}
+
+impl JobRecord {
+    /// Whether the snapshot is whole.
+    fn is_finished(&self) -> bool {
+        matches!(self.phase.as_str(), "follow" | "complete")
+    }
 }
 
 /// What `begin` decided.
@@ -88,7 +100,9 @@ pub(super) struct Control {
     job: String,
     run: String,
     lost: Arc<AtomicBool>,
+    /// Ends with the value, or when the job is given back.
     _heartbeat: JoinSet<()>,
+    heartbeat: AbortHandle,
 }
 
 impl Control {
@@ -110,15 +124,16 @@ impl Control {
                     .hint("the role needs CREATE on the target's database, and the target must not be read-only or a standby")
             })?;
         let lost = Arc::new(AtomicBool::new(false));
-        let mut heartbeat = JoinSet::new();
-        heartbeat.spawn(beat(Arc::clone(&holder), options.job.clone(), Arc::clone(&lost)));
+        let mut beating = JoinSet::new();
+        let heartbeat = beating.spawn(beat(Arc::clone(&holder), options.job.clone(), Arc::clone(&lost)));
         Ok(Self {
             holder,
             client,
             job: options.job.clone(),
             run: run.to_owned(),
             lost,
-            _heartbeat: heartbeat,
+            _heartbeat: beating,
+            heartbeat,
         })
     }
 
@@ -136,6 +151,18 @@ impl Control {
             "go on after the session that holds the job was lost",
         )
         .hint("run the same command again: it starts the snapshot over"))
+    }
+
+    /// Gives the job back: whoever asks for it next has it at once.
+    pub(super) async fn release(&self) -> Result<()> {
+        self.lost.store(true, Ordering::Relaxed);
+        self.heartbeat.abort();
+        let key = advisory_lock_key(&self.job);
+        self.holder
+            .query("SELECT pg_advisory_unlock($1)", &[&key])
+            .await
+            .map_err(|cause| server_error("give the job back on the target", None, cause))?;
+        Ok(())
     }
 
     /// Decides whether this run may write here, clears what an earlier run of the same job left, and records this one.
@@ -186,7 +213,7 @@ impl Control {
             )
             .hint("give this job another name (--job), or remove the old one with tidemark cleanup --yes"));
         }
-        if record.phase == "complete" && options.not_empty == NotEmpty::Refuse {
+        if record.is_finished() && options.not_empty == NotEmpty::Refuse {
             return Err(Error::new(
                 Disposition::Usage,
                 format!(
@@ -198,7 +225,7 @@ impl Control {
         }
         let created = record.schema_mode == "create" && options.schema == SchemaMode::Create;
         // Appending to a finished copy adds rows to tables that are in use: nothing of them is dropped.
-        let appends = record.phase == "complete" && options.not_empty == NotEmpty::Append;
+        let appends = record.is_finished() && options.not_empty == NotEmpty::Append;
         let mode = if created && !appends { SchemaMode::Create } else { SchemaMode::Exists };
         self.claim(record).await?;
         if mode == SchemaMode::Exists {
@@ -219,7 +246,7 @@ impl Control {
     /// Puts this run in the place of the earlier one. From here on no chunk of that one can commit, and what it committed
     /// is visible. The markers of a finished run go in the same transaction: its rows are not leftovers.
     async fn claim(&self, record: &JobRecord) -> Result<()> {
-        let finished = record.phase == "complete";
+        let finished = record.is_finished();
         self.client
             .execute(
                 "WITH owner AS MATERIALIZED (SELECT FROM tidemark.progress WHERE job = $1 AND wave = '' FOR UPDATE), \
@@ -389,7 +416,7 @@ impl Control {
         let changed = self
             .client
             .execute(
-                "UPDATE tidemark.progress SET phase = $3 WHERE job = $1 AND run = $2 AND phase <> 'complete'",
+                "UPDATE tidemark.progress SET phase = $3 WHERE job = $1 AND run = $2 AND phase NOT IN ('follow', 'complete')",
                 &[&self.job, &self.run, &phase],
             )
             .await
@@ -441,8 +468,9 @@ impl Control {
     }
 
     /// Closes the record. This commit waits for the disk and with it for every commit before it.
-    pub(super) async fn complete(&self, summary: &SnapshotSummary) -> Result<()> {
+    pub(super) async fn complete(&self, summary: &SnapshotSummary, continues: bool) -> Result<()> {
         self.alive()?;
+        let phase = if continues { "follow" } else { "complete" };
         let lsn = summary.lsn.to_string();
         self.client
             .batch_execute("SET synchronous_commit = on")
@@ -451,9 +479,9 @@ impl Control {
         let changed = self
             .client
             .execute(
-                "UPDATE tidemark.progress SET phase = 'complete', end_lsn = $3::text::pg_lsn, finished_at = now() \
+                "UPDATE tidemark.progress SET phase = $4, end_lsn = $3::text::pg_lsn, finished_at = now() \
                  WHERE job = $1 AND run = $2",
-                &[&self.job, &self.run, &lsn],
+                &[&self.job, &self.run, &lsn, &phase],
             )
             .await
             .map_err(|cause| server_error("close the job's record on the target", None, cause))?;
@@ -580,7 +608,7 @@ async fn end_holder(client: &Client, key: i64, options: &PostgresOptions) -> Res
     Err(held(&options.job))
 }
 
-fn held(job: &str) -> Error {
+pub(super) fn held(job: &str) -> Error {
     let mut error = Error::new(
         Disposition::Held,
         format!("take job {job:?} on the target: another instance holds it"),
@@ -671,6 +699,28 @@ pub async fn read_job_record(spec: &ConnectSpec, job: &str) -> Result<Option<Job
         return Ok(None);
     }
     read_record(&client, job).await
+}
+
+/// Whether the closing commit of this run is on the target. The job's sessions are ended first, so that the answer stays
+/// true; only for a run of this very process, which does not go on.
+///
+/// # Errors
+/// The target cannot be reached.
+pub async fn closed_run(options: &PostgresOptions, run: &str) -> Result<bool> {
+    let client = options.spec.connect().await.map_err(|cause| {
+        Error::new(Disposition::Unavailable, "connect to the target").because(cause)
+    })?;
+    let ours = async || {
+        let record = read_record(&client, &options.job).await?;
+        Ok::<_, Error>(record.filter(|record| record.run == run))
+    };
+    // Another instance that has taken the job over is left alone.
+    match ours().await? {
+        None => return Ok(false),
+        Some(record) if record.is_finished() => return Ok(true),
+        Some(_) => end_other_sessions(&client, &options.job).await?,
+    }
+    Ok(ours().await?.is_some_and(|record| record.is_finished()))
 }
 
 /// Removes the job's records from the target, by exact name, and the schema `tidemark` with the last of them. Data stays.

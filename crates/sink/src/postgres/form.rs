@@ -4,7 +4,7 @@
 //! the other version's `typsend` writes and that carry no OID of a user's type. Everything else travels as text, by the
 //! table, because COPY has one format for all of its columns (`hazards.md` A16).
 
-use tidemark_model::{Column, DataType, TupleForm, TypeKind};
+use tidemark_model::{Column, DataType, TablePlan, TupleForm, TypeKind};
 
 /// Built-in types with a binary form that is the same on every supported version.
 const PORTABLE: &[&str] = &[
@@ -56,6 +56,17 @@ const PORTABLE: &[&str] = &[
 pub fn copy_form(columns: &[Column], source_version: u32, target_version: u32) -> TupleForm {
     let portable = |column: &Column| is_portable(&column.data_type, source_version, target_version);
     if columns.iter().all(portable) { TupleForm::PgBinary } else { TupleForm::PgText }
+}
+
+/// Whether the stream of these tables may carry values in binary, from a source to a target of these
+/// `server_version_num`s. The stream has one form for all of its tables; types without a send function come as text in
+/// either.
+pub fn binary_is_safe(tables: &[TablePlan], source_version: u32, target_version: u32) -> bool {
+    let mut columns = tables.iter().flat_map(|plan| &plan.columns);
+    columns.all(|column| {
+        let data_type = &column.data_type;
+        !data_type.has_binary || is_portable(data_type, source_version, target_version)
+    })
 }
 
 fn is_portable(data_type: &DataType, source_version: u32, target_version: u32) -> bool {

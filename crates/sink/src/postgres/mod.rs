@@ -10,6 +10,7 @@
 //! chunks    load: BEGIN, [TRUNCATE], COPY, marker, COMMIT
 //! tables    build: indexes, keys, ANALYZE
 //! finish    build: foreign keys   restore: post-data half   sequences, views   control: markers counted, record closed
+//! stream    stream: net effect per key, a few statements per table, position in the same transaction
 //! ```
 //!
 //! **Not here:** reading the source's schema (`source::dump`, `source::schema`).
@@ -21,6 +22,7 @@ mod form;
 mod load;
 mod restore;
 mod session;
+mod stream;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,15 +30,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tidemark_model::{ChunkSpec, Finding, RelationName, TablePlan};
 use tidemark_wire::ConnectSpec;
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 
 use crate::{
-    BeginChunk, Committed, Disposition, Error, NotEmpty, Result, Sink, SnapshotStart,
-    SnapshotSummary,
+    BeginChunk, Committed, Disposition, Error, NotEmpty, OpenStream, Result, Sink, SnapshotStart,
+    SnapshotSummary, Stored, StreamStart,
 };
 
-pub use control::{JobRecord, cleanup, read_job_record};
-pub use form::copy_form;
+pub use control::{JobRecord, cleanup, closed_run, read_job_record};
+pub use form::{binary_is_safe, copy_form};
 
 use build::Builder;
 use control::Control;
@@ -88,6 +90,8 @@ pub struct PostgresSink {
     options: Arc<PostgresOptions>,
     sessions: Sessions,
     run: OnceCell<Run>,
+    /// What the stream has of the job, from run to run of it in this process.
+    hold: Mutex<stream::Hold>,
 }
 
 /// What `prepare` sets up for the rest of the run.
@@ -97,7 +101,7 @@ struct Run {
     mode: SchemaMode,
     /// The filtered table of contents of the schema archive.
     contents: Option<restore::Contents>,
-    control: Control,
+    control: Arc<Control>,
     load: Loader,
     build: Builder,
 }
@@ -106,7 +110,7 @@ impl PostgresSink {
     /// A target that is not yet connected to.
     pub fn new(options: PostgresOptions) -> Self {
         let sessions = Sessions::new(&options);
-        Self { options: Arc::new(options), sessions, run: OnceCell::new() }
+        Self { options: Arc::new(options), sessions, run: OnceCell::new(), hold: Mutex::default() }
     }
 
     /// In tables with triggers of their own, loading must not fire them unless that was asked for.
@@ -132,7 +136,8 @@ impl Sink for PostgresSink {
     }
 
     async fn prepare(&self, start: &SnapshotStart) -> Result<()> {
-        let control = Control::open(&self.options, &self.sessions, &start.run).await?;
+        let control = Arc::new(Control::open(&self.options, &self.sessions, &start.run).await?);
+        self.hold.lock().await.control = Some(Arc::clone(&control));
         let begun = control.begin(&self.options, start).await?;
         let mut contents = None;
         match begun.mode {
@@ -198,6 +203,15 @@ impl Sink for PostgresSink {
         if run.mode == SchemaMode::Exists {
             check::keys_hold(run.control.client(), &run.start.tables).await?;
         }
-        run.control.complete(summary).await
+        run.control.complete(summary, run.start.continues).await
+    }
+
+    async fn stored(&self) -> Result<Option<Stored>> {
+        stream::stored(&self.sessions, &self.options.job).await
+    }
+
+    async fn open_stream(&self, start: &StreamStart) -> Result<OpenStream> {
+        let mut hold = self.hold.lock().await;
+        stream::open(&self.options, &self.sessions, start, &mut hold).await
     }
 }

@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
 use tidemark_model::Oid;
 use tokio::process::Command;
@@ -44,6 +44,8 @@ pub(super) struct Contents {
     /// Event triggers: they would fire on what we build ourselves, so they come when all else is done.
     last: Option<PathBuf>,
     with_owners: bool,
+    /// `pg_restore` sets something that this target does not know.
+    is_ahead: bool,
 }
 
 /// One line of the table of contents.
@@ -99,7 +101,8 @@ impl Contents {
         let late = write_list_if_any(archive.with_extension("late"), &late).await?;
         let last = write_list_if_any(archive.with_extension("last"), &last).await?;
         let with_owners = roles_are_there(options, &start.schema.roles).await?;
-        Ok(Self { restore_tool, archive, list, late, last, with_owners })
+        let is_ahead = is_ahead(options, &restore_tool).await?;
+        Ok(Self { restore_tool, archive, list, late, last, with_owners, is_ahead })
     }
 }
 
@@ -189,17 +192,54 @@ async fn restore(
         .arg(list)
         .arg("--dbname")
         .arg(dbname_argument(options.spec.database()))
-        .args(["--exit-on-error", "--no-password", "--no-tablespaces"])
-        .args(more)
+        .args(["--no-password", "--no-tablespaces"])
+        .args(more.iter().filter(|more| !contents.is_ahead || **more != "--single-transaction"))
         .envs(options.spec.libpq_env())
         .env("PGAPPNAME", application_name(&options.job))
         .env("PGOPTIONS", SETTINGS);
     if !contents.with_owners {
         command.args(["--no-owner", "--no-privileges"]);
     }
+    if !contents.is_ahead {
+        command.arg("--exit-on-error");
+    }
     command.arg(&contents.archive);
-    run(command, &format!("create the target's schema ({what})")).await?;
-    Ok(())
+    let attempt = format!("create the target's schema ({what})");
+    let output = output(command, &attempt).await?;
+    if output.status.success() || contents.is_ahead && only_unknown_setting(&output.stderr) {
+        return Ok(());
+    }
+    Err(failed(&attempt, &output.stderr))
+}
+
+/// From 17 on `pg_restore` begins with this, whatever the version of the server (manual, `transaction_timeout`).
+const UNKNOWN_SETTING: &str = "Command was: SET transaction_timeout = 0;";
+
+/// Whether `pg_restore` sends a statement that this target refuses: then an error must not end it, and no transaction may be
+/// around everything, because it would end with the error.
+async fn is_ahead(options: &PostgresOptions, tool: &Path) -> Result<bool> {
+    let client = super::session::Sessions::new(options).plain().await?;
+    if client.server_version_num() >= 170_000 {
+        return Ok(false);
+    }
+    let mut command = self::tool(tool);
+    command.arg("--version");
+    let text = run(command, "ask for pg_restore's version").await?;
+    let number = text.split_whitespace().find_map(|word| {
+        let digits = word.split(|c: char| !c.is_ascii_digit()).next()?;
+        digits.parse::<u32>().ok()
+    });
+    // One that does not say it is taken for a new one: what it is refused is looked at all the same.
+    Ok(number.is_none_or(|major| major >= 17))
+}
+
+/// Whether all that `pg_restore` was refused is that one setting: each of its errors is followed by the statement.
+fn only_unknown_setting(stderr: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(stderr);
+    let errors = text.lines().filter(|line| line.starts_with("pg_restore: error:")).count();
+    let unknown = text.lines().filter(|line| *line == UNKNOWN_SETTING).count();
+    let ignored = format!("errors ignored on restore: {errors}");
+    errors > 0 && errors == unknown && text.lines().any(|line| line.ends_with(&ignored))
 }
 
 /// `--dbname` reads a name with `=` or a URL's scheme as a connection string: wrap the name into one.
@@ -213,29 +253,41 @@ fn tool(program: &Path) -> Command {
     for variable in tidemark_wire::LIBPQ_VARIABLES {
         command.env_remove(variable);
     }
+    // What it says is read below.
+    command.env("LC_ALL", "C");
     command
 }
 
-async fn run(mut command: Command, attempt: &str) -> Result<String> {
-    let output = command.output().await.map_err(|cause| {
-        Error::new(Disposition::Usage, format!("{attempt}: run pg_restore"))
-            .hint("install the package postgresql-client, or set target.schema = \"exists\"")
-            .because(cause)
-    })?;
+async fn run(command: Command, attempt: &str) -> Result<String> {
+    let output = output(command, attempt).await?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let said: Vec<&str> =
-        stderr.lines().filter(|line| line.starts_with("pg_restore: error:")).take(4).collect();
+    Err(failed(attempt, &output.stderr))
+}
+
+async fn output(mut command: Command, attempt: &str) -> Result<Output> {
+    command.output().await.map_err(|cause| {
+        Error::new(Disposition::Usage, format!("{attempt}: run pg_restore"))
+            .hint("install the package postgresql-client, or set target.schema = \"exists\"")
+            .because(cause)
+    })
+}
+
+fn failed(attempt: &str, stderr: &[u8]) -> Error {
+    let stderr = String::from_utf8_lossy(stderr);
+    let is_said = |line: &&str| {
+        line.starts_with("pg_restore: error:") && !line.contains("\"transaction_timeout\"")
+    };
+    let said: Vec<&str> = stderr.lines().filter(is_said).take(4).collect();
     if LOST.iter().any(|words| stderr.contains(words)) {
-        return Err(Error::new(Disposition::Unavailable, attempt)
+        return Error::new(Disposition::Unavailable, attempt)
             .hint("bring the target back and run the same command again")
-            .because(said.join("; ")));
+            .because(said.join("; "));
     }
-    Err(Error::new(Disposition::Refused, attempt)
+    Error::new(Disposition::Refused, attempt)
         .hint("mend what pg_restore names and run the same command again, or create the tables yourself and set target.schema = \"exists\"")
-        .because(said.join("; ")))
+        .because(said.join("; "))
 }
 
 /// Owners and grants are kept only where the target knows every role and lets us give objects to them.
@@ -344,6 +396,19 @@ mod tests {
     fn what_depends_on_a_table_that_stays_out_stays_out_too() {
         let dropped = with_dependents(&parse(LISTING), |object| object == (PG_CLASS, 16400));
         assert_eq!(dropped, HashSet::from([215, 220, 221]));
+    }
+
+    #[test]
+    fn only_the_unknown_setting_is_overlooked() {
+        let unknown = "pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \"transaction_timeout\"\nCommand was: SET transaction_timeout = 0;\n";
+        let other = "pg_restore: error: could not execute query: ERROR:  type \"x\" does not exist\nCommand was: CREATE TABLE t (a x);\n";
+        let end = |errors: u32| format!("pg_restore: warning: errors ignored on restore: {errors}\n");
+        let overlooked = |text: &str| only_unknown_setting(text.as_bytes());
+        assert!(overlooked(&format!("{unknown}\n{}", end(1))));
+        assert!(!overlooked(&format!("{unknown}{other}{}", end(2))));
+        assert!(!overlooked(&format!("{other}{}", end(1))));
+        assert!(!overlooked(unknown), "it did not come to its end");
+        assert!(!overlooked(""));
     }
 
     #[test]

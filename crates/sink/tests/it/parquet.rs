@@ -9,8 +9,20 @@
 mod lake;
 #[path = "parquet/others.rs"]
 mod others;
+#[path = "parquet/pgoutput.rs"]
+mod pgoutput;
 #[path = "parquet/safety.rs"]
 mod safety;
+#[path = "parquet/stream.rs"]
+mod stream;
+#[path = "parquet/stream_crash.rs"]
+mod stream_crash;
+#[path = "parquet/stream_reading.rs"]
+mod stream_reading;
+#[path = "parquet/stream_types.rs"]
+mod stream_types;
+#[path = "parquet/stream_support.rs"]
+mod support;
 
 use lake::{LocalLake, ObjectLake};
 

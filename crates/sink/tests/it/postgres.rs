@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use tidemark_model::{ChunkSpec, Finding, RelationName, TablePlan};
 use tidemark_sink::postgres::{PostgresOptions, PostgresSink, SchemaMode, Triggers};
-use tidemark_sink::{BeginChunk, NotEmpty, Result, Sink, SnapshotStart, SnapshotSummary};
+use tidemark_sink::{
+    BeginChunk, NotEmpty, OpenStream, Result, Sink, SnapshotStart, SnapshotSummary, Stored, StreamStart,
+};
 use tidemark_testkit::{Database, shared};
 use tidemark_wire::ConnectSpec;
 
@@ -120,6 +122,14 @@ impl Sink for WithTables {
 
     async fn finish(&self, summary: &SnapshotSummary) -> Result<()> {
         self.sink.finish(summary).await
+    }
+
+    async fn stored(&self) -> Result<Option<Stored>> {
+        self.sink.stored().await
+    }
+
+    async fn open_stream(&self, start: &StreamStart) -> Result<OpenStream> {
+        self.sink.open_stream(start).await
     }
 }
 

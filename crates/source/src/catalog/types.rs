@@ -166,15 +166,18 @@ async fn read_labels(client: &Client) -> Result<HashMap<Oid, Vec<String>>> {
 
 /// Attributes of stand-alone composite types and of relations whose row type some column uses.
 async fn read_attributes(client: &Client) -> Result<HashMap<Oid, Vec<(String, Oid, i32)>>> {
-    let text = "SELECT t.oid, a.attname::text, a.atttypid, a.atttypmod FROM pg_catalog.pg_type t \
-                JOIN pg_catalog.pg_class c ON c.oid = t.typrelid \
+    // Joins, so that the server can hash: beyond some ten thousand tables it would otherwise walk them all for each type.
+    let text = "WITH used(oid) AS (\
+                  SELECT atttypid FROM pg_catalog.pg_attribute \
+                  UNION SELECT typbasetype FROM pg_catalog.pg_type UNION SELECT rngsubtype FROM pg_catalog.pg_range), \
+                wanted(oid) AS (\
+                  SELECT reltype FROM pg_catalog.pg_class WHERE relkind = 'c' \
+                  UNION SELECT u.oid FROM used u \
+                  UNION SELECT e.oid FROM used u JOIN pg_catalog.pg_type e ON e.typarray = u.oid) \
+                SELECT t.oid, a.attname::text, a.atttypid, a.atttypmod FROM wanted w \
+                JOIN pg_catalog.pg_type t ON t.oid = w.oid \
                 JOIN pg_catalog.pg_attribute a ON a.attrelid = t.typrelid \
                 WHERE t.typtype = 'c' AND a.attnum > 0 AND NOT a.attisdropped \
-                  AND (c.relkind = 'c' OR t.oid IN (SELECT atttypid FROM pg_catalog.pg_attribute) \
-                    OR t.typarray IN (SELECT atttypid FROM pg_catalog.pg_attribute) \
-                    OR t.oid IN (SELECT typbasetype FROM pg_catalog.pg_type) \
-                    OR t.typarray IN (SELECT typbasetype FROM pg_catalog.pg_type) \
-                    OR t.oid IN (SELECT rngsubtype FROM pg_catalog.pg_range)) \
                 ORDER BY t.oid, a.attnum";
     let rows = sql::rows(client, "read the attributes of composite types", text).await?;
     let mut attributes: HashMap<Oid, Vec<(String, Oid, i32)>> = HashMap::new();

@@ -24,7 +24,6 @@ pub(super) async fn check(
     findings.extend(database(server));
     findings.extend(locks(server, tables));
     findings.extend(connections(server, needs));
-    findings.extend(pooler(client).await?);
     findings.extend(snapshot_age(client).await?);
     if needs.replication {
         findings.extend(replication(server, needs));
@@ -67,9 +66,16 @@ fn standby(server: &Server, needs: Needs) -> Option<Finding> {
         return None;
     }
     if needs.replication {
-        let message = "the source is a standby: publication and slot are made on the primary";
+        let message = if server.version_num < 160_000 {
+            "the source is a standby: before 16 a standby makes no logical slot"
+        } else {
+            // A slot there waits, without an end, for a record that only an active primary writes (`hazards.md` A17).
+            "the source is a standby: the publication is made on the primary, and so is the slot"
+        };
         let finding = Finding::new(Severity::Blocking, "standby", "source", message);
-        return Some(finding.with_fix("give the primary's address as source.url"));
+        return Some(finding.with_fix(
+            "give the primary's address as source.url; tidemark sync --snapshot-only works from a standby",
+        ));
     }
     let message = "the source is a standby: replay of vacuum or DDL may cancel the copy";
     Some(
@@ -132,25 +138,6 @@ fn connections(server: &Server, needs: Needs) -> Option<Finding> {
         Finding::new(Severity::Blocking, "connections", "max_connections", message)
             .with_fix("snapshot.readers lower, or max_connections higher"),
     )
-}
-
-/// A pooler that gives a transaction to any backend loses snapshots, locks and settings (`hazards.md` A120).
-async fn pooler(client: &Client) -> Result<Option<Finding>> {
-    let text = "SELECT pg_backend_pid()";
-    let first: i32 = sql::one(client, "read the backend", text).await?.get(0);
-    let second: i32 = sql::one(client, "read the backend", text).await?.get(0);
-    let fix = "give the server's own address as source.url";
-    if first != second {
-        let message = "a connection pooler in transaction mode is behind the address: a snapshot cannot be held";
-        let finding = Finding::new(Severity::Blocking, "pooler", "source.url", message);
-        return Ok(Some(finding.with_fix(fix)));
-    }
-    if first != client.backend_pid() {
-        let message = "a connection pooler seems to be behind the address";
-        let finding = Finding::new(Severity::Warning, "pooler", "source.url", message);
-        return Ok(Some(finding.with_fix(fix)));
-    }
-    Ok(None)
 }
 
 async fn snapshot_age(client: &Client) -> Result<Option<Finding>> {

@@ -10,19 +10,24 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use tidemark_model::{Oid, Relation, RelationName};
-use tidemark_wire::Client;
+use tidemark_wire::{Client, ConnectSpec};
 
 use super::SnapshotOptions;
 use crate::{Disposition, Error, Result, sql};
 
 /// Tables per LOCK statement: few round trips, and little to do again after a timeout.
-const PER_STATEMENT: usize = 100;
+pub(crate) const PER_STATEMENT: usize = 100;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
+/// A wait as the server's settings count it; 0 would be without end.
+pub(crate) fn milliseconds(wait: Duration) -> u128 {
+    wait.as_millis().clamp(1, 2_000_000_000)
+}
+
 /// Bounds what a session waits for a lock, for as long as it lives.
 pub(super) async fn bound_waits(client: &Client, options: &SnapshotOptions) -> Result<()> {
-    let timeout = options.lock_timeout.as_millis().clamp(1, 2_000_000_000);
+    let timeout = milliseconds(options.lock_timeout);
     sql::execute(client, "set lock_timeout", &format!("SET lock_timeout = {timeout}")).await?;
     Ok(())
 }
@@ -34,7 +39,7 @@ pub(super) async fn take(
     options: &SnapshotOptions,
     tables: &[Relation],
 ) -> Result<Vec<RelationName>> {
-    let timeout = options.lock_timeout.as_millis().clamp(1, 2_000_000_000);
+    let timeout = milliseconds(options.lock_timeout);
     sql::execute(holder, "set lock_timeout", &format!("SET LOCAL lock_timeout = {timeout}"))
         .await?;
     let mut gone = Vec::new();
@@ -127,28 +132,72 @@ fn explain(error: Error, part: &[&Relation]) -> Error {
 /// The final error: which table, and who holds or waits for a lock that keeps us out.
 async fn name_blocker(side: &Client, part: &[&Relation], error: Error) -> Error {
     let oids: Vec<Oid> = part.iter().map(|table| table.oid).collect();
-    let text = format!(
-        "SELECT l.relation, coalesce('process ' || l.pid || coalesce(' (' || nullif(a.application_name, '') || ')', ''), \
-           'a prepared transaction'), l.granted, \
-           (SELECT string_agg(b::text, ', ') FROM unnest(pg_blocking_pids(l.pid)) b) \
-         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
-         WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.relation = ANY ({}) \
-           AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
-         ORDER BY l.granted DESC LIMIT 1",
-        sql::oid_array(&oids)
-    );
-    let rows = sql::rows(side, "look for who holds a lock", &text).await.unwrap_or_default();
-    let Some(row) = rows.first() else { return explain(error, part) };
-    let oid: Oid = row.get(0);
-    let who: String = row.get(1);
-    let blocked_by: Option<String> = row.get(3);
-    let what = match (row.get(2), blocked_by) {
-        (false, Some(pids)) => format!("{who} waits for it exclusively, behind process {pids}"),
-        _ => format!("{who} holds it exclusively"),
-    };
-    let error = match part.iter().find(|table| table.oid == oid) {
+    let Some(blocker) = blocker(side, Some(&oids)).await else { return explain(error, part) };
+    let error = match part.iter().find(|table| table.oid == blocker.relation) {
         Some(table) => error.on(&table.name),
         None => error,
     };
-    error.hint(format!("{what}; end that session or wait for it, or raise snapshot.lock_timeout"))
+    error.hint(format!(
+        "{}; end that session or wait for it, or raise snapshot.lock_timeout",
+        blocker.what
+    ))
+}
+
+/// The error of a session that came after the holder and was not let through: whoever keeps it out waits for the holder.
+/// Only a new snapshot lets them through; the error names them.
+pub(crate) async fn behind_an_alter(spec: &ConnectSpec, part: &[&Relation], error: Error) -> Error {
+    match error.sqlstate() {
+        Some("55P03") => {}
+        Some("42P01" | "3F000") => {
+            return explain(error, part)
+                .disposed(Disposition::SnapshotLost)
+                .hint("its schema was renamed meanwhile; the copy starts again");
+        }
+        _ => return explain(error, part),
+    }
+    let error = match sql::connect(spec).await {
+        Ok(side) => name_blocker(&side, part, error).await,
+        Err(_) => explain(error, part),
+    };
+    error.disposed(Disposition::SnapshotLost)
+}
+
+/// Who has, or waits for, an exclusive lock on a table of this database, in words; `None` where nobody does.
+///
+/// # Errors
+/// The connection failed.
+pub async fn waiting_for_us(spec: &ConnectSpec) -> Result<Option<String>> {
+    let side = sql::connect(spec).await?;
+    Ok(blocker(&side, None).await.map(|blocker| blocker.what))
+}
+
+struct Blocker {
+    relation: Oid,
+    what: String,
+}
+
+/// Who has, or waits for, an exclusive lock on one of these relations, or on any.
+async fn blocker(side: &Client, oids: Option<&[Oid]>) -> Option<Blocker> {
+    let of = oids.map_or_else(String::new, |oids| {
+        format!("AND l.relation = ANY ({})", sql::oid_array(oids))
+    });
+    let text = format!(
+        "SELECT l.relation, coalesce('process ' || l.pid || coalesce(' (' || nullif(a.application_name, '') || ')', ''), \
+           'a prepared transaction'), l.granted, \
+           (SELECT string_agg(b::text, ', ') FROM unnest(pg_blocking_pids(l.pid)) b), \
+           coalesce(l.relation::regclass::text, 'a table') \
+         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
+         WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' {of} \
+           AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
+         ORDER BY l.granted DESC LIMIT 1"
+    );
+    let rows = sql::rows(side, "look for who holds a lock", &text).await.unwrap_or_default();
+    let row = rows.first()?;
+    let (who, blocked_by): (String, Option<String>) = (row.get(1), row.get(3));
+    let it = if oids.is_some() { "it".to_owned() } else { row.get(4) };
+    let what = match (row.get(2), blocked_by) {
+        (false, Some(pids)) => format!("{who} waits for {it} exclusively, behind process {pids}"),
+        _ => format!("{who} holds {it} exclusively"),
+    };
+    Some(Blocker { relation: row.get(0), what })
 }

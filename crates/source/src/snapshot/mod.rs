@@ -32,7 +32,10 @@ use crate::catalog::{Sequence, read_sequences, reread};
 use crate::reader::snapshot_gone;
 use crate::{Disposition, Error, Result, sql};
 
-pub(crate) use publication::{drop_publication, has_identity};
+pub use locks::waiting_for_us;
+pub(crate) use locks::{PER_STATEMENT, behind_an_alter, milliseconds};
+pub use publication::drop_publication;
+pub(crate) use publication::has_identity;
 pub use slot::drop_slot;
 
 /// How often the slot path starts again when a table was rewritten in the window.
@@ -223,13 +226,19 @@ async fn take_without_slot(spec: &ConnectSpec, options: &SnapshotOptions) -> Res
     let lsn = read_position(&side).await?;
     let (id, read_snapshot) = export(&holder).await?;
     let oids = oids_without(&options.tables, &gone);
-    if let Some(name) = shape::first_difference(&holder, &side, &oids).await? {
+    let difference = shape::first_difference(&holder, &side, &oids).await;
+    if let Some(name) = difference.map_err(not_let_through)? {
         // Cannot happen: the locks were there before the snapshot.
         return Err(Error::new(Disposition::Internal, "compare a table with its snapshot").on(name));
     }
-    let tables = planned_as_is(&side, options, &mut gone).await?;
-    let sequences = read_sequences(&side).await?;
+    let tables = planned_as_is(&side, options, &mut gone).await.map_err(not_let_through)?;
+    let sequences = read_sequences(&side).await.map_err(not_let_through)?;
     Ok(Snapshot { holder, id, read_snapshot, lsn, tables, gone, sequences })
+}
+
+/// Somebody waits for the holder already, and what we ask beside it waits for them: only a new snapshot lets them through.
+fn not_let_through(error: Error) -> Error {
+    if error.has_state(&["55P03"]) { error.disposed(Disposition::Retry) } else { error }
 }
 
 async fn begin(holder: &Client) -> Result<()> {

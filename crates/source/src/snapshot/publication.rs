@@ -144,7 +144,10 @@ async fn is_restricted(client: &Client, name: &str) -> Result<bool> {
 }
 
 /// Drops the publication of exactly this name, if it is there; gives whether it was.
-pub(crate) async fn drop_publication(client: &Client, name: &str) -> Result<bool> {
+///
+/// # Errors
+/// Rights are missing, or the connection failed.
+pub async fn drop_publication(client: &Client, name: &str) -> Result<bool> {
     if !exists(client, name).await? {
         return Ok(false);
     }

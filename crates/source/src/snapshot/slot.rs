@@ -32,6 +32,7 @@ pub(super) async fn take(
 ) -> Result<Snapshot> {
     let side = sql::connect(spec).await?;
     check_version(side.server_version_num(), slot)?;
+    refuse_standby(&side).await?;
     super::locks::bound_waits(&side, options).await?;
     let mut changed = String::new();
     for number in 1..=ATTEMPTS_MAX {
@@ -72,6 +73,18 @@ fn check_version(version: u32, slot: &SlotOptions) -> Result<()> {
             .hint("failover slots exist from PostgreSQL 17 on: source.failover = false"));
     }
     Ok(())
+}
+
+/// A publication is a write, and a slot on a standby waits without an end for a record that only a busy primary writes; the
+/// wait cannot be cancelled (`hazards.md` A17).
+async fn refuse_standby(side: &Client) -> Result<()> {
+    let text = "SELECT pg_catalog.pg_is_in_recovery()";
+    if !sql::one(side, "ask for recovery", text).await?.get::<_, bool>(0) {
+        return Ok(());
+    }
+    Err(Error::new(Disposition::Refused, "make a slot: the source is a standby").hint(
+        "give the primary's address as source.url; sync --snapshot-only works from a standby",
+    ))
 }
 
 /// What an attempt has made on the source so far.

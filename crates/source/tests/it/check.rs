@@ -1,7 +1,9 @@
 //! Every readiness finding, and that the exact rights suffice.
 
 use tidemark_model::{ChunkRange, Finding, Severity};
-use tidemark_source::{Needs, Selection, Snapshot, SnapshotOptions, check, read_catalog};
+use tidemark_source::{
+    Disposition, Needs, Selection, SlotOptions, Snapshot, SnapshotOptions, check, read_catalog,
+};
 use tidemark_testkit::{Cluster, shared};
 
 use crate::support::{plan, rows_of, session, spec};
@@ -172,4 +174,31 @@ async fn open_and_prepared_transactions_are_named_before_a_slot_waits_for_them()
     let all = findings(&cluster.url("postgres"), STREAM).await;
     let finding = find(&all, "long-transaction", "prepared transaction 'old'");
     assert!(finding.fix.as_ref().unwrap().contains("PREPARED 'old'"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_is_told_and_refused_for_a_stream_before_a_slot_waits_there() {
+    let cluster = Cluster::start_default().unwrap();
+    cluster.psql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").unwrap();
+    let standby = cluster.standby().unwrap();
+    standby.wait_for_replay(&cluster).unwrap();
+    let url = standby.url("postgres");
+    let copy = findings(&url, COPY).await;
+    assert!(blocking(&copy).is_empty(), "{copy:?}");
+    assert_eq!(find(&copy, "standby", "source").severity, Severity::Warning);
+    let stream = findings(&url, STREAM).await;
+    assert!(blocking(&stream).contains(&"standby"), "{stream:?}");
+    let finding = find(&stream, "standby", "source");
+    assert!(finding.fix.as_ref().unwrap().contains("primary"), "{finding:?}");
+    let mut options = crate::support::options(&url, &["public.t"]).await;
+    options.slot = Some(SlotOptions {
+        slot: "tidemark_standby".into(),
+        publication: "tidemark_standby".into(),
+        failover: false,
+    });
+    let error = Snapshot::take(&spec(&url), &options).await.unwrap_err();
+    assert_eq!(error.disposition(), Disposition::Refused, "{error:?}");
+    assert!(error.to_string().contains("standby"), "{error}");
+    options.slot = None;
+    Snapshot::take(&spec(&url), &options).await.unwrap();
 }

@@ -84,6 +84,32 @@ async fn key_ranges_read_every_row_once_whatever_the_type_and_collation() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn keys_of_extension_types_are_not_split_by_the_order_of_another_type() {
+    let database = shared().unwrap();
+    database
+        .psql(
+            "CREATE EXTENSION citext; CREATE EXTENSION hstore; CREATE DOMAIN name_of AS citext; \
+             CREATE TABLE folded (id citext PRIMARY KEY); \
+             INSERT INTO folded SELECT (ARRAY['a', 'B', 'c', 'D'])[1 + g % 4] || g FROM generate_series(1, 800) g; \
+             CREATE TABLE named (id name_of PRIMARY KEY); INSERT INTO named SELECT id FROM folded; \
+             CREATE TABLE pairs (id hstore PRIMARY KEY); \
+             INSERT INTO pairs SELECT hstore('k' || g, (g * 7 % 10)::text) FROM generate_series(1, 800) g; \
+             CREATE TABLE uuids (id uuid PRIMARY KEY, b citext); \
+             INSERT INTO uuids SELECT gen_random_uuid(), 'x' FROM generate_series(1, 800); ANALYZE",
+        )
+        .unwrap();
+    let url = database.url();
+    for name in ["public.folded", "public.named", "public.pairs", "public.uuids"] {
+        let table = &tables(&url, &[name]).await[0];
+        let ranges = key_bounds(&session(&url).await, table, 8).await.unwrap();
+        let is_split = name == "public.uuids";
+        assert_eq!(ranges.len() > 4, is_split, "{name}: {ranges:?}");
+        let snapshot = Snapshot::take(&spec(&url), &options(&url, &[name]).await).await.unwrap();
+        assert_eq!(rows_of(&url, table, snapshot.id(), ranges).await.len(), 800, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_nullable_unique_column_is_never_split_by() {
     let database = shared().unwrap();
     database.psql("CREATE TABLE t (a int UNIQUE); INSERT INTO t SELECT NULLIF(g % 2, 0) * g FROM generate_series(1, 200) g; ANALYZE").unwrap();

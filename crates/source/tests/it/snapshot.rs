@@ -156,3 +156,50 @@ async fn a_lost_reader_is_replaced_while_the_holder_lives() {
     let mut reader = Reader::open(&spec(&url), snapshot.id()).await.unwrap();
     assert_eq!(crate::support::lines(&mut reader, &chunk).await, ["1\n"]);
 }
+
+/// An ALTER that waits for everybody's locks on `a`; it adds a column when it gets there.
+fn alter_a(url: &str) -> tokio::task::JoinHandle<()> {
+    let url = url.to_owned();
+    tokio::spawn(async move {
+        let application = spec(&url).with_application_name("application").connect().await.unwrap();
+        application.batch_execute("ALTER TABLE public.a ADD COLUMN late int").await.unwrap();
+    })
+}
+
+async fn wait_for_a_waiter(url: &str) {
+    let side = session(url).await;
+    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock' \
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    while side.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_with_its_locks_reads_while_an_alter_waits_and_one_without_gives_up() {
+    let database = shared().unwrap();
+    database.psql("CREATE TABLE a (a int); INSERT INTO a VALUES (1)").unwrap();
+    let url = database.url();
+    let snapshot = Snapshot::take(&spec(&url), &options(&url, &["public.a"]).await).await.unwrap();
+    let tables: Vec<_> = snapshot.tables().iter().collect();
+    let mut early = Reader::open(&spec(&url), snapshot.id()).await.unwrap();
+    early.lock(&tables).await.unwrap();
+    let alter = alter_a(&url);
+    wait_for_a_waiter(&url).await;
+    let chunk = crate::support::chunk(&snapshot.tables()[0], snapshot.id(), ChunkRange::Whole);
+    assert_eq!(crate::support::lines(&mut early, &chunk).await, ["1\n"]);
+    let patience = Duration::from_millis(100);
+    let mut late = Reader::open(&spec(&url), snapshot.id()).await.unwrap();
+    late.wait_at_most(patience).await.unwrap();
+    let error = late.lock(&tables).await.err().unwrap();
+    assert!(error.is_snapshot_gone(), "only a new snapshot lets the ALTER through: {error:?}");
+    assert!(error.to_string().contains(r#""public"."a""#), "{error}");
+    assert!(error.way_out().unwrap().contains("(application) waits for it"), "{error:?}");
+    let mut later = Reader::open(&spec(&url), snapshot.id()).await.unwrap();
+    later.wait_at_most(patience).await.unwrap();
+    let error = later.copy(&chunk).await.err().unwrap();
+    assert!(error.is_snapshot_gone(), "{error:?}");
+    drop(early);
+    snapshot.release().await;
+    alter.await.unwrap();
+}

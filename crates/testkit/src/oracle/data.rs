@@ -96,6 +96,18 @@ pub fn data_diff_of(
     target: (&Cluster, &str),
     wanted: impl Fn(&str) -> bool + Sync,
 ) -> Result<Vec<Difference>> {
+    data_diff_counted(source, target, wanted).map(|(found, _)| found)
+}
+
+/// As [`data_diff_of`], with the number of the source's rows that were compared.
+///
+/// # Errors
+/// As [`data_diff`].
+pub fn data_diff_counted(
+    source: (&Cluster, &str),
+    target: (&Cluster, &str),
+    wanted: impl Fn(&str) -> bool + Sync,
+) -> Result<(Vec<Difference>, u64)> {
     let read = |side: (&Cluster, &str)| read_side(side, &wanted);
     let (one, two) = std::thread::scope(|scope| {
         let one = scope.spawn(|| read(source));
@@ -119,6 +131,53 @@ pub fn data_diff_of(
             found.push(difference(item, "only on the target".into()));
         }
     }
+    let rows = one.iter().filter(|((kind, _), _)| *kind == "rows").map(|(_, (_, hash))| hash.rows);
+    Ok((found, rows.sum()))
+}
+
+/// How the rows of a table differ, as multisets of their text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RowDifference {
+    /// Rows that only the source has, beyond those that `wrong` may stand for.
+    pub missing: u64,
+    /// Rows that both have and the target more often.
+    pub duplicated: u64,
+    /// Rows that only the target has: changed ones, or from nowhere.
+    pub wrong: u64,
+}
+
+/// Compares one table row by row; for a table that is known to differ.
+///
+/// # Errors
+/// When one side cannot be read or has no such table.
+pub fn row_difference(
+    source: (&Cluster, &str),
+    target: (&Cluster, &str),
+    table: &str,
+) -> Result<RowDifference> {
+    let read = |side: (&Cluster, &str)| -> Result<BTreeMap<Vec<u8>, u64>> {
+        let items = items(side.0, side.1)?;
+        let item = items.into_iter().find(|item| item.kind == "rows" && item.name == table);
+        let item = item.with_context(|| format!("find table {table} in database {}", side.1))?;
+        let mut counts = BTreeMap::new();
+        for line in lines(side, &item)? {
+            *counts.entry(line.context("read psql's output")?).or_insert(0) += 1;
+        }
+        Ok(counts)
+    };
+    let (ours, theirs) = (read(source)?, read(target)?);
+    let mut found = RowDifference::default();
+    for (line, count) in &ours {
+        found.missing += count.saturating_sub(theirs.get(line).copied().unwrap_or(0));
+    }
+    for (line, count) in &theirs {
+        match ours.get(line) {
+            Some(there) => found.duplicated += count.saturating_sub(*there),
+            None => found.wrong += count,
+        }
+    }
+    // A changed row is one wrong row, not a missing one, too.
+    found.missing = found.missing.saturating_sub(found.wrong);
     Ok(found)
 }
 

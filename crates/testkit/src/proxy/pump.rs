@@ -49,17 +49,10 @@ impl From<io::Error> for End {
 pub(super) async fn serve(mut client: TcpStream, mut server: TcpStream, shared: &Shared) {
     client.set_nodelay(true).ok();
     server.set_nodelay(true).ok();
-    let end = match carry_start(&mut client, &mut server, shared).await {
-        Err(end) => Err(end),
-        Ok(tls) => {
-            let (client_read, client_write) = client.split();
-            let (server_read, server_write) = server.split();
-            let up = pump(client_read, server_write, Direction::ToServer, None, shared);
-            // What is encrypted, and what a client says, is not looked into.
-            let framer = (!tls).then(Framer::default);
-            let down = pump(server_read, client_write, Direction::ToClient, framer, shared);
-            tokio::try_join!(up, down).map(|_| ())
-        }
+    let mut cuts = shared.cuts.subscribe();
+    let end = tokio::select! {
+        end = carry(&mut client, &mut server, shared) => end,
+        _ = cuts.changed() => Err(End::Cut(*cuts.borrow())),
     };
     match end {
         Ok(()) | Err(End::Cut(Cut::Fin)) => {
@@ -71,6 +64,17 @@ pub(super) async fn serve(mut client: TcpStream, mut server: TcpStream, shared: 
             server.set_zero_linger().ok();
         }
     }
+}
+
+async fn carry(client: &mut TcpStream, server: &mut TcpStream, shared: &Shared) -> Result<(), End> {
+    let tls = carry_start(client, server, shared).await?;
+    let (client_read, client_write) = client.split();
+    let (server_read, server_write) = server.split();
+    let up = pump(client_read, server_write, Direction::ToServer, None, shared);
+    // What is encrypted, and what a client says, is not looked into.
+    let framer = (!tls).then(Framer::default);
+    let down = pump(server_read, client_write, Direction::ToClient, framer, shared);
+    tokio::try_join!(up, down).map(|_| ())
 }
 
 /// Passes a request for TLS and its one-byte answer, which is not a message; whether TLS follows.
@@ -117,6 +121,11 @@ async fn pump(
         if length == 0 {
             if let Some(framer) = &mut framer {
                 shared.write(&mut to, &framer.release(), direction).await?;
+            }
+            // A black hole swallows the end of a connection, too: the other side keeps a zombie.
+            changes.mark_unchanged();
+            while shared.is_black_hole(direction) {
+                changes.changed().await.map_err(|_| End::Io)?;
             }
             to.shutdown().await?;
             return Ok(());
@@ -171,6 +180,10 @@ impl Shared {
         to.write_all(bytes).await?;
         self.bytes[direction as usize].fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn is_black_hole(&self, direction: Direction) -> bool {
+        matches!(self.lock_faults()[direction as usize], Some((Fault::BlackHole, _)))
     }
 
     fn disarm(&self, direction: Direction) {

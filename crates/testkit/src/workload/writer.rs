@@ -9,8 +9,6 @@
 //! rolled back, one in ten has a savepoint that is. A `psql` per client does it; a line on its stdout
 //! says that the commit is done.
 
-use std::io::{BufRead, BufReader, Read as _, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -20,6 +18,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::Cluster;
+use crate::session::Session;
 
 const SCHEMA: &str = "
 CREATE SCHEMA IF NOT EXISTS load;
@@ -93,9 +92,7 @@ impl Writer {
             let sql =
                 format!("SELECT coalesce(max(seq), 0) FROM load.ledger WHERE client = {client}");
             let last: u64 = cluster.psql(database, &sql)?.parse().context("read the last seq")?;
-            let mut command = cluster.psql_command(database);
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let session = Session::new(command.spawn().context("spawn the writer's psql")?)?;
+            let session = Session::strict(cluster, database)?;
             let (stop, stopped) = sync_channel(1);
             let random = StdRng::seed_from_u64(options.seed + u64::from(client));
             let pause = options.pause;
@@ -144,52 +141,6 @@ impl Drop for Writer {
     }
 }
 
-#[derive(Debug)]
-struct Session {
-    child: Child,
-    stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Session {
-    fn new(mut child: Child) -> Result<Self> {
-        let stdin = child.stdin.take().context("take psql's stdin")?;
-        let stdout = BufReader::new(child.stdout.take().context("take psql's stdout")?);
-        Ok(Self { child, stdin, stdout })
-    }
-
-    /// Runs a transaction; `false` when psql ended before it answered.
-    fn run(&mut self, sql: &str) -> bool {
-        if write!(self.stdin, "{sql}\n\\echo done\n").and_then(|()| self.stdin.flush()).is_err() {
-            return false;
-        }
-        let mut line = String::new();
-        loop {
-            line.clear();
-            match self.stdout.read_line(&mut line) {
-                Ok(0) | Err(_) => return false,
-                Ok(_) if line.trim_end() == "done" => return true,
-                Ok(_) => {}
-            }
-        }
-    }
-
-    /// Ends psql: an error unless it said that the connection was lost.
-    fn finish(mut self) -> Result<()> {
-        drop(self.stdin);
-        let mut text = String::new();
-        if let Some(stderr) = self.child.stderr.as_mut() {
-            stderr.read_to_string(&mut text).context("read psql's messages")?;
-        }
-        let status = self.child.wait().context("wait for psql")?;
-        let lost = text.contains("connection") || text.contains("terminating");
-        if !status.success() && !lost {
-            bail!("the writer's psql failed: {status}\n{text}");
-        }
-        Ok(())
-    }
-}
-
 struct Work {
     session: Session,
     random: StdRng,
@@ -220,7 +171,7 @@ impl Work {
         if !alive {
             self.report.lost_clients = 1;
         }
-        self.session.finish()?;
+        self.session.finish(&[])?;
         Ok(self.report)
     }
 

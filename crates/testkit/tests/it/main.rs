@@ -5,4 +5,6 @@
 mod cluster;
 mod oracle;
 mod proxy;
+mod storm;
+mod torture;
 mod workload;

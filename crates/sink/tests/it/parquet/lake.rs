@@ -170,7 +170,7 @@ impl ObjectLake {
         Some(Self { store: Arc::new(store), _server: Some(server) })
     }
 
-    async fn files(&self) -> BTreeMap<String, Bytes> {
+    pub(super) async fn files(&self) -> BTreeMap<String, Bytes> {
         let mut files = BTreeMap::new();
         let found: Vec<_> = self.store.list(Some(&prefix())).try_collect().await.unwrap();
         for object in found {

@@ -1,0 +1,161 @@
+//! `[serve]`: what monitoring asks for, over HTTP.
+//!
+//! **Invariant:** it only tells. It answers GET and HEAD of three paths, holds no secret and no row, and changes nothing. It
+//! listens only where the configuration says so. A request whose Host is neither an address nor the configured name is
+//! refused, so that a web page cannot read it through a name of its own (DNS rebinding, `hazards.md` S11).
+//!
+//! ```text
+//! /metrics   Prometheus text format
+//! /status    what `tidemark status --json` prints
+//! /healthz   200 while the job runs and nothing ended it, else 503
+//! ```
+//!
+//! What it tells is asked over the job's own control socket: there is one source of truth.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tidemark_pipeline::{Status, ask_status};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::exit::{ExitCode, Failure};
+use crate::metrics;
+
+/// Who is slow to send a request is dropped.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Connections at once.
+const CONNECTIONS: usize = 32;
+/// Bytes of a request's head.
+const HEAD_BYTES: usize = 16 * 1024;
+
+/// The listening endpoint; dropping it ends its tasks.
+pub struct Serving {
+    _tasks: JoinSet<()>,
+}
+
+/// Listens at the configured address.
+///
+/// # Errors
+/// The address cannot be listened at.
+pub async fn serve(listen: SocketAddr, state_dir: PathBuf) -> Result<Serving, Failure> {
+    let listener = TcpListener::bind(listen).await.map_err(|error| {
+        Failure::new(ExitCode::Usage, format!("listen at {listen} (serve.listen)"))
+            .because(&error)
+            .hint("choose a free port, or leave serve.listen out")
+    })?;
+    tracing::info!(%listen, "serving /metrics, /status and /healthz");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(accept(listener, Arc::new(state_dir)));
+    Ok(Serving { _tasks: tasks })
+}
+
+async fn accept(listener: TcpListener, state_dir: Arc<PathBuf>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        let state_dir = Arc::clone(&state_dir);
+        connections.spawn(async move {
+            let service = service_fn(|request| answer(request, Arc::clone(&state_dir)));
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE)
+                .max_buf_size(HEAD_BYTES)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            // A client that goes away in the middle is its own affair.
+            drop(tokio::time::timeout(PATIENCE * 2, connection).await);
+            drop(place);
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    state_dir: Arc<PathBuf>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"));
+    }
+    if !is_addressed_directly(request.headers().get(HOST)) {
+        return Ok(text(StatusCode::FORBIDDEN, "ask by address, not by a name\n"));
+    }
+    let path = request.uri().path();
+    if !matches!(path, "/metrics" | "/status" | "/healthz") {
+        return Ok(text(StatusCode::NOT_FOUND, "/metrics, /status, /healthz\n"));
+    }
+    let Ok(Some(status)) = ask_status(&state_dir).await else {
+        return Ok(text(StatusCode::SERVICE_UNAVAILABLE, "the job does not answer\n"));
+    };
+    Ok(match path {
+        "/metrics" => {
+            typed("text/plain; version=0.0.4; charset=utf-8", metrics::exposition(&status))
+        }
+        "/status" => match serde_json::to_string_pretty(&status) {
+            Ok(body) => typed("application/json", body + "\n"),
+            Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the status cannot be written\n"),
+        },
+        _ => health(&status),
+    })
+}
+
+fn health(status: &Status) -> Response<Full<Bytes>> {
+    match &status.last_error {
+        None => text(StatusCode::OK, "ok\n"),
+        Some(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the last attempt ended with an error\n"),
+    }
+}
+
+/// By an IP address, or as `localhost`: names that nobody can point at us from outside.
+fn is_addressed_directly(host: Option<&HeaderValue>) -> bool {
+    let Some(host) = host.and_then(|host| host.to_str().ok()) else { return true };
+    if host.parse::<SocketAddr>().is_ok() || host.parse::<IpAddr>().is_ok() {
+        return true;
+    }
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    name == "localhost" || name.parse::<IpAddr>().is_ok()
+}
+
+fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+}
+
+fn typed(kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_and_localhost_are_hosts() {
+        let direct = |host: &str| is_addressed_directly(Some(&HeaderValue::from_str(host).unwrap()));
+        for host in ["127.0.0.1", "127.0.0.1:9632", "[::1]:9632", "localhost", "localhost:9632"] {
+            assert!(direct(host), "{host}");
+        }
+        for host in ["evil.example", "evil.example:9632", "localhost.evil.example", ""] {
+            assert!(!direct(host), "{host}");
+        }
+        assert!(is_addressed_directly(None), "HTTP/1.0 has none");
+    }
+}

@@ -1,0 +1,379 @@
+//! From the queue to the target: decodes transactions, groups them into batches, and lets new columns through.
+//!
+//! **Invariant 3 of `design.md` 3:** a batch holds whole transactions in commit order; one that is larger than a batch goes
+//! in parts, with nothing else between them. While the target is busy transactions gather in the queue, so that batches
+//! grow by themselves; an idle target gets what is there at once.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tidemark_model::{
+    Budget, Change, Lsn, Oid, Operation, Reservation, StreamBatch, StreamRelation, TablePlan,
+    Transaction, TransactionHead,
+};
+use tidemark_sink::{OpenStream, StreamWriter};
+use tidemark_source::{Decoded, Relations, RowKind};
+use tokio_util::sync::CancellationToken;
+
+use super::body::messages;
+use super::ddl::Ddl;
+use super::ladder::{DurableLsn, Ladder};
+use super::plant::is_planted;
+use super::queue::{Item, Queue, Queued};
+use crate::{Error, Kind, Result};
+
+/// A decoded change takes about so much besides its bytes.
+const CHANGE_BYTES: u64 = 112;
+/// The shortest change; what a block of frames can hold at most follows from it.
+const FRAME_BYTES: u64 = 16;
+/// Positions without rows are stored on the target when so many bytes of WAL have passed,
+const ADVANCE_BYTES: u64 = 16 << 20;
+/// or so much time.
+const ADVANCE_EVERY: Duration = Duration::from_secs(10);
+
+/// When a target is asked to make durable what it has taken.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rhythm {
+    /// The most bytes of messages in a batch.
+    pub(crate) batch_bytes: u64,
+    /// A batch is gathered no longer than this.
+    pub(crate) batch_delay: Duration,
+    /// A target that gathers (a lake) is flushed so often; `None` for one that commits each batch.
+    pub(crate) flush_every: Option<Duration>,
+}
+
+/// What ended the stream in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Everything up to the wanted position is durable.
+    Reached(Lsn),
+    /// The user stopped it; everything up to here is durable.
+    Stopped(Lsn),
+}
+
+/// Takes the queue's items to the writer.
+pub(crate) struct Apply {
+    queue: Arc<Queue>,
+    ladder: Arc<Ladder>,
+    writer: Box<dyn StreamWriter>,
+    relations: Relations,
+    followed: HashSet<Oid>,
+    ddl: Ddl,
+    budget: Budget,
+    rhythm: Rhythm,
+    pending: Vec<Transaction>,
+    pending_bytes: u64,
+    pending_since: Instant,
+    held: Option<Reservation>,
+    /// End of the last transaction that was accepted or passed over.
+    accepted: Lsn,
+    flushed_at: Instant,
+    advanced_at: Instant,
+    /// A lake holds transactions that are not durable.
+    unflushed: bool,
+    /// The last that came was that there is nothing up to here.
+    is_idle: bool,
+}
+
+impl Apply {
+    pub(crate) fn new(
+        queue: &Arc<Queue>,
+        ladder: &Arc<Ladder>,
+        open: OpenStream,
+        plans: &[TablePlan],
+        ddl: Ddl,
+        (budget, rhythm): (Budget, Rhythm),
+    ) -> Self {
+        Self {
+            queue: Arc::clone(queue),
+            ladder: Arc::clone(ladder),
+            writer: open.writer,
+            relations: Relations::new(),
+            followed: plans.iter().map(|plan| plan.relation.oid).collect(),
+            ddl,
+            budget,
+            rhythm,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            pending_since: Instant::now(),
+            held: None,
+            accepted: open.position,
+            flushed_at: Instant::now(),
+            advanced_at: Instant::now(),
+            unflushed: false,
+            is_idle: false,
+        }
+    }
+
+    /// Runs until `until` is durable, or until `stop`; then everything accepted is durable and the target is closed.
+    pub(crate) async fn run(
+        mut self,
+        until: Option<Lsn>,
+        stop: &CancellationToken,
+    ) -> Result<Ended> {
+        let mut interval = tokio::time::interval(Duration::from_millis(200));
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !stop.is_cancelled() {
+            if until.is_some_and(|until| self.accepted >= until) {
+                let durable = self.close().await?;
+                return Ok(Ended::Reached(durable));
+            }
+            let item = match self.queue.try_pop()? {
+                Some(item) => item,
+                None => {
+                    self.send(false).await?;
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => break,
+                        item = self.queue.pop() => item?,
+                        _ = interval.tick() => {
+                            self.flush_in_time().await?;
+                            continue;
+                        }
+                    }
+                }
+            };
+            self.item(item).await?;
+            self.flush_in_time().await?;
+        }
+        Ok(Ended::Stopped(self.close().await?))
+    }
+
+    async fn item(&mut self, item: Item) -> Result<()> {
+        match item {
+            Item::Relation(message) => {
+                self.decode(&message, &mut Vec::new()).await?;
+            }
+            Item::Transaction(queued) => self.transaction(queued).await?,
+            Item::Idle(lsn) => self.idle(lsn).await?,
+        }
+        Ok(())
+    }
+
+    async fn transaction(&mut self, queued: Queued) -> Result<()> {
+        let Queued { head, mut blocks, is_repeated, reservation } = queued;
+        self.is_idle = false;
+        let is_known = is_repeated || head.end_lsn <= self.accepted;
+        let mut changes = Vec::new();
+        let mut bytes = 0;
+        let mut parts = 0_u64;
+        while let Some(block) = tokio::task::block_in_place(|| blocks.next()).map_err(disk)? {
+            if bytes > 0 && bytes + block.len() as u64 > self.rhythm.batch_bytes && !is_known {
+                // Larger than a batch: what is whole goes first, then it goes in parts.
+                self.send(false).await?;
+                self.part(head, std::mem::take(&mut changes), true).await?;
+                (bytes, parts) = (0, parts + 1);
+            }
+            self.hold(block.len() as u64, &mut changes, (head, &mut bytes, &mut parts)).await?;
+            bytes += block.len() as u64;
+            for message in messages(&block) {
+                self.decode(&message, &mut changes).await?;
+            }
+        }
+        drop(reservation);
+        if is_known {
+            return Ok(());
+        }
+        if parts > 0 {
+            return self.part(head, changes, false).await;
+        }
+        if is_planted("half-transaction") && changes.len() > 1 {
+            let rest = changes.split_off(changes.len() / 2);
+            self.send(false).await?;
+            self.part(head, changes, false).await?;
+            return self.part(head, rest, false).await;
+        }
+        if self.pending.is_empty() {
+            self.pending_since = Instant::now();
+        }
+        self.pending.push(Transaction { head, changes });
+        self.pending_bytes += bytes;
+        self.accepted = head.end_lsn;
+        let is_old = self.pending_since.elapsed() >= self.rhythm.batch_delay;
+        if is_old || self.pending_bytes >= self.rhythm.batch_bytes {
+            self.send(false).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes memory for a block; where there is none, what is held is sent on first, so that nobody waits for himself.
+    async fn hold(
+        &mut self,
+        length: u64,
+        changes: &mut Vec<Change>,
+        (head, bytes, parts): (TransactionHead, &mut u64, &mut u64),
+    ) -> Result<()> {
+        let wanted = length + length / FRAME_BYTES * CHANGE_BYTES / 4;
+        let reservation = match self.budget.try_reserve(wanted) {
+            Some(reservation) => reservation,
+            None => {
+                self.send(false).await?;
+                if !changes.is_empty() {
+                    self.part(head, std::mem::take(changes), true).await?;
+                    (*bytes, *parts) = (0, *parts + 1);
+                }
+                self.budget.reserve(wanted).await
+            }
+        };
+        match &mut self.held {
+            Some(held) => held.merge(reservation),
+            None => self.held = Some(reservation),
+        }
+        Ok(())
+    }
+
+    async fn decode(&mut self, message: &Bytes, changes: &mut Vec<Change>) -> Result<()> {
+        let kind = message.first().and_then(|tag| RowKind::from_tag(*tag));
+        let kind = kind.ok_or_else(|| {
+            Error::new(Kind::Internal, "decode a transaction: a message of an unknown kind")
+        })?;
+        let decoded = self.relations.decode(kind, message.slice(1..)).map_err(|cause| {
+            Error::new(Kind::Internal, "decode a transaction of the stream").because(cause)
+        })?;
+        match decoded {
+            Decoded::Change(change) => changes.extend(self.ours(change)),
+            Decoded::Relation(relation) => self.described(&relation).await?,
+            Decoded::Nothing => {}
+        }
+        Ok(())
+    }
+
+    /// The change, if it is of a table that is followed; a TRUNCATE names several.
+    fn ours(&self, mut change: Change) -> Option<Change> {
+        if let Operation::Truncate { with, .. } = &mut change.operation {
+            with.retain(|relation| self.followed.contains(&relation.oid));
+            if !self.followed.contains(&change.relation.oid) {
+                if with.is_empty() {
+                    return None;
+                }
+                change.relation = with.remove(0);
+            }
+            return spoiled(change);
+        }
+        if !self.followed.contains(&change.relation.oid) {
+            return None;
+        }
+        spoiled(change)
+    }
+
+    /// A description that is new: columns that the target lacks are added before any change that has them.
+    async fn described(&mut self, relation: &Arc<StreamRelation>) -> Result<()> {
+        if !self.followed.contains(&relation.oid) {
+            return Ok(());
+        }
+        let Some((name, columns)) = self.ddl.new_columns(relation).await? else { return Ok(()) };
+        self.send(false).await?;
+        self.writer.add_columns(&name, &columns).await?;
+        let names: Vec<&str> = columns.iter().map(|new| new.column.name.as_str()).collect();
+        tracing::info!(table = %name, columns = ?names, "columns that the source has got were added to the target");
+        self.ddl.added(&name, &columns);
+        Ok(())
+    }
+
+    /// Sends what is pending.
+    async fn send(&mut self, continues: bool) -> Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let transactions = std::mem::take(&mut self.pending);
+        self.pending_bytes = 0;
+        let reservation = match self.held.take() {
+            Some(held) => held,
+            None => self.budget.reserve(0).await,
+        };
+        let batch = StreamBatch { transactions, continues, reservation };
+        let (count, changes) = (batch.transactions.len() as u64, batch.change_count() as u64);
+        let last = batch.transactions.last().map(|transaction| transaction.head);
+        if let (Some(head), false) = (last, continues) {
+            self.ladder.set_given(head.end_lsn, head.committed_at);
+        }
+        self.writer.accept(batch).await?;
+        self.unflushed = true;
+        self.ladder.count(if continues { 0 } else { count }, changes);
+        Ok(())
+    }
+
+    async fn part(&mut self, head: TransactionHead, changes: Vec<Change>, continues: bool) -> Result<()> {
+        self.pending.push(Transaction { head, changes });
+        self.send(continues).await?;
+        if !continues {
+            self.accepted = head.end_lsn;
+        }
+        Ok(())
+    }
+
+    /// Up to there the source has nothing for us.
+    async fn idle(&mut self, lsn: Lsn) -> Result<()> {
+        self.send(false).await?;
+        self.accepted = self.accepted.max(lsn);
+        self.is_idle = true;
+        Ok(())
+    }
+
+    /// Lets a lake write what it has gathered, and stores positions that passed without rows.
+    async fn flush_in_time(&mut self) -> Result<()> {
+        if let Some(every) = self.rhythm.flush_every
+            && self.unflushed
+            && self.flushed_at.elapsed() >= every
+        {
+            self.send(false).await?;
+            let flushed = self.writer.flush().await?;
+            self.note(DurableLsn::answered(flushed));
+            self.flushed_at = Instant::now();
+            self.unflushed = false;
+        }
+        // The next commit of a lake stores the position; a commit of its own would be one more file for nothing.
+        let is_gathering = self.unflushed && self.rhythm.flush_every.is_some();
+        let ahead = self.accepted.bytes_since(self.ladder.view().durable);
+        let is_time = ahead >= ADVANCE_BYTES
+            || (self.rhythm.flush_every.is_none() && self.advanced_at.elapsed() >= ADVANCE_EVERY);
+        if self.is_idle && ahead > 0 && is_time && !is_gathering {
+            self.advance().await?;
+        }
+        Ok(())
+    }
+
+    async fn advance(&mut self) -> Result<()> {
+        let flushed = self.writer.advance(self.accepted).await?;
+        self.note(DurableLsn::answered(flushed));
+        self.advanced_at = Instant::now();
+        Ok(())
+    }
+
+    fn note(&self, durable: DurableLsn) {
+        self.ladder.set_durable(durable);
+        self.queue.set_durable(durable);
+    }
+
+    /// Makes everything accepted durable and gives the target back.
+    async fn close(mut self) -> Result<Lsn> {
+        self.send(false).await?;
+        let flushed = self.writer.flush().await?;
+        self.note(DurableLsn::answered(flushed));
+        if self.accepted > flushed.lsn() {
+            self.advance().await?;
+        }
+        let flushed = self.writer.close().await?;
+        let durable = DurableLsn::answered(flushed);
+        self.ladder.set_durable(durable);
+        self.queue.set_durable(durable);
+        Ok(durable.lsn())
+    }
+}
+
+#[cfg(feature = "planted-bugs")]
+use super::plant::spoil as spoiled;
+
+/// The change as it is.
+#[cfg(not(feature = "planted-bugs"))]
+fn spoiled(change: Change) -> Option<Change> {
+    Some(change)
+}
+
+fn disk(cause: std::io::Error) -> Error {
+    Error::new(Kind::Unavailable, "read a received transaction back from the state directory")
+        .hint("the position is kept: run the same command again")
+        .because(cause)
+}

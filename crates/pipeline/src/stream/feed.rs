@@ -1,0 +1,215 @@
+//! Receives the stream: from the connection to the queue, and acknowledgements back.
+//!
+//! **Invariant:** acknowledgements are sent by a task of their own, so that a slow target never starves them (`hazards.md`
+//! C36); it ends together with the stream's other tasks, so that a dead job stops saying that it is alive (C37). What it
+//! sends comes from [`Ladder`], which takes only a [`DurableLsn`](super::ladder::DurableLsn).
+//!
+//! A connection that is lost is made again, with growing pauses, from the end of what was pushed: the server sends whole
+//! transactions, the assembler knows those that it has given out.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidemark_model::Lsn;
+use tidemark_source::{
+    Frame, Malformed, Message, ReplicationReader, ReplicationStream, ReplicationWriter,
+    StreamOptions,
+};
+use tidemark_wire::ConnectSpec;
+
+use super::assemble::{AssembleError, Assembler, Step};
+use super::ladder::Ladder;
+use super::plant::is_planted;
+use super::queue::Queue;
+use crate::{Error, Kind, Result};
+
+/// Between two acknowledgements where nothing changed; far below the server's `wal_sender_timeout`.
+const SAY_EVERY: Duration = Duration::from_secs(1);
+/// A source that cannot be reached for so long ends the job.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// The first pause before a new connection; it doubles.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// The longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// The spool is made durable and acknowledged in steps of so many bytes of WAL.
+const SPOOL_SYNC_BYTES: u64 = 8 << 20;
+
+/// The receiving side of a stream.
+pub(crate) struct Feed {
+    pub(crate) source: ConnectSpec,
+    pub(crate) options: StreamOptions,
+    pub(crate) assembler: Assembler,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) ladder: Arc<Ladder>,
+    /// The source may keep so much WAL because of us; beyond it what the spool holds is acknowledged.
+    pub(crate) source_wal: u64,
+    /// Only the defect `skip-by-begin-lsn` sets it.
+    pub(crate) is_skipping: bool,
+}
+
+impl Feed {
+    /// Receives until something is wrong that a new connection does not mend.
+    pub(crate) async fn run(mut self) -> Result<()> {
+        let mut since = Instant::now();
+        let mut pause = PAUSE_MIN;
+        loop {
+            let before = self.ladder.view().received;
+            let ended = self.connection().await;
+            if self.ladder.view().received > before {
+                (since, pause) = (Instant::now(), PAUSE_MIN);
+            }
+            let error = match ended {
+                Ok(()) => Error::new(Kind::Unavailable, "read the stream: the source shuts down"),
+                Err(error) => error,
+            };
+            let is_final = error.kind != Kind::Unavailable || since.elapsed() >= PATIENCE;
+            if is_final {
+                return Err(error);
+            }
+            tracing::warn!(%error, "the stream was interrupted; connecting again");
+            tokio::time::sleep(jitter(pause)).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// One connection, from its start to its end.
+    async fn connection(&mut self) -> Result<()> {
+        self.assembler.reconnected();
+        self.options.start = self.assembler.position();
+        let stream = ReplicationStream::start(&self.source, &self.options).await?;
+        self.options.previous_pid = Some(stream.backend_pid());
+        tracing::debug!(from = %self.options.start, "the stream has begun");
+        let (mut reader, writer) = stream.split();
+        let ladder = Arc::clone(&self.ladder);
+        tokio::select! {
+            read = self.read(&mut reader) => read,
+            said = acknowledge(writer, &ladder) => said,
+        }
+    }
+
+    async fn read(&mut self, reader: &mut ReplicationReader) -> Result<()> {
+        while let Some(frames) = reader.next().await? {
+            for frame in frames.iter() {
+                match frame.map_err(malformed)? {
+                    Frame::XLogData { wal_start, wal_end, payload } => {
+                        if is_planted("skip-by-begin-lsn") && self.skips(wal_start, &payload) {
+                            continue;
+                        }
+                        self.message(payload).await?;
+                        self.ladder.set_received(wal_end);
+                    }
+                    Frame::Keepalive { wal_end, reply } => self.keepalive(wal_end, reply),
+                }
+            }
+            self.guard()?;
+        }
+        Ok(())
+    }
+
+    /// The defect `skip-by-begin-lsn`: a transaction that began before the last one ended is taken for known.
+    fn skips(&mut self, begin: Lsn, payload: &[u8]) -> bool {
+        self.is_skipping = match payload.first() {
+            Some(b'B') => begin < self.assembler.position(),
+            Some(b'C') if self.is_skipping => {
+                self.is_skipping = false;
+                return true;
+            }
+            _ => self.is_skipping,
+        };
+        self.is_skipping
+    }
+
+    async fn message(&mut self, payload: bytes::Bytes) -> Result<()> {
+        let message = Message::parse(payload, self.assembler.in_stream()).map_err(malformed)?;
+        let (committed, is_repeated) = match self.assembler.take(message).map_err(assembly)? {
+            Step::Open => return Ok(()),
+            Step::Passed => {
+                self.ladder.ask();
+                return Ok(());
+            }
+            Step::Committed(committed) => (committed, false),
+            Step::Repeated(committed) => (committed, true),
+        };
+        self.ladder.set_received(committed.head.end_lsn);
+        self.ladder.set_received_commit(committed.head.committed_at);
+        if is_planted("acknowledge-early") {
+            let early = tidemark_sink::Flushed::up_to(committed.head.end_lsn);
+            self.ladder.acknowledge(super::ladder::DurableLsn::answered(early));
+        }
+        self.queue.push(committed, is_repeated).await?;
+        Ok(())
+    }
+
+    /// With nothing of a committed transaction on its way, the server has nothing for us before `wal_end`.
+    fn keepalive(&mut self, wal_end: Lsn, reply: bool) {
+        if !self.assembler.is_inside() {
+            self.ladder.set_received(wal_end);
+            self.queue.set_idle(wal_end);
+        }
+        if reply {
+            self.ladder.say.notify_one();
+        }
+    }
+
+    /// Lets the source throw away what the spool holds, once it keeps too much because of us.
+    fn guard(&mut self) -> Result<()> {
+        let view = self.ladder.view();
+        let (spools, end) = self.queue.spools();
+        self.ladder.set_spool_bytes(self.queue.spool_bytes() + self.assembler.on_disk());
+        if !spools || end.bytes_since(view.acknowledged) < SPOOL_SYNC_BYTES.min(self.source_wal) {
+            return Ok(());
+        }
+        if end.bytes_since(view.acknowledged) < self.source_wal && view.retained < self.source_wal {
+            return Ok(());
+        }
+        if let Some(durable) = self.queue.sync_spool()? {
+            self.ladder.acknowledge(durable);
+        }
+        Ok(())
+    }
+}
+
+/// Sends what may be acknowledged, whenever that changes and every second.
+async fn acknowledge(mut writer: ReplicationWriter, ladder: &Ladder) -> Result<()> {
+    let mut interval = tokio::time::interval(SAY_EVERY);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        // Now and then the server is asked how far it is: on an idle source nothing else would say.
+        let asks = tokio::select! {
+            _ = interval.tick() => true,
+            () = ladder.say.notified() => ladder.wants_answer(),
+        };
+        let view = ladder.view();
+        let durable = view.acknowledged;
+        let received = view.received.max(durable);
+        writer.status(received, durable, durable, asks).await?;
+        ladder.set_said(durable);
+    }
+}
+
+/// Between half and the whole of a pause, so that several jobs do not come back at the same moment.
+fn jitter(pause: Duration) -> Duration {
+    let nanos = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.subsec_nanos());
+    pause / 2 + pause / 2 * (nanos % 1000) / 1000
+}
+
+fn malformed(cause: Malformed) -> Error {
+    Error::new(Kind::Internal, "read the stream: the source sent what is not understood")
+        .hint("the position is kept; please report it with the source's version")
+        .because(cause)
+}
+
+fn assembly(cause: AssembleError) -> Error {
+    let kind = match cause {
+        AssembleError::OutOfPlace { .. } => Kind::Internal,
+        AssembleError::Spill { .. } => Kind::Unavailable,
+    };
+    let error = Error::new(kind, "put the stream's transactions together").because(cause);
+    match kind {
+        Kind::Unavailable => error.hint("make room in the state directory; the position is kept"),
+        _ => error,
+    }
+}
+

@@ -1,0 +1,325 @@
+//! `sync`: the snapshot if there is none, then the source is followed until the job is stopped.
+//!
+//! **Invariant:** nothing is acknowledged to the source before it is durable (`ladder.rs`), a transaction reaches the
+//! target exactly once (its end LSN is stored with its rows, and only that decides), and before anything is written the
+//! stored position is compared with slot and server: what does not fit is refused, never repaired.
+//!
+//! ```text
+//! feed:  connection -> Message -> Assembler -> Committed -> Queue (memory, or the spool)          feed.rs assemble.rs queue.rs
+//! apply: Queue -> decode -> StreamBatch -> StreamWriter -> Positions                               apply.rs ddl.rs
+//! ack:   Positions -> DurableLsn -> Ladder -> status update                                        ladder.rs feed.rs
+//! watch: the source's head, what it keeps because of us                                            watch.rs
+//! ```
+//!
+//! While the snapshot runs only the feed runs, into the spool; the hand-off is that `apply` begins to read it. After an
+//! error that may pass everything is made anew from what the target has stored: there is one way to begin.
+
+mod apply;
+mod assemble;
+mod body;
+mod ddl;
+mod feed;
+mod ladder;
+mod plant;
+mod queue;
+mod resume;
+mod segment;
+mod session;
+mod spool;
+mod watch;
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tidemark_ledger::Ledger;
+use tidemark_model::{Lsn, names};
+use tidemark_sink::StoredStage;
+use tidemark_source::{SlotOptions, drop_publication, drop_slot, emit_barrier, head};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::control::{self, Shared};
+use crate::job::Job;
+use crate::progress::{Phase, Progress};
+use crate::snapshot::{Continuation, Report, Run, Tools, blocking, note_error};
+use crate::{Error, Kind, NotEmpty, Result, Target};
+
+pub use ddl::DdlPolicy;
+pub(crate) use ladder::{Ladder, LadderView};
+pub(crate) use spool::SpoolError;
+
+use apply::Ended;
+use session::Session;
+
+/// Without progress for so long, errors that may pass are believed.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// The first pause before everything is made anew; it doubles.
+const PAUSE_MIN: Duration = Duration::from_millis(200);
+/// The longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How often a snapshot whose holder was lost begins again.
+const SNAPSHOTS: u32 = 3;
+/// What the journal calls the making of a slot.
+const SLOT_EVENT: &str = "slot";
+
+/// When following ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// Everything that the source had committed when the command began.
+    Now,
+    /// Everything that ended at or before this position.
+    Lsn(Lsn),
+}
+
+/// What `sync` has done when it ends in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncReport {
+    /// The job.
+    pub job: String,
+    /// The snapshot, if this call made one.
+    pub snapshot: Option<Report>,
+    /// Everything up to here is durable on the target.
+    pub end_lsn: Lsn,
+    /// Transactions of the stream that were applied.
+    pub transactions: u64,
+    /// Changes of the stream that were applied.
+    pub changes: u64,
+    /// From start to end.
+    pub duration_ms: u64,
+}
+
+/// Brings the target to the source and keeps it there.
+///
+/// # Errors
+/// See [`Kind`]. The position is kept: the same call goes on from there, or, where the snapshot was not whole, begins it
+/// anew.
+///
+/// # Cancel safety
+/// Cancel by `stop`: what was received and accepted becomes durable and is acknowledged first.
+pub async fn sync(
+    job: &Job,
+    progress: &Arc<Progress>,
+    until: Option<Until>,
+    stop: &CancellationToken,
+) -> Result<SyncReport> {
+    let started = Instant::now();
+    let (state_dir, name) = (job.state_dir.clone(), job.name.clone());
+    let source = job.source.clone().with_application_name(&names::application_name(&name));
+    let job = &Job { source, ..job.clone() };
+    let ledger = Arc::new(blocking(move || Ledger::open(&state_dir, &name)).await??);
+    let shared = Shared::new(job, progress, &ledger);
+    let _control = control::listen(&job.state_dir, shared).await;
+    let ladder = Arc::new(Ladder::default());
+    let sync = Sync { job, progress, stop, ledger: &ledger, ladder: &ladder, until };
+    let ended = sync.run().await;
+    let (snapshot, end_lsn) = match ended {
+        Ok(ended) => ended,
+        Err(error) => {
+            note_error(&ledger, &error).await;
+            return Err(error);
+        }
+    };
+    let view = ladder.view();
+    Ok(SyncReport {
+        job: job.name.clone(),
+        snapshot,
+        end_lsn,
+        transactions: view.transactions,
+        changes: view.changes,
+        duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+/// One call of [`sync`].
+struct Sync<'a> {
+    job: &'a Job,
+    progress: &'a Arc<Progress>,
+    stop: &'a CancellationToken,
+    ledger: &'a Arc<Ledger>,
+    ladder: &'a Arc<Ladder>,
+    until: Option<Until>,
+}
+
+impl Sync<'_> {
+    async fn run(&self) -> Result<(Option<Report>, Lsn)> {
+        let head = self.head_at_start().await?;
+        let mut snapshots = 0;
+        let mut report = None;
+        let mut since = Instant::now();
+        let mut pause = PAUSE_MIN;
+        loop {
+            let before = self.ladder.view().durable;
+            let tools = Tools::new(self.job, self.progress)?;
+            let ended = self.once(&tools, head, &mut report).await;
+            let error = match ended {
+                Ok(Ended::Reached(lsn) | Ended::Stopped(lsn)) => return Ok((report, lsn)),
+                Err(error) => error,
+            };
+            if self.ladder.view().durable > before {
+                (since, pause) = (Instant::now(), PAUSE_MIN);
+            }
+            let may_pass = if report.is_some() || self.ladder.view().durable > Lsn::ZERO {
+                error.kind == Kind::Unavailable && since.elapsed() < PATIENCE
+            } else {
+                snapshots += 1;
+                error.lost_snapshot && snapshots < SNAPSHOTS
+            };
+            if !may_pass || self.stop.is_cancelled() {
+                return Err(error);
+            }
+            tracing::warn!(%error, cause = error.cause(), "interrupted; trying again");
+            note_error(self.ledger, &error).await;
+            tokio::select! {
+                () = self.stop.cancelled() => return Err(Error::interrupted_following()),
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Where the source stands now; `--until now` means what had committed by then.
+    async fn head_at_start(&self) -> Result<Lsn> {
+        if self.until != Some(Until::Now) {
+            return Ok(Lsn::ZERO);
+        }
+        let client = self.job.source.connect().await?;
+        Ok(head(&client).await?)
+    }
+
+    /// From whatever the target has stored to the end, or to an error.
+    async fn once(
+        &self,
+        tools: &Tools,
+        head: Lsn,
+        report: &mut Option<Report>,
+    ) -> Result<Ended> {
+        self.progress.enter(Phase::Check, "looking where the target stands");
+        let stored = match self.wants_new_snapshot() && report.is_none() {
+            true => None,
+            false => tools.sink.stored().await?,
+        };
+        let session = match stored {
+            Some(stored) if stored.stage == StoredStage::Follow => {
+                resume::resume(self.job, &stored, self.ledger, self.ladder).await?
+            }
+            Some(stored) if stored.stage == StoredStage::Complete => {
+                return Err(Error::new(
+                    Kind::Usage,
+                    format!("follow the source: the target holds a finished snapshot of job {:?} that no stream continues", self.job.name),
+                )
+                .hint("--target-not-empty truncate --yes replaces it by one that is followed, or use another job name and target"));
+            }
+            _ => self.snapshot(tools, report).await?,
+        };
+        self.follow(session, tools, head).await
+    }
+
+    fn wants_new_snapshot(&self) -> bool {
+        let not_empty = match &self.job.target {
+            Target::Postgres(target) => target.not_empty,
+            Target::Lake(target) => target.not_empty,
+        };
+        not_empty == NotEmpty::Truncate
+    }
+
+    /// The snapshot, with the stream received beside it.
+    async fn snapshot(&self, tools: &Tools, report: &mut Option<Report>) -> Result<Session> {
+        self.refuse_filters()?;
+        self.drop_own_leftovers().await?;
+        let slot = names::slot_name(&self.job.name);
+        let publication = resume::publication_name(self.job);
+        let failover = self.job.stream.failover;
+        let (send, begun) = oneshot::channel();
+        let continuation = Continuation {
+            slot: SlotOptions { slot: slot.clone(), publication, failover },
+            begun: Mutex::new(Some(send)),
+        };
+        self.note_slot(&slot, "making").await?;
+        let run = Run {
+            job: self.job,
+            progress: self.progress,
+            stop: self.stop,
+            ledger: self.ledger,
+            continuation: Some(&continuation),
+        };
+        let copied = async {
+            let copy = run.once(tools);
+            let receive = async {
+                match begun.await {
+                    Ok(start) => Session::beside(self.job, &start, self.ladder).await.map(Some),
+                    Err(_) => Ok(None),
+                }
+            };
+            let (copied, session) = session::copy_beside(copy, receive).await?;
+            Ok::<_, Error>((copied, session))
+        };
+        match copied.await {
+            Ok((copied, session)) => {
+                *report = Some(copied);
+                Ok(session)
+            }
+            Err(error) => {
+                // Nothing continues from it, and the source would keep its WAL for it.
+                if let Err(left) = self.drop_slot_and_publication().await {
+                    tracing::warn!(error = %left, "the slot of the unfinished snapshot could not be dropped; the next run or tidemark cleanup does");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn follow(&self, session: Session, tools: &Tools, head: Lsn) -> Result<Ended> {
+        let until = match self.until {
+            None => None,
+            Some(Until::Lsn(lsn)) => Some(lsn),
+            Some(Until::Now) => {
+                let goal = head.max(session.position());
+                let client = self.job.source.connect().await?;
+                // So that the stream moves beyond the goal although nobody writes.
+                emit_barrier(&client, "tidemark", &self.job.name).await?;
+                Some(goal)
+            }
+        };
+        self.progress.watch_stream(self.ladder);
+        self.progress.enter(Phase::Follow, "following");
+        session.follow(self.job, tools, until, self.stop).await
+    }
+
+    /// A filter would have to be in the publication, for a stream that leaves out the same rows.
+    fn refuse_filters(&self) -> Result<()> {
+        let Some(table) = self.job.tables.iter().find(|table| table.filter.is_some()) else {
+            return Ok(());
+        };
+        Err(Error::new(Kind::Usage, format!("follow table {} with a row filter", table.name))
+            .hint("filters work with --snapshot-only; leave where = ... out to follow the table"))
+    }
+
+    /// What a killed run of this job left on the source before the target knew of it: only if our own ledger says so.
+    async fn drop_own_leftovers(&self) -> Result<()> {
+        let ledger = Arc::clone(self.ledger);
+        let journal = blocking(move || ledger.journal()).await??;
+        let last = journal.iter().rev().find(|entry| entry.event == SLOT_EVENT);
+        if last.is_some_and(|entry| entry.detail["state"] != "dropped") {
+            self.drop_slot_and_publication().await?;
+        }
+        Ok(())
+    }
+
+    async fn drop_slot_and_publication(&self) -> Result<()> {
+        let client = self.job.source.connect().await?;
+        resume::end_own_walsender(&client, self.job).await?;
+        drop_slot(&client, &names::slot_name(&self.job.name)).await?;
+        if self.job.stream.publication.is_none() {
+            drop_publication(&client, &names::publication_name(&self.job.name)).await?;
+        }
+        self.note_slot(&names::slot_name(&self.job.name), "dropped").await
+    }
+
+    async fn note_slot(&self, slot: &str, state: &str) -> Result<()> {
+        let ledger = Arc::clone(self.ledger);
+        let detail = serde_json::json!({ "slot": slot, "state": state });
+        blocking(move || ledger.write_journal(SLOT_EVENT, &detail)).await??;
+        Ok(())
+    }
+}

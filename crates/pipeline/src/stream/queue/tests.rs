@@ -1,0 +1,124 @@
+//! What comes out of a queue that goes to disk and back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemark_sink::Flushed;
+
+use super::super::body::Body;
+use super::super::spool::Identity;
+use super::*;
+
+fn committed(end: u64, bytes: usize) -> Committed {
+    let mut body = Body::default();
+    body.push(b'I', &vec![0; bytes]);
+    let (commit_lsn, end_lsn) = (Lsn::new(end - 1), Lsn::new(end));
+    Committed { head: TransactionHead { xid: end, commit_lsn, end_lsn, committed_at: 0 }, body }
+}
+
+fn spool(directory: &std::path::Path, base: u64) -> Spool {
+    let identity = Identity {
+        job: String::new(),
+        run: String::new(),
+        system_identifier: String::new(),
+        base: Lsn::new(base),
+    };
+    Spool::create(directory, identity).unwrap()
+}
+
+fn durable(lsn: u64) -> DurableLsn {
+    DurableLsn::answered(Flushed::up_to(Lsn::new(lsn)))
+}
+
+fn end_of(item: Option<Item>) -> u64 {
+    match item {
+        Some(Item::Transaction(queued)) => queued.head.end_lsn.as_u64(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_waits_for_memory_and_goes_on_when_it_is_popped() {
+    let queue = Arc::new(Queue::new(Budget::new(4096), 1 << 30, Lsn::new(0)));
+    queue.push(committed(10, 3000), false).await.unwrap();
+    let pusher = tokio::spawn({
+        let queue = Arc::clone(&queue);
+        async move { queue.push(committed(20, 3000), false).await }
+    });
+    let waited = tokio::time::timeout(Duration::from_millis(50), queue.budget.reserve(4000)).await;
+    assert!(waited.is_err(), "the budget is held");
+    assert!(!pusher.is_finished());
+    assert_eq!(end_of(queue.try_pop().unwrap()), 10);
+    pusher.await.unwrap().unwrap();
+    assert_eq!(end_of(queue.try_pop().unwrap()), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_turns_to_disk_keeps_the_order_and_comes_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(0));
+    queue.push(committed(10, 10), false).await.unwrap();
+    queue.begin_spooling(spool(directory.path(), 10), false);
+    queue.push(committed(20, 10), false).await.unwrap();
+    assert_eq!(queue.sync_spool().unwrap(), None, "what is before the base is not durable");
+    assert_eq!(end_of(queue.try_pop().unwrap()), 10);
+    assert_eq!(end_of(queue.try_pop().unwrap()), 20);
+    queue.set_durable(durable(10));
+    assert_eq!(queue.sync_spool().unwrap(), Some(durable(20)));
+    assert!(queue.try_pop().unwrap().is_none());
+    assert!(queue.spools().0, "what is in the spool is not durable on the target");
+    queue.push(committed(30, 10), false).await.unwrap();
+    queue.set_durable(durable(30));
+    assert_eq!(end_of(queue.try_pop().unwrap()), 30);
+    assert!(queue.try_pop().unwrap().is_none());
+    assert!(!queue.spools().0);
+    queue.push(committed(40, 10), false).await.unwrap();
+    assert_eq!(end_of(queue.try_pop().unwrap()), 40);
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_spool_is_filled_and_not_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(10));
+    queue.begin_spooling(spool(directory.path(), 10), true);
+    queue.push(committed(20, 10), false).await.unwrap();
+    queue.set_idle(Lsn::new(25));
+    assert!(queue.try_pop().unwrap().is_none());
+    queue.let_go();
+    assert_eq!(end_of(queue.try_pop().unwrap()), 20);
+    assert!(matches!(queue.try_pop().unwrap(), Some(Item::Idle(lsn)) if lsn == Lsn::new(25)));
+    assert!(queue.try_pop().unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_for_us_is_said_only_behind_everything_that_was_pushed() {
+    let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(0));
+    queue.push(committed(10, 10), false).await.unwrap();
+    queue.set_idle(Lsn::new(5));
+    assert_eq!(end_of(queue.try_pop().unwrap()), 10);
+    assert!(queue.try_pop().unwrap().is_none(), "5 is before what was popped");
+    queue.set_idle(Lsn::new(15));
+    queue.push(committed(20, 10), false).await.unwrap();
+    assert_eq!(end_of(queue.try_pop().unwrap()), 20);
+    assert!(queue.try_pop().unwrap().is_none(), "15 is before what was popped");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_spool_makes_the_push_wait() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = Arc::new(Queue::new(Budget::new(1 << 20), 1000, Lsn::new(10)));
+    queue.begin_spooling(spool(directory.path(), 10), false);
+    queue.push(committed(20, 2000), false).await.unwrap();
+    let pusher = tokio::spawn({
+        let queue = Arc::clone(&queue);
+        async move { queue.push(committed(30, 10), false).await }
+    });
+    tokio::task::yield_now().await;
+    assert!(!pusher.is_finished());
+    assert_eq!(end_of(queue.try_pop().unwrap()), 20);
+    queue.set_durable(durable(20));
+    assert!(queue.try_pop().unwrap().is_none());
+    pusher.await.unwrap().unwrap();
+    assert_eq!(end_of(queue.try_pop().unwrap()), 30);
+}

@@ -1,0 +1,148 @@
+//! Going on from what the target has stored.
+//!
+//! **Invariant:** slot, server and publication are compared with what the target has stored before anything is written
+//! (`design.md` 3, invariant 4). What the spool holds counts only if it continues the stored position without a gap.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidemark_ledger::Ledger;
+use tidemark_model::{Oid, RelationName, TablePlan, names};
+use tidemark_sink::Stored;
+use tidemark_source::{
+    Expected, Saved, check_continuation, check_publication, identify, inspect_slot, read_catalog,
+};
+use tidemark_wire::Client;
+
+use super::ladder::Ladder;
+use super::session::{Session, SessionStart};
+use super::spool::Spool;
+use crate::job::{Job, Target};
+use crate::plan::plan_tables;
+use crate::snapshot::blocking;
+use crate::{Error, Kind, Result};
+
+/// The publication that the job reads.
+pub(super) fn publication_name(job: &Job) -> String {
+    job.stream.publication.clone().unwrap_or_else(|| names::publication_name(&job.name))
+}
+
+/// Checks that the stream can go on, and begins to receive it.
+pub(super) async fn resume(
+    job: &Job,
+    stored: &Stored,
+    ledger: &Arc<Ledger>,
+    ladder: &Arc<Ladder>,
+) -> Result<Session> {
+    let client = job.source.connect().await?;
+    let identity = identify(&job.source).await?;
+    let slot = names::slot_name(&job.name);
+    let spool = usable_spool(job, stored)?;
+    let received = spool.as_ref().map_or(stored.end_lsn, Spool::end).max(stored.end_lsn);
+    let saved = Saved {
+        system_identifier: stored.system_identifier.parse().unwrap_or_default(),
+        timeline: stored.timeline,
+        database: stored.database.clone(),
+        end_lsn: received,
+        slot: slot.clone(),
+    };
+    let state = inspect_slot(&client, &slot).await?;
+    check_continuation(&saved, &identity, state.as_ref())?;
+    let catalog = read_catalog(&client).await?;
+    let target_version = match &job.target {
+        Target::Postgres(target) => Some(target.spec.connect().await?.server_version_num()),
+        Target::Lake(_) => None,
+    };
+    let mut plans = plan_tables(job, &catalog, target_version)?;
+    let tables = followed(ledger, stored, &plans).await?;
+    plans.retain(|plan| {
+        let is_followed = tables.iter().any(|(oid, _)| *oid == plan.relation.oid);
+        if !is_followed {
+            tracing::warn!(table = %plan.relation.name, "a table that came after the snapshot is not followed");
+        }
+        is_followed
+    });
+    let publications = [publication_name(job)];
+    let expected =
+        Expected { publications: &publications, tables: &tables, is_restricted: false };
+    let others = check_publication(&client, &expected).await?;
+    if !others.is_empty() {
+        tracing::warn!(tables = others.len(), "the publication has tables that the job does not follow; their changes are ignored");
+    }
+    let start = SessionStart {
+        run: stored.run.clone(),
+        system_identifier: identity.system_identifier,
+        timeline: identity.timeline,
+        database: identity.database,
+        source_version: client.server_version_num(),
+        plans: Arc::new(plans),
+        position: stored.end_lsn,
+    };
+    Session::resumed(job, start, spool, ladder).await
+}
+
+/// The tables that the job's snapshot copied; all chosen ones where the ledger was lost.
+async fn followed(
+    ledger: &Arc<Ledger>,
+    stored: &Stored,
+    plans: &[TablePlan],
+) -> Result<Vec<(Oid, RelationName)>> {
+    let ledger = Arc::clone(ledger);
+    let (run, relations) =
+        blocking(move || Ok::<_, tidemark_ledger::Error>((ledger.run()?, ledger.relations()?))).await??;
+    if run.is_some_and(|run| run.run == stored.run) {
+        return Ok(relations.into_iter().map(|found| (found.plan.oid, found.plan.name)).collect());
+    }
+    Ok(plans.iter().map(|plan| (plan.relation.oid, plan.relation.name.clone())).collect())
+}
+
+/// What an earlier process spooled, if it goes on from the stored position.
+fn usable_spool(job: &Job, stored: &Stored) -> Result<Option<Spool>> {
+    let directory = job.state_dir.join("spool");
+    let found = tokio::task::block_in_place(|| Spool::recover(&directory))?;
+    let Some(spool) = found else { return Ok(None) };
+    let identity = spool.identity();
+    let fits = identity.job == job.name
+        && identity.system_identifier == stored.system_identifier
+        && identity.base <= stored.end_lsn
+        && spool.end() > stored.end_lsn;
+    Ok(fits.then_some(spool))
+}
+
+/// Ends a walsender of ours that outlived its process, so that its slot can be dropped: only one of our own name and role.
+pub(super) async fn end_own_walsender(client: &Client, job: &Job) -> Result<()> {
+    let (slot, application) = (names::slot_name(&job.name), names::application_name(&job.name));
+    let deadline = Instant::now() + Duration::from_secs(15);
+    loop {
+        let row = client
+            .query_one(
+                "SELECT count(pg_terminate_backend(a.pid)) FROM pg_catalog.pg_replication_slots s \
+                 JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
+                 WHERE s.slot_name = $1 AND a.application_name = $2 AND a.usename = current_user",
+                &[&slot, &application],
+            )
+            .await
+            .map_err(tidemark_wire::Error::sql("end a session of a killed run that holds the slot"))?;
+        if row.get::<_, i64>(0) == 0 {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::new(Kind::Unavailable, format!("end the session that holds slot {slot}"))
+                .hint("end it by hand (pg_stat_activity names it), then run again"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The source's next transaction id with its epoch: what 32-bit ids of the stream are extended with.
+pub(super) async fn next_xid(client: &Client) -> Result<u64> {
+    let row = client
+        .query_one(
+            "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text",
+            &[],
+        )
+        .await
+        .map_err(tidemark_wire::Error::sql("read the source's next transaction id"))?;
+    Ok(row.get::<_, &str>(0).parse().unwrap_or_default())
+}
+

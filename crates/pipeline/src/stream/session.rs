@@ -1,0 +1,299 @@
+//! One stretch of following: from a position to an end or an error, with the tasks that live that long.
+//!
+//! **Invariant:** the tasks of a session end together: when one of them fails, or the session is dropped, nothing of it goes
+//! on, and nothing says to the source any more that somebody is there (`hazards.md` C37).
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidemark_model::{Budget, Lsn, TablePlan, names};
+use tidemark_sink::{Positions, SnapshotStart, StreamStart};
+use tidemark_source::{StreamOptions, identify};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::apply::{Apply, Ended, Rhythm};
+use super::assemble::Assembler;
+use super::ddl::Ddl;
+use super::feed::Feed;
+use super::ladder::{DurableLsn, Ladder};
+use super::queue::Queue;
+use super::resume::{next_xid, publication_name};
+use super::spool::{Identity, Spool};
+use super::watch::Watch;
+use crate::job::{Job, Target};
+use crate::snapshot::{Report, Tools};
+use crate::{Error, Kind, Result};
+
+/// Shares of `limits.memory`: transactions that wait, batches on their way to the target, transactions in progress.
+const QUEUE_SHARE: u64 = 4;
+const BATCH_SHARE: u64 = 4;
+const OPEN_SHARE: u64 = 8;
+/// Several batches are under way at once.
+const BATCHES: u64 = 4;
+/// The last acknowledgement is waited for so long.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What a session is about.
+#[derive(Debug, Clone)]
+pub(crate) struct SessionStart {
+    /// The run whose snapshot the stream continues.
+    pub(crate) run: String,
+    pub(crate) system_identifier: u64,
+    pub(crate) timeline: u32,
+    pub(crate) database: String,
+    pub(crate) source_version: u32,
+    pub(crate) plans: Arc<Vec<TablePlan>>,
+    /// The target has everything that ended before it.
+    pub(crate) position: Lsn,
+}
+
+/// The receiving half, begun.
+pub(crate) struct Session {
+    start: SessionStart,
+    queue: Arc<Queue>,
+    ladder: Arc<Ladder>,
+    tasks: JoinSet<Result<()>>,
+}
+
+impl Session {
+    /// Begins to receive while the snapshot is copied: everything goes to a new spool.
+    pub(crate) async fn beside(
+        job: &Job,
+        start: &SnapshotStart,
+        ladder: &Arc<Ladder>,
+    ) -> Result<Self> {
+        let identity = identify(&job.source).await?;
+        let spool = Identity {
+            job: job.name.clone(),
+            run: start.run.clone(),
+            system_identifier: identity.system_identifier.to_string(),
+            base: start.lsn,
+        };
+        let directory = job.state_dir.join("spool");
+        let spool = tokio::task::block_in_place(|| Spool::create(&directory, spool))?;
+        let start = SessionStart {
+            run: start.run.clone(),
+            system_identifier: start.system_identifier,
+            timeline: identity.timeline,
+            database: start.database.clone(),
+            source_version: start.source_version,
+            plans: Arc::clone(&start.tables),
+            position: start.lsn,
+        };
+        Self::begin(job, start, Some((spool, true)), ladder).await
+    }
+
+    /// Begins to receive from what is stored, or from the end of what an earlier process spooled.
+    pub(crate) async fn resumed(
+        job: &Job,
+        start: SessionStart,
+        spool: Option<Spool>,
+        ladder: &Arc<Ladder>,
+    ) -> Result<Self> {
+        Self::begin(job, start, spool.map(|spool| (spool, false)), ladder).await
+    }
+
+    async fn begin(
+        job: &Job,
+        start: SessionStart,
+        spool: Option<(Spool, bool)>,
+        ladder: &Arc<Ladder>,
+    ) -> Result<Self> {
+        let directory = job.state_dir.join("spool");
+        tokio::task::block_in_place(|| std::fs::create_dir_all(&directory)).map_err(|cause| {
+            Error::new(Kind::Unavailable, format!("make the directory {}", directory.display()))
+                .because(cause)
+        })?;
+        let budget = Budget::new(job.memory / QUEUE_SHARE);
+        let queue = Arc::new(Queue::new(budget, job.stream.spool, start.position));
+        let mut position = start.position;
+        if let Some((spool, is_held)) = spool {
+            position = position.max(spool.end());
+            queue.begin_spooling(spool, is_held);
+        }
+        let client = job.source.connect().await?;
+        let name = &job.name;
+        let mut options =
+            StreamOptions::new(names::slot_name(&job.name), publication_name(job), names::application_name(name));
+        options.binary = is_binary(job, &start.plans);
+        let memory = usize::try_from(job.memory / OPEN_SHARE).unwrap_or(usize::MAX);
+        let assembler = Assembler::new(
+            &directory,
+            memory,
+            position,
+            next_xid(&client).await?,
+            vec![names::origin_name(name)],
+        );
+        let feed = Feed {
+            source: job.source.clone(),
+            options,
+            assembler,
+            queue: Arc::clone(&queue),
+            ladder: Arc::clone(ladder),
+            source_wal: job.stream.source_wal,
+            is_skipping: false,
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(feed.run());
+        let watch = Watch {
+            source: job.source.clone(),
+            slot: names::slot_name(&job.name),
+            ladder: Arc::clone(ladder),
+            source_wal: job.stream.source_wal,
+            spool: job.stream.spool,
+            on_full: job.stream.on_full,
+            heartbeat: job.stream.heartbeat,
+        };
+        tasks.spawn(watch.run());
+        Ok(Self { start, queue, ladder: Arc::clone(ladder), tasks })
+    }
+
+    /// What the target stood at when the session began.
+    pub(crate) fn position(&self) -> Lsn {
+        self.start.position
+    }
+
+    /// Waits until a task fails.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    async fn failed(tasks: &mut JoinSet<Result<()>>) -> Error {
+        match tasks.join_next().await {
+            Some(Ok(Ok(()))) => Error::new(Kind::Internal, "follow the source: a task ended by itself"),
+            Some(Ok(Err(error))) => error,
+            Some(Err(panic)) => {
+                Error::new(Kind::Internal, "follow the source: a task panicked").because(panic)
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Brings what is received to the target until `until` or `stop`.
+    pub(crate) async fn follow(
+        mut self,
+        job: &Job,
+        tools: &Tools,
+        until: Option<Lsn>,
+        stop: &CancellationToken,
+    ) -> Result<Ended> {
+        let start = StreamStart {
+            job: job.name.clone(),
+            run: self.start.run.clone(),
+            system_identifier: self.start.system_identifier,
+            timeline: self.start.timeline,
+            database: self.start.database.clone(),
+            source_version: self.start.source_version,
+            tables: Arc::clone(&self.start.plans),
+        };
+        let open = tools.sink.open_stream(&start).await?;
+        if open.position != self.start.position {
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!("follow the source: the target went from {} to {} meanwhile", self.start.position, open.position),
+            ));
+        }
+        let mut positions = open.writer.positions();
+        note(&positions.borrow_and_update().clone(), &self.ladder, &self.queue);
+        self.tasks.spawn(follow_positions(
+            positions,
+            Arc::clone(&self.ladder),
+            Arc::clone(&self.queue),
+        ));
+        let chosen: HashSet<_> = job
+            .tables
+            .iter()
+            .filter(|table| table.columns.is_some())
+            .map(|table| table.name.clone())
+            .collect();
+        let ddl = Ddl::new(&job.source, job.stream.ddl, &start.tables, &open.columns, &chosen);
+        let batches = (Budget::new(job.memory / BATCH_SHARE), rhythm(job));
+        let apply = Apply::new(&self.queue, &self.ladder, open, &start.tables, ddl, batches);
+        self.queue.let_go();
+        let ended = tokio::select! {
+            biased;
+            ended = apply.run(until, stop) => ended?,
+            error = Self::failed(&mut self.tasks) => return Err(error),
+        };
+        self.goodbye().await;
+        Ok(ended)
+    }
+
+    /// Waits until the source was told how far the target is.
+    async fn goodbye(&mut self) {
+        let deadline = Instant::now() + GOODBYE;
+        let durable = self.ladder.view().durable;
+        while self.ladder.view().said < durable && Instant::now() < deadline {
+            self.ladder.say.notify_one();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// The copy and, as soon as it is ready for it, the receiving of the stream.
+pub(crate) async fn copy_beside(
+    copy: impl Future<Output = Result<Report>>,
+    receive: impl Future<Output = Result<Option<Session>>>,
+) -> Result<(Report, Session)> {
+    tokio::pin!(copy, receive);
+    let nothing = || Error::new(Kind::Internal, "follow the source: the snapshot handed nothing over");
+    let session = tokio::select! {
+        biased;
+        session = &mut receive => session?,
+        copied = &mut copy => {
+            let report = copied?;
+            return Ok((report, receive.await?.ok_or_else(nothing)?));
+        }
+    };
+    let Some(mut session) = session else { return Ok((copy.await?, Err(nothing())?)) };
+    tokio::select! {
+        biased;
+        copied = &mut copy => Ok((copied?, session)),
+        error = Session::failed(&mut session.tasks) => Err(error),
+    }
+}
+
+/// Values in their binary form, where every table's can be passed through like that.
+fn is_binary(job: &Job, plans: &[TablePlan]) -> bool {
+    match job.target {
+        Target::Postgres(_) => {
+            plans.iter().all(|plan| plan.form == tidemark_model::TupleForm::PgBinary)
+        }
+        Target::Lake(_) => true,
+    }
+}
+
+fn rhythm(job: &Job) -> Rhythm {
+    let flush_every = match job.target {
+        Target::Postgres(_) => None,
+        Target::Lake(_) => Some(job.stream.commit_interval),
+    };
+    let most = job.memory / BATCH_SHARE / BATCHES;
+    Rhythm {
+        batch_bytes: job.stream.batch_bytes.min(most),
+        batch_delay: job.stream.batch_delay,
+        flush_every,
+    }
+}
+
+/// Passes on how far the writer is.
+async fn follow_positions(
+    mut positions: watch::Receiver<Positions>,
+    ladder: Arc<Ladder>,
+    queue: Arc<Queue>,
+) -> Result<()> {
+    while positions.changed().await.is_ok() {
+        note(&positions.borrow_and_update().clone(), &ladder, &queue);
+    }
+    // The writer was closed, which ends the session in another place.
+    std::future::pending().await
+}
+
+fn note(positions: &Positions, ladder: &Ladder, queue: &Queue) {
+    ladder.set_applied(positions.applied);
+    let durable = DurableLsn::answered(positions.durable);
+    ladder.set_durable(durable);
+    queue.set_durable(durable);
+}

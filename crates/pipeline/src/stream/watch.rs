@@ -1,0 +1,182 @@
+//! Looks at the source while it is followed: where it is, what it keeps because of us, and who else keeps it.
+//!
+//! **Invariant:** it only looks; that it cannot look is no reason to stop. What `limits.source_wal` asks for is done by the
+//! feed (it acknowledges what the spool holds); here it is said in time, with the rate and the cause (`hazards.md` G126).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidemark_model::Lsn;
+use tidemark_source::{drop_slot, emit_barrier, retained_by_others};
+use tidemark_wire::{Client, ConnectSpec};
+
+use super::ladder::Ladder;
+use crate::job::OnFull;
+use crate::{Error, Kind, Result};
+
+/// Between two looks.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Between two warnings of the same kind.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
+/// What is looked at.
+pub(crate) struct Watch {
+    pub(crate) source: ConnectSpec,
+    pub(crate) slot: String,
+    pub(crate) ladder: Arc<Ladder>,
+    pub(crate) source_wal: u64,
+    /// Bytes that the spool may take.
+    pub(crate) spool: u64,
+    /// What happens when both are full.
+    pub(crate) on_full: OnFull,
+    /// A message into the WAL so often.
+    pub(crate) heartbeat: Option<Duration>,
+}
+
+/// One look.
+struct Seen {
+    head: Lsn,
+    sent: Option<Lsn>,
+    retained: u64,
+    /// How much more the server lets a slot keep, where it has a limit.
+    safe: Option<i64>,
+}
+
+impl Watch {
+    /// Looks until it is dropped.
+    pub(crate) async fn run(self) -> Result<()> {
+        let mut client: Option<Client> = None;
+        let mut interval = tokio::time::interval(LOOK_EVERY);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut rates = Rates::default();
+        let mut warned: Option<Instant> = None;
+        let mut beaten = Instant::now();
+        loop {
+            interval.tick().await;
+            if client.as_ref().is_none_or(|client| client.is_closed()) {
+                client = self.source.connect().await.ok();
+            }
+            let Some(open) = &client else { continue };
+            let seen = match self.look(open).await {
+                Ok(seen) => seen,
+                Err(error) => {
+                    tracing::debug!(%error, "the source could not be looked at");
+                    client = None;
+                    continue;
+                }
+            };
+            self.ladder.set_source(seen.head, seen.sent, seen.retained);
+            let view = self.ladder.view();
+            rates.note(seen.head, view.changes);
+            self.ladder.set_rate(rates.changes_a_second());
+            if self.heartbeat.is_some_and(|every| beaten.elapsed() >= every) {
+                beaten = Instant::now();
+                if let Err(error) = emit_barrier(open, "tidemark", "heartbeat").await {
+                    tracing::debug!(%error, "no heartbeat could be written");
+                }
+            }
+            self.give_up_if_full(open, &seen).await?;
+            let is_due = warned.is_none_or(|at| at.elapsed() >= WARN_EVERY);
+            if is_due && self.warn(open, &seen, &rates).await {
+                warned = Some(Instant::now());
+            }
+        }
+    }
+
+    async fn look(&self, client: &Client) -> Result<Seen> {
+        let row = client
+            .query_one(
+                "SELECT pg_catalog.pg_current_wal_insert_lsn()::text, s.restart_lsn::text, s.safe_wal_size, r.sent_lsn::text \
+                 FROM (SELECT) AS one LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1 \
+                 LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid",
+                &[&self.slot],
+            )
+            .await
+            .map_err(tidemark_wire::Error::sql("read the source's position"))?;
+        let lsn = |column: usize| row.get::<_, Option<&str>>(column).and_then(|text| text.parse().ok());
+        let head: Lsn = lsn(0).unwrap_or_default();
+        let restart: Option<Lsn> = lsn(1);
+        let retained = restart.map_or(0, |restart| head.bytes_since(restart));
+        Ok(Seen { head, sent: lsn(3), retained, safe: row.get(2) })
+    }
+
+    /// Where the user wants it, the slot goes before the source's disk is full.
+    async fn give_up_if_full(&self, client: &Client, seen: &Seen) -> Result<()> {
+        let view = self.ladder.view();
+        let is_full = seen.retained >= self.source_wal && view.spool_bytes >= self.spool;
+        if self.on_full != OnFull::DropSlot || !is_full {
+            return Ok(());
+        }
+        let ended = client
+            .query(
+                "SELECT pg_terminate_backend(active_pid) FROM pg_catalog.pg_replication_slots \
+                 WHERE slot_name = $1 AND active_pid IS NOT NULL",
+                &[&self.slot],
+            )
+            .await;
+        ended.map_err(tidemark_wire::Error::sql("end the stream before its slot is dropped"))?;
+        drop_slot(client, &self.slot).await?;
+        Err(Error::new(
+            Kind::SourceCannotContinue,
+            format!(
+                "follow the source: the spool is full, the source kept {} bytes of WAL for us, and limits.on_full = \"drop-slot\": the slot was dropped at {}",
+                seen.retained, view.acknowledged
+            ),
+        )
+        .hint("give the spool more room or the target more speed; tidemark cleanup, then sync takes a new snapshot"))
+    }
+
+    /// Says what is about to go wrong; whether something was said.
+    async fn warn(&self, client: &Client, seen: &Seen, rates: &Rates) -> bool {
+        let rate = rates.bytes_a_second();
+        if let Some(safe) = seen.safe
+            && safe < (seen.retained / 4) as i64
+        {
+            let seconds = safe.max(0) as u64 / rate.max(1);
+            tracing::warn!(
+                retained_bytes = seen.retained, left_bytes = safe, bytes_per_second = rate, seconds_left = seconds,
+                "the source is about to invalidate the slot (max_slot_wal_keep_size)"
+            );
+            return true;
+        }
+        if seen.retained < self.source_wal {
+            return false;
+        }
+        let others = retained_by_others(client, &self.slot).await.ok().flatten();
+        tracing::warn!(
+            retained_bytes = seen.retained, limit_bytes = self.source_wal, bytes_per_second = rate,
+            others = others.unwrap_or_default(),
+            "the source keeps more WAL than limits.source_wal"
+        );
+        true
+    }
+}
+
+/// The last looks, for rates.
+#[derive(Debug, Default)]
+struct Rates {
+    looks: std::collections::VecDeque<(Instant, Lsn, u64)>,
+}
+
+impl Rates {
+    fn note(&mut self, head: Lsn, changes: u64) {
+        self.looks.push_back((Instant::now(), head, changes));
+        if self.looks.len() > 6 {
+            self.looks.pop_front();
+        }
+    }
+
+    fn per_second(&self, amount: impl Fn(&(Instant, Lsn, u64), &(Instant, Lsn, u64)) -> u64) -> u64 {
+        let (Some(first), Some(last)) = (self.looks.front(), self.looks.back()) else { return 0 };
+        let seconds = last.0.duration_since(first.0).as_secs_f64();
+        if seconds <= 0.0 { 0 } else { (amount(first, last) as f64 / seconds) as u64 }
+    }
+
+    fn bytes_a_second(&self) -> u64 {
+        self.per_second(|first, last| last.1.bytes_since(first.1))
+    }
+
+    fn changes_a_second(&self) -> u64 {
+        self.per_second(|first, last| last.2.saturating_sub(first.2))
+    }
+}

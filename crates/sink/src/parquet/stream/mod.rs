@@ -1,0 +1,92 @@
+//! What follows a snapshot: change files and the commits that list them.
+//!
+//! **Invariant:** the position of the last commit is where the lake stands. Everything that committed on the source before it
+//! is in files that commits list, exactly once; files that no commit lists are nothing to a reader, and whoever takes the job
+//! over removes them once their writer can no longer list them.
+//!
+//! ```text
+//! <root>/<schema>/<table>/changes/<run>-<commit>-<nnnnn>.parquet     rows with `_op`, `_commit_lsn`, `_seq`, ..
+//! <root>/_tidemark/commits/<commit>.json                             put-if-absent, dense: one per flush
+//! <root>/_tidemark/lock                                              local roots: locked while a process follows
+//! ```
+//!
+//! ```text
+//! batch -> rows by table (`rows`) -> COPY BINARY tuples (`frame`) -> Arrow, as in a snapshot (`lane`) -> row groups -> files
+//! flush: rest of the rows -> files closed -> commit (`commits`)                                            (all: `writer`)
+//! ```
+//!
+//! **Not here:** what readers make of it (`docs/lake-format.md`, `docs/guides/reading-the-lake.md`).
+
+mod commits;
+mod files;
+mod forms;
+mod frame;
+mod heads;
+mod lane;
+mod lock;
+mod rows;
+mod table;
+mod writer;
+
+use tidemark_model::{Cpu, Lsn};
+
+use super::manifest::{Commit, JOB, JobDocument, SNAPSHOT_COMMIT};
+use super::options::ParquetOptions;
+use super::root::Root;
+use crate::{OpenStream, Result, Stored, StoredStage, StreamStart};
+
+pub use forms::binary_is_safe;
+pub(super) use lock::Lock;
+
+use commits::Commits;
+use writer::LakeWriter;
+
+/// Where a lake stands.
+pub(super) async fn stored(root: &Root) -> Result<Option<Stored>> {
+    if let Some(bytes) = root.read(SNAPSHOT_COMMIT).await? {
+        let snapshot: Commit = commits::parse(root, SNAPSHOT_COMMIT, &bytes)?;
+        if !snapshot.continues {
+            return Ok(Some(stored_by(snapshot, StoredStage::Complete)));
+        }
+        let last = commits::last(root, snapshot).await?;
+        return Ok(Some(stored_by(last, StoredStage::Follow)));
+    }
+    let Some(bytes) = root.read(JOB).await? else { return Ok(None) };
+    let left: JobDocument = commits::parse(root, JOB, &bytes)?;
+    let source = left.source.unwrap_or_default();
+    Ok(Some(Stored {
+        run: left.run,
+        stage: StoredStage::Snapshot,
+        end_lsn: Lsn::ZERO,
+        system_identifier: source.system_identifier,
+        database: source.database,
+        timeline: None,
+    }))
+}
+
+fn stored_by(commit: Commit, stage: StoredStage) -> Stored {
+    Stored {
+        run: commit.run,
+        stage,
+        end_lsn: commit.end_lsn,
+        system_identifier: commit.source.system_identifier,
+        database: commit.source.database,
+        timeline: commit.source.timeline,
+    }
+}
+
+/// Takes a lake for a stream.
+pub(super) async fn open(
+    root: &Root,
+    options: &ParquetOptions,
+    cpu: &Cpu,
+    start: &StreamStart,
+) -> Result<OpenStream> {
+    let commits = Commits::take(root, start).await?;
+    let tables = table::compile(&start.tables, &commits)?;
+    let position = commits.position();
+    let columns = tables.iter().map(|table| (table.name().clone(), table.column_names()));
+    let columns = columns.collect();
+    let writer = LakeWriter::new(commits, tables, options, cpu);
+    Ok(OpenStream { writer: Box::new(writer), position, columns })
+}

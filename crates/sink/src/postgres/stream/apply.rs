@@ -1,0 +1,428 @@
+//! Applies batches to the target, one target transaction for a batch or for the parts of one transaction.
+//!
+//! **Invariant:** the rows and the position that belongs to them are committed by one transaction, which changes exactly one
+//! row of `tidemark.progress`: that of this job, run and epoch. Where another run has taken the job over there is no such
+//! row, and nothing is committed (`hazards.md` G90, G101).
+//!
+//! **Invariant:** a commit is answered for only after the server has said that it is on disk (`synchronous_commit = on` in
+//! this session), so that what is applied is durable; it costs a commit's wait per batch, not per transaction. An answer that
+//! is lost leaves the outcome open: the error says so (`Retry`), and the stored position tells when the stream is opened
+//! again (G93).
+//!
+//! ```text
+//! BEGIN                        first part        SAVEPOINT     every further part
+//!   net effect: statements sent without waiting, counts compared
+//!     | a wrong count, or the target refuses
+//!   back to the start of this part, then one change after the other; what fails now is named and ends the stream
+//!     | deadlock, lock timeout: back to the start of this part and again, a few times
+//! position; COMMIT             last part
+//! ```
+
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::SinkExt;
+use futures::future::maybe_done;
+use tidemark_model::{Lsn, StreamBatch};
+use tidemark_wire::{Client, tokio_postgres};
+use tokio_postgres::Statement;
+use tokio_postgres::types::ToSql;
+
+use super::super::control::held;
+use super::super::session::server_error;
+use super::exact::{self, Single};
+use super::layouts::Layouts;
+use super::reduce::{Reduced, reduce};
+use super::statement::{Step, steps};
+use crate::{Disposition, Error, Result, StreamCounters};
+
+/// How often a part is begun again after a deadlock or a lock timeout.
+const ATTEMPTS: u32 = 8;
+/// Statements that are kept prepared; a table has one per set of columns that its updates write.
+const STATEMENTS: usize = 2000;
+/// Changes that are sent without waiting while they are applied one by one.
+const WINDOW: usize = 256;
+/// The first wait after a deadlock; it doubles.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A batch that is ready to be applied.
+pub(super) struct Prepared {
+    /// The changes, for the exact order.
+    batch: StreamBatch,
+    layouts: Arc<Layouts>,
+    /// The net effect; none where only the exact order will do.
+    steps: Option<Vec<Step>>,
+}
+
+impl Prepared {
+    /// Reduces a batch and encodes what is left.
+    ///
+    /// # Errors
+    /// A change that no target could apply.
+    pub(super) fn new(batch: StreamBatch, layouts: Arc<Layouts>) -> Result<Self> {
+        let steps = match reduce(&batch, &layouts)? {
+            Reduced::Parts(parts) => steps(parts),
+            Reduced::Doubtful => None,
+        };
+        Ok(Self { batch, layouts, steps })
+    }
+
+    pub(super) fn batch(&self) -> &StreamBatch {
+        &self.batch
+    }
+}
+
+/// Who may write the position.
+#[derive(Debug, Clone)]
+pub(super) struct Fence {
+    pub(super) job: String,
+    pub(super) run: String,
+    pub(super) epoch: i64,
+}
+
+/// The session that applies.
+pub(super) struct Applier {
+    client: Client,
+    fence: Fence,
+    statements: HashMap<String, Statement>,
+    /// A part was applied whose transaction goes on.
+    is_open: bool,
+    pub(super) counters: StreamCounters,
+}
+
+/// Why a part was not applied.
+enum Failure {
+    /// The net effect did not fit: try the exact order.
+    Unfit,
+    /// Somebody was in the way: try again.
+    Contended(Error),
+    /// It ends here.
+    Fatal(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Fatal(error)
+    }
+}
+
+/// SQLSTATEs that say that somebody was in the way: serialization, deadlock, lock not available, cancelled.
+fn is_contended(cause: &tokio_postgres::Error) -> bool {
+    cause.code().is_some_and(|code| matches!(code.code(), "40001" | "40P01" | "55P03" | "57014"))
+}
+
+impl Applier {
+    pub(super) fn new(client: Client, fence: Fence) -> Self {
+        Self {
+            client,
+            fence,
+            statements: HashMap::new(),
+            is_open: false,
+            counters: StreamCounters::default(),
+        }
+    }
+
+    /// Whether the parts of a transaction are applied whose last one has not come.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// Applies a batch; commits unless its transaction goes on.
+    pub(super) async fn apply(&mut self, prepared: &Prepared) -> Result<()> {
+        let mut exact = prepared.steps.is_none();
+        let mut contended = 0;
+        let mut pause = PAUSE;
+        while let Err(failure) = self.attempt(prepared, exact).await {
+            match failure {
+                Failure::Fatal(error) => return Err(error),
+                Failure::Unfit if exact => {
+                    return Err(Error::new(Disposition::Internal, "apply changes one by one"));
+                }
+                Failure::Unfit => exact = true,
+                Failure::Contended(error) => {
+                    contended += 1;
+                    if contended == ATTEMPTS {
+                        return Err(Error { disposition: Disposition::Unavailable, ..error }
+                            .hint("another session on the target keeps these rows or tables locked: end it and run the same command again"));
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+            }
+            self.back().await?;
+        }
+        if exact {
+            self.counters.exact_order += 1;
+        }
+        self.counters.changes += prepared.batch.change_count() as u64;
+        self.is_open = prepared.batch.continues;
+        if !self.is_open {
+            self.counters.transactions += prepared.batch.transactions.len() as u64;
+            self.counters.commits += 1;
+        }
+        Ok(())
+    }
+
+    /// Stores a position that no rows belong to.
+    pub(super) async fn advance(&mut self, lsn: Lsn) -> Result<()> {
+        let statement = self.prepare(POSITION).await.map_err(position_error)?;
+        let text = lsn.to_string();
+        let rows = self
+            .client
+            .execute(&statement, &[&text, &self.fence.job, &self.fence.run, &self.fence.epoch])
+            .await
+            .map_err(position_error)?;
+        self.expect_own(rows)
+    }
+
+    /// Runs DDL in a transaction of its own; every statement is prepared anew after it.
+    pub(super) async fn alter(&mut self, sql: &str) -> Result<(), tokio_postgres::Error> {
+        self.statements.clear();
+        self.client.batch_execute(sql).await
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Lets the origin go and says goodbye.
+    pub(super) async fn close(self) -> Result<()> {
+        self.client
+            .batch_execute("SELECT pg_replication_origin_session_reset()")
+            .await
+            .map_err(|cause| server_error("let go of the replication origin", None, cause))?;
+        self.client.close().await;
+        Ok(())
+    }
+
+    fn expect_own(&self, rows: u64) -> Result<()> {
+        if rows == 1 { Ok(()) } else { Err(held(&self.fence.job)) }
+    }
+
+    async fn attempt(&mut self, prepared: &Prepared, exact: bool) -> Result<(), Failure> {
+        let begin = match self.is_open {
+            true => "SAVEPOINT tidemark_part",
+            false => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+        };
+        let begun = self.client.batch_execute(begin).await;
+        begun.map_err(|cause| server_error("begin to apply a batch", None, cause))?;
+        match (&prepared.steps, exact) {
+            (Some(steps), false) => self.net(steps).await?,
+            _ => self.exact(prepared).await?,
+        }
+        match (prepared.batch.continues, self.is_open) {
+            (true, true) => self.run("RELEASE SAVEPOINT tidemark_part").await?,
+            (true, false) => {}
+            (false, _) => self.commit(prepared.batch.end_lsn()).await?,
+        }
+        Ok(())
+    }
+
+    async fn run(&self, sql: &str) -> Result<()> {
+        let done = self.client.batch_execute(sql).await;
+        done.map_err(|cause| server_error("apply a batch", None, cause))
+    }
+
+    /// Takes back what was done of the present part.
+    async fn back(&mut self) -> Result<()> {
+        match self.is_open {
+            true => self.run("ROLLBACK TO SAVEPOINT tidemark_part; RELEASE SAVEPOINT tidemark_part").await,
+            false => self.run("ROLLBACK").await,
+        }
+    }
+
+    async fn commit(&mut self, lsn: Lsn) -> Result<(), Failure> {
+        let statement = self.prepare(POSITION).await.map_err(position_error)?;
+        let text = lsn.to_string();
+        let rows = self
+            .client
+            .execute(&statement, &[&text, &self.fence.job, &self.fence.run, &self.fence.epoch])
+            .await
+            .map_err(|cause| match is_contended(&cause) {
+                true => Failure::Contended(position_error(cause)),
+                false => Failure::Fatal(position_error(cause)),
+            })?;
+        self.expect_own(rows)?;
+        self.client.batch_execute("COMMIT").await.map_err(|cause| {
+            let contended = is_contended(&cause);
+            let error = server_error(
+                format!("commit the transactions up to {lsn} on the target"),
+                None,
+                cause,
+            );
+            if contended { Failure::Contended(error) } else { Failure::Fatal(error) }
+        })
+    }
+
+    /// Applies the net effect. Statements are sent without waiting for the answers of those before; COPY has to wait.
+    async fn net(&mut self, steps: &[Step]) -> Result<(), Failure> {
+        let mut statements = Vec::with_capacity(steps.len());
+        for step in steps {
+            statements.push(self.prepare(step.sql()).await.map_err(|cause| sort(step, cause))?);
+        }
+        let mut rest: Vec<(&Step, Statement)> = steps.iter().zip(statements).collect();
+        while !rest.is_empty() {
+            let is_copy = |(step, _): &(&Step, Statement)| matches!(step, Step::Copy { .. });
+            let count = rest.iter().position(is_copy).unwrap_or(rest.len()).max(1);
+            let group: Vec<_> = rest.drain(..count).collect();
+            let answers = pipelined(group.iter().map(|(step, statement)| self.run_step(step, statement)));
+            for ((step, _), answer) in group.iter().zip(answers.await) {
+                let touched = answer.map_err(|cause| sort(step, cause))?;
+                if step.rows().is_some_and(|rows| rows != touched) {
+                    tracing::debug!(relation = %step.table().name, touched, "another number of rows than meant");
+                    return Err(Failure::Unfit);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A prepared statement, kept for the next batch.
+    async fn prepare(&mut self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
+        if let Some(statement) = self.statements.get(sql) {
+            return Ok(statement.clone());
+        }
+        if self.statements.len() >= STATEMENTS {
+            self.statements.clear();
+        }
+        let statement = self.client.prepare(sql).await?;
+        self.statements.insert(sql.to_owned(), statement.clone());
+        Ok(statement)
+    }
+
+    async fn run_step(
+        &self,
+        step: &Step,
+        statement: &Statement,
+    ) -> Result<u64, tokio_postgres::Error> {
+        match step {
+            Step::Execute { parameters, .. } => {
+                let values = parameters.iter().map(|value| value as &(dyn ToSql + Sync));
+                self.client.execute_raw(statement, values).await
+            }
+            Step::Truncate { .. } => self.client.execute(statement, &[]).await,
+            Step::Copy { pieces, .. } => {
+                let mut sink = Box::pin(self.client.copy_in::<_, Bytes>(statement).await?);
+                for piece in pieces {
+                    sink.feed(piece.clone()).await?;
+                }
+                sink.as_mut().finish().await
+            }
+        }
+    }
+
+    /// Applies the changes one by one.
+    async fn exact(&mut self, prepared: &Prepared) -> Result<(), Failure> {
+        for transaction in &prepared.batch.transactions {
+            let end_lsn = transaction.head.end_lsn;
+            for window in transaction.changes.chunks(WINDOW) {
+                let singles: Vec<Single> = window
+                    .iter()
+                    .map(|change| exact::statements(change, &prepared.layouts))
+                    .collect::<Result<_>>()
+                    .map_err(|error| at(error, end_lsn))?;
+                self.window(&singles, end_lsn).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn window(&mut self, singles: &[Single], end_lsn: Lsn) -> Result<(), Failure> {
+        let mut all = Vec::with_capacity(singles.len());
+        for single in singles {
+            for step in &single.steps {
+                let statement = self.prepare(step.sql()).await;
+                all.push((single, step, statement.map_err(|cause| refused(single, end_lsn, cause))?));
+            }
+        }
+        let answers = pipelined(all.iter().map(|(_, step, statement)| self.run_step(step, statement)));
+        for ((single, step, _), answer) in all.iter().zip(answers.await) {
+            let touched = answer.map_err(|cause| refused(single, end_lsn, cause))?;
+            if step.rows().is_some_and(|rows| rows != touched) {
+                return Err(not_one_row(single, end_lsn, touched).into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs requests so that all are sent, in this order, before the first answer is waited for.
+async fn pipelined<F: Future>(requests: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut requests: Vec<_> = requests.map(|request| Box::pin(maybe_done(request))).collect();
+    // The first poll of a request sends it.
+    poll_fn(|context| {
+        for request in &mut requests {
+            let _sent = request.as_mut().poll(context);
+        }
+        Poll::Ready(())
+    })
+    .await;
+    let mut answers = Vec::with_capacity(requests.len());
+    for mut request in requests {
+        request.as_mut().await;
+        answers.extend(request.as_mut().take_output());
+    }
+    answers
+}
+
+fn not_one_row(single: &Single, end_lsn: Lsn, touched: u64) -> Error {
+    Error::new(
+        Disposition::Refused,
+        format!("{}: the target has {touched} such rows", naming(single, end_lsn)),
+    )
+    .on(&single.table.name)
+    .hint("something else writes to the target's table, or it was not whole: mend the row there and run the same command again, or move the table again (tidemark reset)")
+}
+
+/// Moves the position; exactly one row, or the job is another's.
+const POSITION: &str = "UPDATE tidemark.progress SET end_lsn = $1::text::pg_lsn \
+    WHERE job = $2 AND wave = '' AND run = $3 AND epoch = $4 AND phase = 'follow'";
+
+fn position_error(cause: tokio_postgres::Error) -> Error {
+    server_error("store the position on the target", None, cause)
+}
+
+/// What follows from a statement of the net effect that failed: whatever the target refuses is tried in the exact order,
+/// which may do better and otherwise names the change.
+fn sort(step: &Step, cause: tokio_postgres::Error) -> Failure {
+    let contended = is_contended(&cause);
+    let error = server_error("apply a batch", Some(&step.table().name), cause);
+    match error.disposition {
+        _ if contended => Failure::Contended(error),
+        Disposition::Refused => {
+            tracing::debug!(relation = %step.table().name, cause = ?error.source, "the net effect was refused");
+            Failure::Unfit
+        }
+        _ => Failure::Fatal(error),
+    }
+}
+
+fn naming(single: &Single, end_lsn: Lsn) -> String {
+    let key = match single.key_names.as_str() {
+        "" => String::new(),
+        names => format!(", key columns {names}"),
+    };
+    format!("apply an {} of the transaction that ends at {end_lsn}{key}", single.what)
+        .replace("an delete", "a delete")
+        .replace("an truncate", "a truncate")
+}
+
+fn refused(single: &Single, end_lsn: Lsn, cause: tokio_postgres::Error) -> Failure {
+    let contended = is_contended(&cause);
+    let error = server_error(naming(single, end_lsn), Some(&single.table.name), cause);
+    match error.disposition {
+        _ if contended => Failure::Contended(error),
+        Disposition::Refused => Failure::Fatal(error.hint(
+            "mend the target's table or the row there, then run the same command again: nothing of this transaction was applied",
+        )),
+        _ => Failure::Fatal(error),
+    }
+}
+
+fn at(error: Error, end_lsn: Lsn) -> Error {
+    Error { attempt: format!("{} in the transaction that ends at {end_lsn}", error.attempt), ..error }
+}

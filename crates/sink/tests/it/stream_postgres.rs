@@ -1,0 +1,4 @@
+//! Following a source into a PostgreSQL target: real changes of a real source, applied to a real target.
+
+mod pair;
+mod random;

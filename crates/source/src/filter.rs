@@ -1,0 +1,201 @@
+//! The user's `where` of a table: one SQL expression, and nothing but that.
+//!
+//! **Invariant:** an expression that passes stays inside the parentheses that it is put in: whatever the server reads in
+//! it, what stands behind it is read as ours. `a) OR (b` would otherwise end the condition of a chunk's range, and rows
+//! would be read twice.
+//!
+//! The text is scanned here for what ends or hides a parenthesis (quotes, dollar quotes, comments), by the server's own
+//! rules under `standard_conforming_strings`; then the server parses the balanced form, and runs nothing.
+//!
+//! PostgreSQL manual, section 4.1 (lexical structure).
+
+use tidemark_model::TablePlan;
+use tidemark_wire::Client;
+
+use crate::{Disposition, Error, Result};
+
+const HINT: &str = "mend the where of this [[table]]";
+
+/// Checks the filters of all tables: balanced, and an expression over the table's columns.
+///
+/// # Errors
+/// [`Disposition::Usage`], naming the table; or the connection failed.
+pub async fn check_filters(client: &Client, plans: &[TablePlan]) -> Result<()> {
+    for plan in plans {
+        let Some(filter) = &plan.filter else { continue };
+        let name = &plan.relation.name;
+        stays_inside(filter).map_err(|what| {
+            Error::new(Disposition::Usage, format!("read the where of a table: {what}"))
+                .on(name)
+                .hint(HINT)
+        })?;
+        let text = format!("SELECT FROM ONLY {name} WHERE ({filter}\n)");
+        let parsed = client.prepare(&text).await.map_err(|cause| {
+            let cause = tidemark_wire::Error::sql("parse")(cause);
+            let is_theirs = cause.sqlstate().is_some_and(|state| {
+                ["22", "42"].contains(&state.get(..2).unwrap_or_default()) && state != "42501"
+            });
+            let error = Error::wire("read the where of a table", cause).on(name);
+            if is_theirs { error.disposed(Disposition::Usage).hint(HINT) } else { error }
+        })?;
+        if !parsed.params().is_empty() {
+            let attempt = "read the where of a table: it has a parameter ($1)";
+            return Err(Error::new(Disposition::Usage, attempt).on(name).hint(HINT));
+        }
+    }
+    Ok(())
+}
+
+/// Says what would let an expression out of its parentheses, or them into it.
+fn stays_inside(text: &str) -> Result<(), &'static str> {
+    if text.contains('\0') {
+        return Err("it holds a zero byte");
+    }
+    let mut rest = text;
+    let mut depth = 0_u32;
+    let mut is_word = false;
+    while let Some(c) = rest.chars().next() {
+        let (skip, word) = match c {
+            '(' => {
+                depth += 1;
+                (1, false)
+            }
+            ')' => {
+                depth =
+                    depth.checked_sub(1).ok_or("a parenthesis is closed that was not opened")?;
+                (1, false)
+            }
+            ';' => return Err("it holds a semicolon: one expression is expected"),
+            '\'' => (quoted(rest, '\'', false)?, false),
+            '"' => (quoted(rest, '"', false)?, false),
+            // E'..' is the only form in which a backslash means something.
+            'e' | 'E' if !is_word && rest[1..].starts_with('\'') => {
+                let length = 1 + quoted(&rest[1..], '\'', true)?;
+                ends_here(&rest[length..])?;
+                (length, false)
+            }
+            // Inside a name, a dollar sign is a letter.
+            '$' if !is_word => (dollar_quoted(rest)?, false),
+            '-' if rest.starts_with("--") => (rest.find(['\n', '\r']).unwrap_or(rest.len()), false),
+            '/' if rest.starts_with("/*") => (comment(rest)?, false),
+            _ => (c.len_utf8(), c.is_alphanumeric() || matches!(c, '_' | '$') || !c.is_ascii()),
+        };
+        is_word = word;
+        rest = &rest[skip..];
+    }
+    if depth > 0 { Err("a parenthesis is not closed") } else { Ok(()) }
+}
+
+/// The length of a quoted text at the start; a doubled quote belongs to it.
+fn quoted(text: &str, quote: char, has_escapes: bool) -> Result<usize, &'static str> {
+    let mut chars = text.char_indices().skip(1).peekable();
+    while let Some((at, c)) = chars.next() {
+        if has_escapes && c == '\\' {
+            chars.next();
+        } else if c == quote && chars.next_if(|(_, next)| *next == quote).is_none() {
+            return Ok(at + 1);
+        }
+    }
+    Err("a quote is not closed")
+}
+
+/// A string with escapes may go on after a line end, and then still has escapes: not followed here.
+fn ends_here(behind: &str) -> Result<(), &'static str> {
+    let mut rest = behind.trim_start();
+    while rest.starts_with("--") {
+        rest = rest[rest.find(['\n', '\r']).unwrap_or(rest.len())..].trim_start();
+    }
+    if rest.starts_with('\'') {
+        Err("a string of the form E'..' goes on after its end")
+    } else {
+        Ok(())
+    }
+}
+
+/// The length of `$tag$..$tag$` at the start, or of the lone dollar sign that it is not.
+fn dollar_quoted(text: &str) -> Result<usize, &'static str> {
+    let Some(end) = text[1..].find('$') else { return Ok(1) };
+    let tag = &text[..end + 2];
+    let name = &text[1..=end];
+    let is_name = name.chars().all(|c| c.is_alphanumeric() || c == '_' || !c.is_ascii())
+        && !name.starts_with(|c: char| c.is_ascii_digit());
+    if !is_name {
+        return Ok(1);
+    }
+    let body = &text[tag.len()..];
+    body.find(tag).map(|at| tag.len() + at + tag.len()).ok_or("a dollar quote is not closed")
+}
+
+/// The length of a comment at the start; comments nest.
+fn comment(text: &str) -> Result<usize, &'static str> {
+    let mut depth = 0_u32;
+    let mut at = 0;
+    while at < text.len() {
+        let rest = &text[at..];
+        if rest.starts_with("/*") {
+            depth += 1;
+            at += 2;
+        } else if rest.starts_with("*/") {
+            depth -= 1;
+            at += 2;
+            if depth == 0 {
+                return Ok(at);
+            }
+        } else {
+            at += rest.chars().next().map_or(1, char::len_utf8);
+        }
+    }
+    Err("a comment is not closed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::stays_inside;
+
+    #[test]
+    fn expressions_stay_inside_their_parentheses() {
+        for text in [
+            "id > 1 AND (a OR b)",
+            "note <> ')' AND note <> 'it''s )'",
+            r"note = E'\') OR (' AND a",
+            r"note = 'C:\' OR (note = '\')",
+            "\"a)\" = 1 AND \"b\"\"(\" = 2",
+            "note = $$ ) $$ OR note = $x$ ) $$ ( $x$",
+            "price$ > 1 AND (a$b$ = 2)",
+            "/* ) /* ( */ */ true -- )",
+            "a -- (\n AND b",
+            "ä = 'ö)'",
+            "name'x)'",
+            "",
+        ] {
+            assert_eq!(stays_inside(text), Ok(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_breaks_out_is_refused() {
+        for text in [
+            "a) OR (b",
+            ")(",
+            "(a",
+            "a OR b)",
+            "a; DROP TABLE b",
+            "note = 'x",
+            "\"x",
+            "note = $a$ x",
+            "true /* /* */",
+            "a /* ' */ ) OR (b /* ' */",
+            "a -- '\n) OR (b -- '",
+            "note = $$'$$) OR ($$'$$ = note",
+            r"note = '\') OR (note = '\'",
+            r"type'\') OR (note = '\'",
+            "note = E'a'\n'\\' OR ' ) OR ( ''",
+            "note = E'a' -- x\n -- y\n '\\' OR ' ) OR ( ''",
+            "a$1) OR (b",
+            "1$$ = 2) OR (3 = a$$",
+            "a\0b",
+        ] {
+            assert!(stays_inside(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! A faster way through a long backlog: the messages as the answer to a query.
+//!
+//! **Invariant:** the durable slot is only copied, never read or moved here; the copy is temporary and ends with our session.
+//! A round gives whole transactions in commit order, in the same messages as the stream of protocol version 1; what it gave
+//! is everything up to [`CatchUp::advanced_to`], so that the stream goes on from there without gap.
+//!
+//! ```text
+//! open: copy the slot -> round: COPY (SELECT .. pg_logical_slot_get_binary_changes(copy, NULL, n)) -> .. -> None
+//!         \- moved to `start`      \- gives up when the server takes too long: one huge transaction
+//! ```
+//!
+//! Why: `START_REPLICATION` sends every message by itself; a query's answer fills the socket. The server keeps a round in its
+//! temporary files before it sends the first row, which is why a round is bounded by messages and by time: a transaction of
+//! gigabytes is the stream's business, which has it in pieces. Each round reads the WAL from `restart_lsn` again.
+//!
+//! PostgreSQL manual, section 9.28.6 (`pg_copy_logical_replication_slot`, `pg_logical_slot_get_binary_changes`).
+
+use std::pin::pin;
+use std::time::Duration;
+
+use tidemark_model::sql::{Ident, Literal};
+use tidemark_model::{Budget, Lsn, TupleForm};
+use tidemark_wire::{ConnectSpec, CopyOut, Mode, RawConnection};
+
+use super::connect::{explain, quoted_names};
+use super::frames::Frames;
+use super::slot::{NEW_SNAPSHOT, parse_lsn};
+use crate::{Disposition, Error, Result, sql};
+
+/// Messages of a round. Fewer make each round read too much WAL twice (`prototypes.md` B).
+const MESSAGES: u32 = 150_000;
+
+/// Rows that are handed over at once.
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// How a backlog is to be read.
+#[derive(Debug, Clone)]
+pub struct CatchUpOptions {
+    /// The durable slot.
+    pub slot: String,
+    /// The publications.
+    pub publications: Vec<String>,
+    /// Values in their binary form where the type has one.
+    pub binary: bool,
+    /// Transactions that end at or before it are not wanted. At or after the slot's `confirmed_flush_lsn`.
+    pub start: Lsn,
+    /// What our sessions are called.
+    pub application_name: String,
+    /// About how many messages a round gives; the last transaction is always whole.
+    pub messages: u32,
+    /// How long a round may take to its first row. A longer one holds a huge transaction.
+    pub patience: Duration,
+}
+
+impl CatchUpOptions {
+    /// Binary, from where the slot is, with rounds of about 150,000 messages and 20 s at most to the first.
+    pub fn new(
+        slot: impl Into<String>,
+        publication: impl Into<String>,
+        application_name: impl Into<String>,
+    ) -> Self {
+        Self {
+            slot: slot.into(),
+            publications: vec![publication.into()],
+            binary: true,
+            start: Lsn::ZERO,
+            application_name: application_name.into(),
+            messages: MESSAGES,
+            patience: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Reads the backlog of a slot through a temporary copy of it.
+#[derive(Debug)]
+pub struct CatchUp {
+    raw: RawConnection,
+    options: CatchUpOptions,
+    /// The temporary slot.
+    copy: String,
+    /// The end of the WAL when this began.
+    goal: Lsn,
+    advanced: Lsn,
+    /// What became of the last round.
+    last: Outcome,
+}
+
+/// What became of a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// There was none yet.
+    NotBegun,
+    /// So many messages came.
+    Messages(u64),
+    /// It took too long to its first row.
+    GaveUp,
+}
+
+impl CatchUp {
+    /// Connects and copies the slot.
+    ///
+    /// # Errors
+    /// No free slot or no right ([`Disposition::Refused`]), the slot is missing or invalid, the connection failed.
+    pub async fn open(spec: &ConnectSpec, options: CatchUpOptions) -> Result<Self> {
+        let spec = spec.clone().with_application_name(&options.application_name);
+        let mut raw = sql::connect_raw(&spec, Mode::Sql).await?;
+        // One of ours may end while the next begins: the process id keeps them apart.
+        let stem: String = options.slot.chars().take(40).collect();
+        let copy = format!("{stem}_catch_up_{}", raw.backend_pid());
+        let on = Ident(&options.slot);
+        let copied = format!(
+            "SELECT pg_catalog.pg_copy_logical_replication_slot({}, {}, true, 'pgoutput')",
+            Literal(&options.slot),
+            Literal(&copy)
+        );
+        sql::raw(&mut raw, "copy the slot", &copied).await.map_err(|error| {
+            let error = explain(error.on(on));
+            if error.has_state(&["53400"]) {
+                return error.hint("catching up needs one more slot: raise max_replication_slots");
+            }
+            error
+        })?;
+        let mut this = Self {
+            raw,
+            options,
+            copy,
+            goal: Lsn::ZERO,
+            advanced: Lsn::ZERO,
+            last: Outcome::NotBegun,
+        };
+        this.goal = this.ask("SELECT pg_catalog.pg_current_wal_flush_lsn()::text").await?;
+        this.skip_to_start().await?;
+        Ok(this)
+    }
+
+    /// Everything that committed before it was given by the rounds before the last call of [`CatchUp::round`], or lay
+    /// before the start.
+    pub fn advanced_to(&self) -> Lsn {
+        self.advanced
+    }
+
+    /// Where the source was when this began: the rounds end there.
+    pub fn goal(&self) -> Lsn {
+        self.goal
+    }
+
+    /// Whether a round took too long: the rest is for the stream.
+    pub fn gave_up(&self) -> bool {
+        self.last == Outcome::GaveUp
+    }
+
+    /// The next transactions; `None` when all is given that was committed when this began, or when it gave up. A round is
+    /// to be read to its end before the next.
+    ///
+    /// # Errors
+    /// The server refused, the connection was lost, or the round before was not read to its end.
+    pub async fn round(&mut self) -> Result<Option<Round<'_>>> {
+        match self.last {
+            Outcome::GaveUp => return Ok(None),
+            Outcome::NotBegun => {}
+            Outcome::Messages(count) => {
+                self.advanced = self.position().await?;
+                if count < u64::from(self.options.messages) {
+                    return Ok(None);
+                }
+            }
+        }
+        if self.advanced >= self.goal {
+            return Ok(None);
+        }
+        self.last = Outcome::Messages(0);
+        let cancel = self.raw.cancel_token();
+        let statement = statement(&self.copy, &self.options);
+        let mut begun = pin!(self.raw.copy_out(&statement, TupleForm::PgBinary));
+        // The server says nothing before it has the whole round.
+        let answer = match tokio::time::timeout(self.options.patience, &mut begun).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => {
+                tracing::info!(
+                    "catching up takes too long, one transaction may be huge: going on with the stream"
+                );
+                self.last = Outcome::GaveUp;
+                cancel.cancel().await.map_err(|cause| Error::wire("end catching up", cause))?;
+                return match begun.await {
+                    Ok(copy) => copy.abort().await,
+                    Err(error) if error.sqlstate() == Some("57014") => Ok(()),
+                    Err(error) => Err(error),
+                }
+                .map(|()| None)
+                .map_err(|cause| Error::wire("end catching up", cause));
+            }
+        };
+        let copy = answer.map_err(|cause| {
+            explain(Error::wire("catch up", cause).on(Ident(&self.options.slot)))
+        })?;
+        Ok(Some(Round { copy: Some(copy), outcome: &mut self.last }))
+    }
+
+    /// Ends the session, and the copy of the slot with it.
+    pub async fn close(self) {
+        self.raw.close().await;
+    }
+
+    async fn ask(&mut self, text: &str) -> Result<Lsn> {
+        let rows = sql::raw(&mut self.raw, "read a position for catching up", text).await?;
+        let found = rows.into_iter().next().and_then(|row| row.into_iter().next()).flatten();
+        parse_lsn(&found.unwrap_or_default())
+    }
+
+    async fn position(&mut self) -> Result<Lsn> {
+        let text = format!(
+            "SELECT confirmed_flush_lsn::text FROM pg_catalog.pg_replication_slots WHERE slot_name = {}",
+            Literal(&self.copy)
+        );
+        self.ask(&text).await
+    }
+
+    /// Moves the copy to the start; what commits before it is not even decoded.
+    async fn skip_to_start(&mut self) -> Result<()> {
+        self.advanced = self.position().await?;
+        let start = self.options.start;
+        if start == Lsn::ZERO || start == self.advanced {
+            return Ok(());
+        }
+        if start < self.advanced {
+            let attempt =
+                format!("catch up from {start}: the slot continues from {}", self.advanced);
+            let error = Error::new(Disposition::SourceCannotContinue, attempt);
+            return Err(error.on(Ident(&self.options.slot)).hint(NEW_SNAPSHOT));
+        }
+        let text = format!(
+            "SELECT pg_catalog.pg_replication_slot_advance({}, {})",
+            Literal(&self.copy),
+            Literal(&start.to_string())
+        );
+        sql::raw(&mut self.raw, "move the copy of the slot to the start", &text).await?;
+        self.advanced = self.position().await?;
+        Ok(())
+    }
+}
+
+fn statement(copy: &str, options: &CatchUpOptions) -> String {
+    let binary = if options.binary { ", 'binary', 'true'" } else { "" };
+    format!(
+        "COPY (SELECT lsn, xid, data FROM pg_catalog.pg_logical_slot_get_binary_changes({}, NULL, {}, \
+           'proto_version', '1', 'publication_names', {}, 'messages', 'true'{binary})) TO STDOUT (FORMAT binary)",
+        Literal(copy),
+        options.messages.clamp(1, i32::MAX.unsigned_abs()),
+        Literal(&quoted_names(&options.publications))
+    )
+}
+
+/// One answer of the server.
+#[derive(Debug)]
+pub struct Round<'a> {
+    copy: Option<CopyOut<'a>>,
+    outcome: &'a mut Outcome,
+}
+
+impl Round<'_> {
+    /// Some messages of the round, `None` after the last.
+    ///
+    /// # Errors
+    /// The server ended the answer with an error, or the connection was lost.
+    ///
+    /// # Cancel safety
+    /// A dropped future loses nothing; call again.
+    pub async fn next(&mut self, budget: &Budget) -> Result<Option<Frames>> {
+        let Some(copy) = self.copy.as_mut() else { return Ok(None) };
+        let answer = copy.next(BATCH_BYTES, budget).await;
+        let answer = answer.map_err(|cause| explain(Error::wire("catch up", cause)))?;
+        let Some((rows, reservation)) = answer else {
+            self.copy = None;
+            return Ok(None);
+        };
+        if let Outcome::Messages(count) = self.outcome {
+            *count += rows.row_count() as u64;
+        }
+        Ok(Some(Frames::of_rows(rows, reservation)))
+    }
+}

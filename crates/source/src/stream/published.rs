@@ -1,0 +1,135 @@
+//! Whether everything that is followed is still published.
+//!
+//! **Invariant:** every table of the job is published with all its operations and, unless the job itself asked for a filter
+//! or a list, with all its rows and columns; else changes are missing in the stream without a word (`hazards.md` F83,
+//! F84). Tables that are published and not the job's are told and otherwise ignored: a table may be published before the
+//! job takes it up, and changes of others are dropped by OID.
+//!
+//! **Not here:** a publication that was narrowed and widened again while nobody looked; only a comparison of the data finds
+//! that.
+//!
+//! PostgreSQL manual, section 29.1 (publications), `pg_publication_tables`.
+
+use std::collections::HashMap;
+
+use tidemark_model::sql::{Ident, Literal};
+use tidemark_model::{Oid, RelationName};
+use tidemark_wire::Client;
+
+use super::slot::NEW_SNAPSHOT;
+use crate::{Disposition, Error, Result, sql};
+
+/// What a job follows.
+#[derive(Debug, Clone)]
+pub struct Expected<'a> {
+    /// The publications that the stream is read with.
+    pub publications: &'a [String],
+    /// The tables.
+    pub tables: &'a [(Oid, RelationName)],
+    /// Row filters or column lists were put into the publication by the job itself.
+    pub is_restricted: bool,
+}
+
+/// Checks the publications. Gives the tables that are published and not followed: their changes are ignored.
+///
+/// # Errors
+/// A publication is missing or leaves something out, or a table is not in it any more or was dropped
+/// ([`Disposition::SourceCannotContinue`], names the object); the connection failed.
+pub async fn check_publication(
+    client: &Client,
+    expected: &Expected<'_>,
+) -> Result<Vec<RelationName>> {
+    for name in expected.publications {
+        check_options(client, name).await?;
+    }
+    let published = tables(client, expected).await?;
+    for (oid, name) in expected.tables {
+        match published.get(oid) {
+            None => return Err(not_published(client, *oid, name).await?),
+            Some((_, true)) if !expected.is_restricted => {
+                return Err(
+                    lost(format!("the publication leaves out rows or columns of {name}")).on(name)
+                );
+            }
+            Some(_) => {}
+        }
+    }
+    let ours = |oid: &Oid| expected.tables.iter().any(|(own, _)| own == oid);
+    let mut others: Vec<RelationName> =
+        published.into_iter().filter(|(oid, _)| !ours(oid)).map(|(_, (name, _))| name).collect();
+    others.sort();
+    Ok(others)
+}
+
+fn lost(what: String) -> Error {
+    Error::new(Disposition::SourceCannotContinue, format!("continue the stream: {what}"))
+        .hint(format!("some {NEW_SNAPSHOT}"))
+}
+
+async fn check_options(client: &Client, name: &str) -> Result<()> {
+    let text = format!(
+        "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot \
+         FROM pg_catalog.pg_publication WHERE pubname = {}",
+        Literal(name)
+    );
+    let rows = sql::rows(client, "read the publication", &text).await?;
+    let what = match rows.first() {
+        None => "the publication is missing",
+        Some(row) if !row.get::<_, bool>(0) => {
+            "the publication leaves out some of INSERT, UPDATE, DELETE and TRUNCATE"
+        }
+        Some(row) if row.get(1) => {
+            "the publication gives partitions as their root (publish_via_partition_root)"
+        }
+        Some(_) => return Ok(()),
+    };
+    Err(lost(what.to_owned()).on(Ident(name)))
+}
+
+/// What is published, by OID; and whether with a filter or a list.
+async fn tables(
+    client: &Client,
+    expected: &Expected<'_>,
+) -> Result<HashMap<Oid, (RelationName, bool)>> {
+    let names: Vec<String> =
+        expected.publications.iter().map(|name| Literal(name).to_string()).collect();
+    let restricted = if client.server_version_num() >= 150_000 {
+        "EXISTS (SELECT FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = c.oid \
+           AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL))"
+    } else {
+        "false"
+    };
+    let text = format!(
+        "SELECT c.oid, n.nspname::text, c.relname::text, bool_and({restricted}) \
+         FROM pg_catalog.pg_publication p, LATERAL pg_catalog.pg_get_publication_tables(p.pubname::text) t \
+         JOIN pg_catalog.pg_class c ON c.oid = t.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE p.pubname IN ({}) GROUP BY 1, 2, 3",
+        names.join(", ")
+    );
+    let rows = sql::rows(client, "read the publication's tables", &text).await?;
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let name = RelationName::new(row.get::<_, String>(1), row.get::<_, String>(2));
+            (row.get(0), (name, row.get(3)))
+        })
+        .collect())
+}
+
+/// Why a table is not among the published ones.
+async fn not_published(client: &Client, oid: Oid, name: &RelationName) -> Result<Error> {
+    let text = format!("SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = {oid})");
+    let exists: bool = sql::one(client, "look for the table", &text).await?.get(0);
+    if exists {
+        return Ok(lost(format!("{name} is not published any more")).on(name));
+    }
+    Ok(Error::new(
+        Disposition::SourceCannotContinue,
+        format!("continue the stream: {name} was dropped on the source, or dropped and made again"),
+    )
+    .on(name)
+    .hint(
+        "if it is gone for good, take it out of the job (exclude); if it was made again, its rows need a new snapshot: \
+         tidemark reset",
+    ))
+}

@@ -1,0 +1,143 @@
+//! The catch-up beside the stream: the same messages, no gap and no overlap where the one goes over into the other.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tidemark_model::{Budget, Lsn};
+use tidemark_source::{CatchUp, CatchUpOptions, Disposition, Frame, StreamOptions};
+use tidemark_testkit::{Cluster, Version};
+
+use crate::stream_support::{SLOT, barrier, cluster, ends, lsn, options, start, until_barrier};
+use crate::support::spec;
+
+const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text);";
+const SLOTS: &str = "SELECT string_agg(slot_name || ' ' || confirmed_flush_lsn || ' ' || restart_lsn, ', ') \
+                     FROM pg_replication_slots WHERE NOT temporary";
+
+fn catch_up() -> CatchUpOptions {
+    CatchUpOptions::new(SLOT, SLOT, SLOT)
+}
+
+async fn open(cluster: &Cluster, options: CatchUpOptions) -> CatchUp {
+    CatchUp::open(&spec(&cluster.url("postgres")), options).await.unwrap()
+}
+
+/// All messages of all rounds, by round.
+async fn rounds(catch_up: &mut CatchUp) -> Vec<Vec<Bytes>> {
+    let budget = Budget::new(64 << 20);
+    let mut all = Vec::new();
+    while let Some(mut round) = catch_up.round().await.unwrap() {
+        let mut payloads = Vec::new();
+        while let Some(frames) = round.next(&budget).await.unwrap() {
+            payloads.extend(frames.iter().map(|frame| match frame.unwrap() {
+                Frame::XLogData { payload, .. } => payload,
+                Frame::Keepalive { .. } => panic!("a keepalive in a query's answer"),
+            }));
+        }
+        all.push(payloads);
+    }
+    all
+}
+
+fn write(cluster: &Cluster, transactions: u32, first: u32) {
+    let text: String = (0..transactions)
+        .map(|number| {
+            let id = first + number * 10;
+            format!("BEGIN; INSERT INTO t SELECT g, 'x' FROM generate_series({id}, {id} + 4) g; UPDATE t SET v = 'y' WHERE id = {id}; COMMIT;")
+        })
+        .collect();
+    cluster.psql("postgres", &text).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rounds_and_then_the_stream_are_what_the_stream_alone_is() {
+    for version in [Version::V14, Version::V15, Version::V18] {
+        let cluster = cluster(version, TABLE);
+        write(&cluster, 40, 0);
+        barrier(&cluster, "middle");
+        let slots = cluster.psql("postgres", SLOTS).unwrap();
+
+        let mut catching = open(&cluster, CatchUpOptions { messages: 50, ..catch_up() }).await;
+        write(&cluster, 3, 100_000);
+        let rounds = rounds(&mut catching).await;
+        assert!(rounds.len() > 3 && !catching.gave_up(), "{version:?}: {} rounds", rounds.len());
+        for round in &rounds {
+            assert_eq!(
+                (round[0][0], round[round.len() - 1][0]),
+                (b'B', b'C'),
+                "whole transactions"
+            );
+        }
+        assert!(catching.advanced_to() >= catching.goal(), "{version:?}");
+        let (advanced, caught) = (catching.advanced_to(), rounds.concat());
+        assert!(ends(&caught).iter().all(|end| *end <= advanced));
+        catching.close().await;
+        assert_eq!(cluster.psql("postgres", SLOTS).unwrap(), slots, "the durable slot stays");
+        cluster.wait_for("postgres", "SELECT count(*) FROM pg_replication_slots", "1").unwrap();
+
+        barrier(&cluster, "end");
+        let whole = StreamOptions { streaming: false, ..options() };
+        let (mut reader, writer) = start(&cluster, &whole).await;
+        let expected = until_barrier(&mut reader, "end").await;
+        reader.finish(writer).await.unwrap();
+        let rest = StreamOptions { start: advanced, ..whole };
+        let (mut reader, writer) = start(&cluster, &rest).await;
+        let rest = until_barrier(&mut reader, "end").await;
+        reader.finish(writer).await.unwrap();
+        assert_eq!([ends(&caught), ends(&rest)].concat(), ends(&expected), "{version:?}");
+        // Each round describes its relations anew.
+        let changes = |all: &[Bytes]| -> Vec<Bytes> {
+            all.iter().filter(|payload| payload[0] != b'R').cloned().collect()
+        };
+        assert!(changes(&[caught, rest].concat()) == changes(&expected), "{version:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_skips_what_is_there_already() {
+    let cluster = cluster(Version::V15, TABLE);
+    write(&cluster, 10, 0);
+    barrier(&cluster, "end");
+    let mut whole = open(&cluster, catch_up()).await;
+    let all = ends(&rounds(&mut whole).await.concat());
+    assert_eq!(all.len(), 11);
+    whole.close().await;
+    for skipped in [1, 5, 11] {
+        let options = CatchUpOptions { start: all[skipped - 1], ..catch_up() };
+        let mut rest = open(&cluster, options).await;
+        assert_eq!(ends(&rounds(&mut rest).await.concat()), all[skipped..], "from {skipped}");
+        rest.close().await;
+    }
+    // What the slot has let go of cannot be had.
+    let slot = lsn(&cluster, "SELECT confirmed_flush_lsn FROM pg_replication_slots LIMIT 1");
+    let before = CatchUpOptions { start: Lsn::new(slot.as_u64() - 8), ..catch_up() };
+    let error = CatchUp::open(&spec(&cluster.url("postgres")), before).await.unwrap_err();
+    assert_eq!(error.disposition(), Disposition::SourceCannotContinue, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_takes_too_long_is_left_to_the_stream() {
+    let cluster = cluster(Version::V15, TABLE);
+    let slots = cluster.psql("postgres", SLOTS).unwrap();
+    cluster
+        .psql("postgres", "INSERT INTO t SELECT g, 'x' FROM generate_series(1, 400000) g")
+        .unwrap();
+    barrier(&cluster, "end");
+    let options = CatchUpOptions { patience: Duration::from_millis(20), ..catch_up() };
+    let mut catching = open(&cluster, options).await;
+    let before = catching.advanced_to();
+    assert!(rounds(&mut catching).await.is_empty() && catching.gave_up());
+    assert_eq!(catching.advanced_to(), before, "nothing was given");
+    catching.close().await;
+    assert_eq!(cluster.psql("postgres", SLOTS).unwrap(), slots);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_free_slot_there_is_no_catching_up() {
+    let cluster = Cluster::builder().setting("max_replication_slots", "1").start().unwrap();
+    crate::stream_support::prepare(&cluster, TABLE);
+    let answer = CatchUp::open(&spec(&cluster.url("postgres")), catch_up()).await;
+    let error = answer.unwrap_err();
+    assert_eq!(error.disposition(), Disposition::Refused, "{error}");
+    assert!(error.way_out().unwrap().contains("max_replication_slots"));
+}

@@ -1,0 +1,316 @@
+//! Many runs: one after the other or some at once, until the seeds or the time are used up; and the planted defects.
+//!
+//! **Invariant:** a campaign that ran nothing is not a good one.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::plan::Profile;
+use super::report::{Outcome, table};
+use super::run::{Subject, Trial, binary, run};
+use crate::Version;
+
+/// The planted defects, as `TIDEMARK_PLANT` names them in a build with `--features planted-bugs`.
+const PLANTS: [&str; 11] = [
+    "skip-by-begin-lsn",
+    "acknowledge-early",
+    "drop-unchanged",
+    "strict-skip",
+    "forget-subabort",
+    "drop-truncate",
+    "commit-without-progress",
+    "ignore-key-change",
+    "dup-on-reconnect",
+    "half-transaction",
+    "last-of-stream-lost",
+];
+
+const USAGE: &str = "\
+usage: torture [--seeds N] [--minutes M] [--first-seed S] [--jobs J] [--pg MAJOR] [--seconds FROM-TO]
+               [--subject tidemark|subscription] [--binary PATH] [--profile mixed|kills|network|servers|calm]
+               [--plant NAME] [--planted] [--seeds-per-plant K] [--only NAME,NAME] [--keep DIR] [--keep-data]";
+
+/// What a campaign runs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How many seeds.
+    pub seeds: u64,
+    /// The first of them.
+    pub first_seed: u64,
+    /// No run is begun after this.
+    pub time: Duration,
+    /// How many at once.
+    pub jobs: usize,
+    /// Both servers' version.
+    pub version: Version,
+    /// Time under faults of each run, in seconds.
+    pub seconds: (u64, u64),
+    /// Who follows.
+    pub subject: Subject,
+    /// In place of the seeds' own.
+    pub profile: Option<Profile>,
+    /// Each planted defect in turn, with at most so many seeds.
+    pub planted: Option<u64>,
+    /// Only these defects; all when empty.
+    pub only: Vec<String>,
+    /// Where bad runs are kept.
+    pub keep: PathBuf,
+    /// Whether with the servers' data.
+    pub keep_data: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            seeds: 5,
+            first_seed: 1,
+            time: Duration::from_secs(24 * 3600),
+            jobs: 1,
+            version: Version::from_env(),
+            seconds: (20, 60),
+            subject: Subject::Tidemark { binary: binary(None), plant: None },
+            profile: None,
+            planted: None,
+            only: Vec::new(),
+            keep: std::env::temp_dir().join("tidemark-torture-failures"),
+            keep_data: false,
+        }
+    }
+}
+
+/// Reads the arguments of the program.
+///
+/// # Errors
+/// One is unknown or has no value; with the usage.
+pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Options> {
+    let mut options = Options::default();
+    let (mut named, mut plant, mut is_yardstick, mut per_plant, mut is_planted) =
+        (None, None, false, 6, false);
+    let mut arguments = arguments.into_iter();
+    while let Some(name) = arguments.next() {
+        let mut value =
+            || arguments.next().with_context(|| format!("{name} needs a value\n{USAGE}"));
+        match name.as_str() {
+            "--seeds" => options.seeds = number(&value()?)?,
+            "--minutes" => options.time = Duration::from_secs(60 * number(&value()?)?),
+            "--first-seed" => options.first_seed = number(&value()?)?,
+            "--jobs" => options.jobs = usize::try_from(number(&value()?)?.clamp(1, 16))?,
+            "--pg" => options.version = version(&value()?)?,
+            "--seconds" => options.seconds = range(&value()?)?,
+            "--binary" => named = Some(PathBuf::from(value()?)),
+            "--plant" => plant = Some(value()?),
+            "--planted" => is_planted = true,
+            "--seeds-per-plant" => per_plant = number(&value()?)?,
+            "--only" => options.only = value()?.split(',').map(str::to_owned).collect(),
+            "--keep" => options.keep = PathBuf::from(value()?),
+            "--keep-data" => options.keep_data = true,
+            "--profile" => options.profile = Some(profile(&value()?)?),
+            "--subject" => {
+                is_yardstick = match value()?.as_str() {
+                    "tidemark" => false,
+                    "subscription" => true,
+                    other => bail!("--subject {other}: tidemark or subscription\n{USAGE}"),
+                }
+            }
+            "--target" => match value()?.as_str() {
+                "postgres" => {}
+                other => bail!(
+                    "--target {other}: only postgres can be compared while it is written to\n{USAGE}"
+                ),
+            },
+            "--help" | "-h" => bail!("{USAGE}"),
+            other => bail!("unknown argument {other}\n{USAGE}"),
+        }
+    }
+    options.planted = is_planted.then_some(per_plant);
+    options.subject = match is_yardstick {
+        true => Subject::Subscription,
+        false => Subject::Tidemark { binary: binary(named.as_deref()), plant },
+    };
+    if let Subject::Tidemark { binary, .. } = &options.subject
+        && !binary.is_file()
+    {
+        bail!(
+            "{} is not there: build it, or name another with TIDEMARK or --binary",
+            binary.display()
+        );
+    }
+    Ok(options)
+}
+
+fn number(text: &str) -> Result<u64> {
+    text.parse().with_context(|| format!("{text:?} is not a number\n{USAGE}"))
+}
+
+fn range(text: &str) -> Result<(u64, u64)> {
+    let (from, to) = text.split_once('-').unwrap_or((text, text));
+    Ok((number(from)?, number(to)?))
+}
+
+fn version(text: &str) -> Result<Version> {
+    let found = Version::ALL.into_iter().find(|version| version.major().to_string() == text);
+    found.with_context(|| format!("--pg {text}: a major version from 13 to 18"))
+}
+
+fn profile(text: &str) -> Result<Profile> {
+    Ok(match text {
+        "mixed" => Profile::Mixed,
+        "kills" => Profile::Kills,
+        "network" => Profile::Network,
+        "servers" => Profile::Servers,
+        "calm" => Profile::Calm,
+        other => bail!("--profile {other}\n{USAGE}"),
+    })
+}
+
+/// A campaign.
+#[derive(Debug)]
+pub struct Campaign {
+    options: Options,
+}
+
+impl Campaign {
+    /// A campaign with these options.
+    pub fn new(options: Options) -> Self {
+        Self { options }
+    }
+
+    /// Runs it; prints a line of JSON for each run and a table at the end. Whether all was as it should be.
+    ///
+    /// # Errors
+    /// The servers cannot be started, or nothing can be printed.
+    pub fn run(&self, out: &mut (dyn Write + Send)) -> Result<bool> {
+        match self.options.planted {
+            Some(seeds) => self.planted(seeds, out),
+            None => self.seeds(out),
+        }
+    }
+
+    fn trial(&self, seed: u64) -> Trial {
+        Trial {
+            version: self.options.version,
+            seconds: self.options.seconds,
+            profile: self.options.profile,
+            keep: Some((self.options.keep.clone(), self.options.keep_data)),
+            ..Trial::new(seed, self.options.subject.clone())
+        }
+    }
+
+    fn seeds(&self, out: &mut (dyn Write + Send)) -> Result<bool> {
+        let began = Instant::now();
+        let first = self.options.first_seed;
+        let waiting: Mutex<VecDeque<u64>> =
+            Mutex::new((first..first + self.options.seeds).collect());
+        let done: Mutex<(Vec<Outcome>, &mut (dyn Write + Send))> = Mutex::new((Vec::new(), out));
+        let work = || -> Result<()> {
+            while began.elapsed() < self.options.time {
+                let seed = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let Some(seed) = seed else { return Ok(()) };
+                let outcome = run(&self.trial(seed)).with_context(|| format!("run seed {seed}"))?;
+                let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                writeln!(done.1, "{}", outcome.json())?;
+                done.1.flush()?;
+                done.0.push(outcome);
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| -> Result<()> {
+            let workers: Vec<_> = (0..self.options.jobs).map(|_| scope.spawn(work)).collect();
+            for worker in workers {
+                match worker.join() {
+                    Ok(result) => result?,
+                    Err(_) => bail!("a run panicked"),
+                }
+            }
+            Ok(())
+        })?;
+        let (outcomes, out) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        writeln!(out, "\n{}", table(&outcomes))?;
+        Ok(!outcomes.is_empty() && outcomes.iter().all(|outcome| outcome.failure.is_none()))
+    }
+
+    /// First without a defect, which must be good; then each defect until it is caught.
+    fn planted(&self, seeds: u64, out: &mut (dyn Write + Send)) -> Result<bool> {
+        let Subject::Tidemark { binary, .. } = &self.options.subject else {
+            bail!("defects are planted in tidemark only");
+        };
+        let with = |seed, plant: Option<&str>| {
+            let plant = plant.map(str::to_owned);
+            let subject = Subject::Tidemark { binary: binary.clone(), plant };
+            // The servers' data says no more than the next run would.
+            Trial { subject, keep: None, ..self.trial(seed) }
+        };
+        let mut rows = vec![
+            "| planted defect | caught by | at seed | runs | seconds |\n|---|---|---|---|---|\n"
+                .to_owned(),
+        ];
+        let mut are_caught = true;
+        let sound = run(&with(self.options.first_seed, None))?;
+        writeln!(out, "{}", sound.json())?;
+        if let Some(failure) = &sound.failure {
+            bail!("without a planted defect the run is bad already: {failure}");
+        }
+        for plant in PLANTS.iter().filter(|plant| self.wants(plant)) {
+            let began = Instant::now();
+            let mut row = format!("| {plant} | **not caught** | - | {seeds} | ");
+            let mut is_caught = false;
+            for seed in self.options.first_seed..self.options.first_seed + seeds {
+                let outcome = run(&with(seed, Some(plant)))?;
+                writeln!(out, "{{\"plant\":\"{plant}\",\"run\":{}}}", outcome.json())?;
+                out.flush()?;
+                // A defect of the rig catches nothing.
+                if let Some(failure) = outcome.failure.filter(|failure| failure.seen_by != "rig") {
+                    let first = failure.detail.lines().next().unwrap_or_default();
+                    let runs = seed - self.options.first_seed + 1;
+                    row = format!("| {plant} | {}: {first} | {seed} | {runs} | ", failure.seen_by);
+                    is_caught = true;
+                    break;
+                }
+            }
+            are_caught &= is_caught;
+            rows.push(format!("{row}{:.0} |\n", began.elapsed().as_secs_f64()));
+        }
+        writeln!(out, "\n{}", rows.concat())?;
+        Ok(are_caught)
+    }
+
+    fn wants(&self, plant: &str) -> bool {
+        self.options.only.is_empty() || self.options.only.iter().any(|name| name == plant)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Options> {
+        parse(text.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn arguments_are_read() {
+        let options = parsed(
+            "--seeds 3 --minutes 2 --first-seed 9 --pg 18 --seconds 5-7 --subject subscription --profile kills --jobs 2",
+        )
+        .unwrap();
+        assert_eq!((options.seeds, options.first_seed, options.jobs), (3, 9, 2));
+        assert_eq!((options.time, options.seconds), (Duration::from_secs(120), (5, 7)));
+        assert_eq!((options.version, options.profile), (Version::V18, Some(Profile::Kills)));
+        assert!(matches!(options.subject, Subject::Subscription));
+    }
+
+    #[test]
+    fn what_is_unknown_is_refused_with_the_usage() {
+        for wrong in
+            ["--sedes 3", "--seeds", "--seeds x", "--pg 12", "--target lake", "--profile odd"]
+        {
+            let text = format!("--subject subscription {wrong}");
+            assert!(parsed(&text).is_err(), "{wrong}");
+        }
+    }
+}
