@@ -41,7 +41,7 @@ const CONNECTIONS: usize = 32;
 const HEAD_BYTES: usize = 16 * 1024;
 
 /// The listening endpoint; dropping it ends its tasks.
-pub struct Serving {
+pub(crate) struct Serving {
     _tasks: JoinSet<()>,
 }
 
@@ -49,7 +49,7 @@ pub struct Serving {
 ///
 /// # Errors
 /// The address cannot be listened at.
-pub async fn serve(listen: SocketAddr, state_dir: PathBuf) -> Result<Serving, Failure> {
+pub(crate) async fn serve(listen: SocketAddr, state_dir: PathBuf) -> Result<Serving, Failure> {
     let listener = TcpListener::bind(listen).await.map_err(|error| {
         Failure::new(ExitCode::Usage, format!("listen at {listen} (serve.listen)"))
             .because(&error)
@@ -149,7 +149,8 @@ mod tests {
 
     #[test]
     fn only_addresses_and_localhost_are_hosts() {
-        let direct = |host: &str| is_addressed_directly(Some(&HeaderValue::from_str(host).unwrap()));
+        let direct =
+            |host: &str| is_addressed_directly(Some(&HeaderValue::from_str(host).unwrap()));
         for host in ["127.0.0.1", "127.0.0.1:9632", "[::1]:9632", "localhost", "localhost:9632"] {
             assert!(direct(host), "{host}");
         }

@@ -90,8 +90,8 @@ impl TupleData {
                         .and_then(|bytes| bytes.try_into().ok())
                         .map(i32::from_be_bytes)
                         .ok_or(MalformedTuple("it ends inside a cell"))?;
-                    let length = usize::try_from(header)
-                        .map_err(|_| MalformedTuple("a negative length"))?;
+                    let length =
+                        usize::try_from(header).map_err(|_| MalformedTuple("a negative length"))?;
                     end += 4 + length;
                     if end > message.len() {
                         return Err(MalformedTuple("a length leads out of the message"));

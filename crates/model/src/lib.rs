@@ -22,8 +22,8 @@ mod tuples;
 
 pub use budget::{Budget, Reservation};
 pub use change::{
-    Cell, Cells, Change, MalformedTuple, OldRow, Operation, StreamBatch, StreamColumn, StreamRelation,
-    Transaction, TransactionHead, TupleData,
+    Cell, Cells, Change, MalformedTuple, OldRow, Operation, StreamBatch, StreamColumn,
+    StreamRelation, Transaction, TransactionHead, TupleData,
 };
 pub use chunk::{ChunkId, ChunkRange, ChunkResult, ChunkSpec, LeafSum, RowSum, SelectColumn, Wire};
 pub use cpu::Cpu;

@@ -3,7 +3,8 @@
 use tidemark_model::{Finding, Severity, TablePlan};
 use tidemark_sink::Sink;
 use tidemark_source::{
-    AddressOf, Catalog, Needs, check_filters, dump, pooler_behind, pooler_that_refused, read_catalog,
+    AddressOf, Catalog, Needs, check_filters, dump, pooler_behind, pooler_that_refused,
+    read_catalog,
 };
 use tidemark_wire::{Client, ConnectSpec};
 
@@ -72,7 +73,8 @@ pub(crate) async fn look(job: &Job, sink: &dyn Sink) -> Result<Looked> {
 /// A connection to a server of its own; behind a pooler nothing that follows would mean what it says.
 async fn connect(spec: &ConnectSpec, side: AddressOf) -> Result<(Client, Vec<Finding>)> {
     let refuse = |finding: Finding| {
-        let mut error = Error::new(Kind::Preflight, format!("use {}: {}", finding.object, finding.message));
+        let mut error =
+            Error::new(Kind::Preflight, format!("use {}: {}", finding.object, finding.message));
         error.hint.clone_from(&finding.fix);
         error.findings = vec![finding];
         error

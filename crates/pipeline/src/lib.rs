@@ -33,8 +33,8 @@ pub use job::{
 };
 pub use progress::{ActiveTable, Phase, Progress, ProgressView};
 pub use snapshot::{ChunkRunner, Report, TableReport, run_chunk, snapshot_only};
-pub use stream::{SyncReport, Until, sync};
 pub use status::{Lag, SnapshotStatus, Status, StreamStatus, stored_status};
+pub use stream::{SyncReport, Until, sync};
 pub use tidemark_sink::NotEmpty;
 pub use tidemark_sink::parquet::Compression;
 pub use tidemark_sink::postgres::{SchemaMode, Triggers};

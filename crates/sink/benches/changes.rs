@@ -4,7 +4,6 @@
 //! from the first batch to the commit that lists the last file.
 
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
-#![expect(missing_docs, reason = "criterion's macros make undocumented functions")]
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -29,9 +28,31 @@ const PER_BATCH: u64 = 8_000;
 type Table = (&'static str, bool, &'static [(&'static str, u32, &'static str)]);
 
 const TABLES: [Table; 4] = [
-    ("accounts", true, &[("aid", 23, "int4"), ("bid", 23, "int4"), ("abalance", 23, "int4"), ("filler", 1042, "bpchar")]),
-    ("tellers", true, &[("tid", 23, "int4"), ("bid", 23, "int4"), ("tbalance", 23, "int4"), ("filler", 1042, "bpchar")]),
-    ("branches", true, &[("bid", 23, "int4"), ("bbalance", 23, "int4"), ("filler", 1042, "bpchar")]),
+    (
+        "accounts",
+        true,
+        &[
+            ("aid", 23, "int4"),
+            ("bid", 23, "int4"),
+            ("abalance", 23, "int4"),
+            ("filler", 1042, "bpchar"),
+        ],
+    ),
+    (
+        "tellers",
+        true,
+        &[
+            ("tid", 23, "int4"),
+            ("bid", 23, "int4"),
+            ("tbalance", 23, "int4"),
+            ("filler", 1042, "bpchar"),
+        ],
+    ),
+    (
+        "branches",
+        true,
+        &[("bid", 23, "int4"), ("bbalance", 23, "int4"), ("filler", 1042, "bpchar")],
+    ),
     (
         "history",
         false,
@@ -140,7 +161,14 @@ fn transaction(number: u64, relations: &[Arc<StreamRelation>]) -> Transaction {
         tuple(&[Some(&aid), Some(&bid), Some(&balance), Some(&filler)]),
         tuple(&[Some(&tid), Some(&bid), Some(&balance), None]),
         tuple(&[Some(&bid), Some(&balance), None]),
-        tuple(&[Some(&tid), Some(&bid), Some(&aid), Some(&delta), Some(&mtime.to_be_bytes()), None]),
+        tuple(&[
+            Some(&tid),
+            Some(&bid),
+            Some(&aid),
+            Some(&delta),
+            Some(&mtime.to_be_bytes()),
+            None,
+        ]),
     ];
     let changes = relations.iter().zip(rows).enumerate().map(|(index, (relation, new))| Change {
         relation: Arc::clone(relation),
@@ -230,7 +258,9 @@ fn benches(criterion: &mut Criterion) {
     for threads in [1, 2] {
         let cpu = Cpu::new(threads).unwrap();
         group.bench_function(format!("pgbench/{threads} threads"), |bencher| {
-            bencher.iter_custom(|times| (0..times).map(|_| runtime.block_on(drain(&plans, &cpu))).sum());
+            bencher.iter_custom(|times| {
+                (0..times).map(|_| runtime.block_on(drain(&plans, &cpu))).sum()
+            });
         });
     }
     group.finish();

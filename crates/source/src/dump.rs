@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tidemark_wire::{ConnectSpec, LIBPQ_VARIABLES};
 use tokio::process::Command;
@@ -36,6 +36,18 @@ pub enum DumpError {
         /// The errors that it printed.
         message: String,
     },
+    /// It was not let through to a table.
+    #[error(
+        "dump the schema of database {database:?} with pg_dump: a table stayed locked for {patience:?}: {message}"
+    )]
+    KeptWaiting {
+        /// The source's database.
+        database: String,
+        /// How long it waited.
+        patience: Duration,
+        /// The errors that it printed.
+        message: String,
+    },
 }
 
 impl DumpError {
@@ -53,6 +65,9 @@ impl DumpError {
             Self::Failed { .. } => {
                 "read pg_dump's message above; with target.schema = \"exists\" it is not needed"
                     .to_owned()
+            }
+            Self::KeptWaiting { .. } => {
+                "wait for who has it locked, or raise snapshot.lock_timeout".to_owned()
             }
         }
     }
@@ -121,6 +136,7 @@ pub async fn dump_schema(
     archive: &Path,
 ) -> Result<(), DumpError> {
     let tool = check_tool(server_version_num).await?;
+    let started = Instant::now();
     let mut command = Command::new(tool);
     for variable in LIBPQ_VARIABLES {
         command.env_remove(variable);
@@ -144,5 +160,11 @@ pub async fn dump_schema(
     let message = String::from_utf8_lossy(&output.stderr);
     // Behind its own words it repeats a query of many lines.
     let said: Vec<&str> = message.lines().filter(|line| line.contains("error:")).take(4).collect();
-    Err(DumpError::Failed { database: spec.database().to_owned(), message: said.join("; ") })
+    let (database, said) = (spec.database().to_owned(), said.join("; "));
+    // The server's words for it may be in any language; the statement and the time are not.
+    let kept_waiting = message.contains("LOCK TABLE") && started.elapsed() >= patience;
+    Err(match kept_waiting {
+        true => DumpError::KeptWaiting { database, patience, message: said },
+        false => DumpError::Failed { database, message: said },
+    })
 }

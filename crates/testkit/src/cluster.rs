@@ -39,8 +39,8 @@ pub use builder::{Auth, Builder, Locale};
 pub use shared::{Database, shared};
 pub use template::PASSWORD;
 pub use tls::Tls;
-pub(crate) use version::client_program;
 pub use version::{Installation, Version};
+pub(crate) use version::{cache_home, client_program};
 
 /// How long a server may take to start or to stop.
 const DEADLINE: Duration = Duration::from_secs(60);

@@ -8,6 +8,7 @@
 //! PostgreSQL manual: protocol, "Streaming Replication Protocol".
 
 use std::collections::HashMap;
+use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -65,10 +66,18 @@ impl CopyBoth {
 }
 
 /// Several messages of the stream, without their CopyData headers.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Messages {
     data: Bytes,
     ranges: Vec<(u32, u32)>,
+}
+
+/// How much, never what: the bytes are rows.
+impl fmt::Debug for Messages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Messages");
+        debug.field("len", &self.len()).field("bytes", &self.bytes()).finish_non_exhaustive()
+    }
 }
 
 impl Messages {
@@ -112,7 +121,6 @@ enum Behind {
 }
 
 /// The reading half.
-#[derive(Debug)]
 pub struct CopyBothReader {
     half: ReadHalf<Transport>,
     buf: BytesMut,
@@ -122,6 +130,17 @@ pub struct CopyBothReader {
     pid: i32,
     key: i32,
     cancel: Cancel,
+}
+
+/// How much, never what: the bytes are rows.
+impl fmt::Debug for CopyBothReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CopyBothReader")
+            .field("pid", &self.pid)
+            .field("buffered", &self.buf.len())
+            .field("server_done", &self.server_done)
+            .finish_non_exhaustive()
+    }
 }
 
 impl CopyBothReader {

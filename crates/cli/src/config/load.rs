@@ -17,12 +17,11 @@ use super::expand::{Lookup, expand};
 use super::file::{ConfigFile, nearest};
 use super::glob::{Selection, TableGlob};
 use super::keys::{Kind, key};
-use super::raw::{
-    RawLimits, RawParquet, RawSnapshot, RawSource, RawStream, RawTable, RawTarget,
-};
+use super::raw::{RawLimits, RawParquet, RawSnapshot, RawSource, RawStream, RawTable, RawTarget};
 use super::{
     Compression, Config, Ddl, InForce, Job, Limits, OnFull, Origin, Parquet, SchemaMode, Snapshot,
-    Source, Stream, Table, Target, TargetUrl, Triggers, check_job_name, fitted_job_name, units, url,
+    Source, Stream, Table, Target, TargetUrl, Triggers, check_job_name, fitted_job_name, units,
+    url,
 };
 use crate::args::Global;
 use crate::redact;
@@ -376,7 +375,10 @@ impl Resolver<'_> {
     fn listen(&mut self, file: Option<String>) -> Result<Option<SocketAddr>, ConfigError> {
         let Some(found) = self.value("serve.listen", None, file)? else { return Ok(None) };
         let address = found.text.parse().map_err(|_| {
-            self.wrong(&found, format!("{:?} is not ADDRESS:PORT, as in 127.0.0.1:9632", found.text))
+            self.wrong(
+                &found,
+                format!("{:?} is not ADDRESS:PORT, as in 127.0.0.1:9632", found.text),
+            )
         })?;
         Ok(Some(address))
     }

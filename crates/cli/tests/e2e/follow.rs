@@ -3,6 +3,7 @@
 //! **Invariant:** equality is the oracle's (psql and SHA-256) and the writer's own ledger; a position is compared only with
 //! one that a server gave.
 
+use std::fs;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -11,7 +12,10 @@ use tempfile::TempDir;
 use tidemark_testkit::workload::{Writer, WriterOptions, check_ledger};
 use tidemark_testkit::{Cluster, Database, Version, oracle, shared};
 
-use crate::support::{Job, Running, Side, phase, reached, run_of, side, wait_until};
+use crate::crash::Blocker;
+use crate::support::{
+    Job, Running, Side, files_below, markers, phase, reached, run_of, say, side, wait_until,
+};
 
 /// A filled source with a writer's tables, and an empty target; what a job leaves on the source goes with it.
 struct Pair {
@@ -112,7 +116,7 @@ fn until_now_ends_with_the_sources_rows_and_the_next_one_goes_on_without_a_snaps
     assert_eq!(second["end_lsn"], end_lsn(&pair.target, "until"));
     // Nothing more: the same position, or a later one of keepalives.
     let third = report(&job.run(&["sync", "--until", "now", "--json"]).expect(0).stdout);
-    assert_eq!((&third["transactions"], &third["changes"]), (&0.into(), &0.into()), "{third}");
+    assert_eq!(third["changes"], 0, "{third}");
     pair.assert_equal();
 }
 
@@ -131,7 +135,11 @@ fn a_terminated_run_ends_with_0_and_says_where_and_the_next_goes_on() {
         let stopped_at = end_lsn(&pair.target, "stopped");
         assert!(ran.stdout.contains(&stopped_at), "{stopped_at} is not in {}", ran.stdout);
         let confirmed = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'tidemark_stopped'";
-        assert_eq!(pair.source.psql(confirmed).unwrap(), stopped_at, "what is durable is acknowledged");
+        assert_eq!(
+            pair.source.psql(confirmed).unwrap(),
+            stopped_at,
+            "what is durable is acknowledged"
+        );
         writer.stop().unwrap();
         let ran = job.run(&["sync", "--until", "now", "--json"]).expect(0);
         assert!(report(&ran.stdout)["snapshot"].is_null(), "{}", ran.stdout);
@@ -253,7 +261,8 @@ fn another_cluster_under_the_same_name_is_refused() {
     other.psql("shop", "CREATE TABLE pet (id integer PRIMARY KEY)").unwrap();
     let rows = "SELECT count(*) FROM pet";
     let before = pair.target.psql(rows).unwrap();
-    let ran = Job::new("moved", &other.url("shop"), &pair.target.url()).run(&["sync", "--until", "now"]);
+    let ran =
+        Job::new("moved", &other.url("shop"), &pair.target.url()).run(&["sync", "--until", "now"]);
     assert!([2, 6].contains(&ran.code), "{ran:?}");
     assert_eq!(pair.target.psql(rows).unwrap(), before);
     let left = "SELECT count(*) FROM pg_replication_slots";
@@ -306,7 +315,11 @@ fn status_has_the_ladder_of_lag_while_the_source_is_followed() {
         status = job.status().unwrap();
         status["stream"]["changes"].as_u64() > Some(0)
     });
-    assert_eq!((&status["phase"], &status["is_running"]), (&"follow".into(), &true.into()), "{status}");
+    assert_eq!(
+        (&status["phase"], &status["is_running"]),
+        (&"follow".into(), &true.into()),
+        "{status}"
+    );
     let position = |name: &str| {
         let text = status["lag"][name].as_str().unwrap_or_else(|| panic!("lag.{name}: {status}"));
         let (high, low) = text.split_once('/').unwrap();
@@ -333,4 +346,44 @@ fn a_source_before_14_is_refused_with_the_reason() {
     assert!(ran.stderr.contains("14"), "{}", ran.stderr);
     let left = "SELECT (SELECT count(*) FROM pg_replication_slots) + (SELECT count(*) FROM pg_publication)";
     assert_eq!(source.psql("shop", left).unwrap(), "0");
+}
+
+#[test]
+fn a_spool_that_the_target_has_half_of_already_is_gone_through_by_the_next_run() {
+    let pair = Pair::new("spooled");
+    let table = "CREATE TABLE big (id integer PRIMARY KEY, body text); ALTER TABLE big ALTER body SET STORAGE EXTERNAL";
+    pair.source.psql(table).unwrap();
+    // Less memory than the part of the spool that is read in vain.
+    let job = pair.job().configured("[limits]\nmemory = \"32MiB\"\n[snapshot]\nreaders = 2\n");
+    let mut running = job.start(&["sync"]);
+    let is_loading = reached(&mut running, || markers(side(&pair.target), "spooled") >= 1);
+    assert!(is_loading, "{}", running.stderr());
+    // The snapshot waits for the keys of this table, and the stream goes to the spool meanwhile.
+    let hold = Blocker::start(&pair.target, "LOCK TABLE lineitem IN SHARE UPDATE EXCLUSIVE MODE");
+    for id in 1..=60 {
+        let row = format!(
+            "INSERT INTO big SELECT {id}, string_agg(md5({id} || ' ' || i), '') FROM generate_series(1, 20000) i"
+        );
+        pair.source.psql(&row).unwrap();
+    }
+    let spool = job.path().join("state/spool");
+    let spooled = || {
+        let files = files_below(&spool).into_iter();
+        files
+            .filter_map(|file| fs::metadata(spool.join(file)).ok())
+            .map(|file| file.len())
+            .sum::<u64>()
+    };
+    assert!(reached(&mut running, || spooled() > 36_000_000), "{}", running.stderr());
+    drop(hold);
+    let applied = || {
+        let count = pair.target.psql("SELECT count(*) FROM big").ok();
+        count.and_then(|count| count.parse::<u32>().ok()).unwrap_or(0)
+    };
+    assert!(reached(&mut running, || applied() >= 30), "{}", running.stderr());
+    running.signal(Signal::KILL);
+    running.end();
+    say(&format!("killed at {} of 60", applied()));
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
 }

@@ -47,8 +47,7 @@ impl Pooler {
         };
         // It does not run as root.
         shell.args(["-c", "/usr/sbin/pgbouncer -q \"$0\" & read -r _; kill $!"]).arg(&file);
-        let shell =
-            shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let shell = shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let pooler = Self { shell: shell.unwrap(), port, _directory: directory };
         wait_until("the pooler listens (scripts/setup installs pgbouncer)", || {
             TcpStream::connect(("127.0.0.1", port)).is_ok()
@@ -89,8 +88,18 @@ fn a_pooler_is_named_as_source_and_as_target_before_anything_moves() {
     // As it is installed, it refuses what it does not know.
     let strict = Pooler::start(&source, "pool_mode = transaction");
     let refuses = ["connection pooler", "refuses the settings", "give the server's own address as"];
-    refused(&strict.url(&source), &target.url(), &target, &[&refuses[..], &["source.url"]].concat());
-    refused(&source.url(), &strict.url(&target), &target, &[&refuses[..], &["target.url"]].concat());
+    refused(
+        &strict.url(&source),
+        &target.url(),
+        &target,
+        &[&refuses[..], &["source.url"]].concat(),
+    );
+    refused(
+        &source.url(),
+        &strict.url(&target),
+        &target,
+        &[&refuses[..], &["target.url"]].concat(),
+    );
     // Told to swallow it, it takes the pinned settings away.
     for mode in ["transaction", "session"] {
         let lenient = format!("pool_mode = {mode}\nignore_startup_parameters = {IGNORED}");

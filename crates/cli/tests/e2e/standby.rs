@@ -35,14 +35,14 @@ fn replay_that_ends_the_snapshot_of_a_standby_begins_the_run_again() {
     let job = Job::new("replay", &standby.url("shop"), &target.url());
     let mut running = job.start_sync();
     let has_pet = "SELECT to_regclass('pet') IS NOT NULL";
+    assert!(reached(&mut running, || target.psql(has_pet).unwrap() == "t"), "{}", running.stderr());
+    // The run stands still until the replay has ended its snapshot.
+    let mut blocker = Blocker::start(&target, "LOCK TABLE pet");
     assert!(
-        reached(&mut running, || target.psql(has_pet).unwrap() == "t"),
+        reached(&mut running, || markers(side(&target), "replay") >= 1),
         "{}",
         running.stderr()
     );
-    // The run stands still until the replay has ended its snapshot.
-    let mut blocker = Blocker::start(&target, "LOCK TABLE pet");
-    assert!(reached(&mut running, || markers(side(&target), "replay") >= 1), "{}", running.stderr());
     let first = run_of(side(&target), "replay");
     primary
         .psql("shop", "BEGIN; TRUNCATE pet; INSERT INTO pet (mood) VALUES ('sad'); COMMIT")

@@ -40,8 +40,7 @@ pub(super) fn timestamp(text: &[u8], has_zone: bool) -> Result<i64, Fault> {
         Some(at) => (&clock[..at], zone_micros(&clock[at..])?),
         None => (clock, 0),
     };
-    let micros = i128::from(days(day, is_bc)?) * i128::from(DAY_MICROS)
-        + i128::from(time(clock)?)
+    let micros = i128::from(days(day, is_bc)?) * i128::from(DAY_MICROS) + i128::from(time(clock)?)
         - i128::from(offset);
     i64::try_from(micros).map_err(|_| MALFORMED)
 }

@@ -23,7 +23,7 @@ use tidemark_model::{
 };
 use tidemark_sink::postgres::SchemaMode;
 use tidemark_sink::{Sink, SnapshotStart, SnapshotSummary, TableSummary};
-use tidemark_source::{SlotOptions, Catalog, Reader, Snapshot, SnapshotOptions, dump, schema};
+use tidemark_source::{Catalog, Reader, SlotOptions, Snapshot, SnapshotOptions, dump, schema};
 use tidemark_wire::Client;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -114,7 +114,7 @@ pub async fn snapshot_only(
     loop {
         let tools = Tools::new(job, progress)?;
         let run = Run { job, progress, stop, ledger: &ledger, continuation: None };
-        let ended = run.once(&tools).await;
+        let ended = Box::pin(run.once(&tools)).await;
         let error = match ended {
             Ok(report) => return Ok(report),
             Err(error) => error,
@@ -334,13 +334,12 @@ impl Run<'_> {
     async fn dump_error(&self, cause: dump::DumpError) -> Error {
         let message = cause.to_string();
         let is_cut = CONNECTION_LOST.iter().any(|words| message.contains(words));
-        let waits = match &cause {
-            dump::DumpError::Failed { .. } if !is_cut => {
-                tidemark_source::waiting_for_us(&self.job.source).await.ok().flatten()
-            }
-            _ => None,
+        let is_blocked = matches!(cause, dump::DumpError::KeptWaiting { .. });
+        let waits = match is_blocked {
+            true => tidemark_source::waiting_for_us(&self.job.source).await.ok().flatten(),
+            false => None,
         };
-        let is_lost = is_cut || waits.is_some();
+        let is_lost = is_cut || is_blocked;
         let kind = if is_lost { Kind::Unavailable } else { Kind::Usage };
         let hint = waits.map_or_else(
             || cause.hint(),
@@ -601,9 +600,14 @@ async fn plan_chunks(
 ) -> tidemark_source::Result<HashMap<u32, Vec<ChunkRange>>> {
     let version = catalog.server.version_num;
     let chunk_bytes = effective_chunk_bytes(job, plans);
+    let one_piece = one_piece_bytes(job, plans);
     let mut chunks = HashMap::with_capacity(plans.len());
     for plan in plans {
         let relation = &plan.relation;
+        if one_piece.contains(&bytes_of(plan)) {
+            chunks.insert(relation.oid, vec![ChunkRange::Whole]);
+            continue;
+        }
         let parts = tidemark_source::parts_of(relation, chunk_bytes);
         let ranges = if version < 140_000 && parts > 1 {
             tidemark_source::key_bounds(client, relation, parts).await?
@@ -618,10 +622,28 @@ async fn plan_chunks(
 /// The user's size, or less where that many would leave readers without work while the last ones run: each reader gets at
 /// least [`CHUNKS_PER_READER`], so that the tail is a small share of the run.
 fn effective_chunk_bytes(job: &Job, plans: &[TablePlan]) -> u64 {
-    let bytes = |plan: &TablePlan| plan.relation.heap_bytes + plan.relation.toast_bytes;
-    let share =
-        plans.iter().map(bytes).sum::<u64>() / (job.readers.max(1) as u64 * CHUNKS_PER_READER);
+    let share = share_of_reader(job, plans) / CHUNKS_PER_READER;
     share.clamp(CHUNK_BYTES_MIN.min(job.chunk_bytes), job.chunk_bytes)
+}
+
+/// The sizes of tables that are loaded in one piece into a PostgreSQL that we create: only so can COPY write frozen rows, which
+/// nobody has to mark as visible later, neither the index builds nor the validation of foreign keys nor the first VACUUM.
+/// Smaller ones are one piece anyway or were cut by the user's choice; larger ones would be the tail of the run, or too much to
+/// read again after a lost connection.
+fn one_piece_bytes(job: &Job, plans: &[TablePlan]) -> std::ops::RangeInclusive<u64> {
+    let is_created =
+        matches!(&job.target, Target::Postgres(target) if target.schema == SchemaMode::Create);
+    let longest = share_of_reader(job, plans).saturating_mul(3) / 2;
+    let most = job.chunk_bytes.saturating_mul(CHUNKS_PER_READER).min(longest);
+    CHUNK_BYTES_MIN..=if is_created { most } else { 0 }
+}
+
+fn share_of_reader(job: &Job, plans: &[TablePlan]) -> u64 {
+    plans.iter().map(bytes_of).sum::<u64>() / job.readers.max(1) as u64
+}
+
+fn bytes_of(plan: &TablePlan) -> u64 {
+    plan.relation.heap_bytes + plan.relation.toast_bytes
 }
 
 fn chunk_specs(start: &SnapshotStart, plan: &TablePlan, ranges: &[ChunkRange]) -> Vec<ChunkSpec> {

@@ -295,7 +295,12 @@ impl Apply {
         Ok(())
     }
 
-    async fn part(&mut self, head: TransactionHead, changes: Vec<Change>, continues: bool) -> Result<()> {
+    async fn part(
+        &mut self,
+        head: TransactionHead,
+        changes: Vec<Change>,
+        continues: bool,
+    ) -> Result<()> {
         self.pending.push(Transaction { head, changes });
         self.send(continues).await?;
         if !continues {

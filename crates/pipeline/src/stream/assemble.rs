@@ -262,7 +262,8 @@ impl Assembler {
         (commit_lsn, end_lsn, committed_at): (Lsn, Lsn, i64),
     ) -> Step {
         self.in_memory -= open.body.in_memory();
-        let head = TransactionHead { xid: self.epoch.extend(xid), commit_lsn, end_lsn, committed_at };
+        let head =
+            TransactionHead { xid: self.epoch.extend(xid), commit_lsn, end_lsn, committed_at };
         let committed = Committed { head, body: open.body };
         if end_lsn <= self.position {
             return Step::Repeated(committed);
@@ -290,7 +291,7 @@ impl Assembler {
 
 /// Which row the defect `last-of-stream-lost` loses: now and then one of a streamed transaction.
 fn is_unlucky(subxid: Option<u32>, length: u64, kind: RowKind) -> bool {
-    subxid.is_some() && kind.is_change() && length % 97 == 0
+    subxid.is_some() && kind.is_change() && length.is_multiple_of(97)
 }
 
 fn out_of_place(message: &'static str, place: &'static str) -> AssembleError {

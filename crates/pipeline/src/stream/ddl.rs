@@ -10,7 +10,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tidemark_model::{Column, Generated, Identity, Oid, Relation, RelationName, StreamRelation, TablePlan};
+use tidemark_model::{
+    Column, Generated, Identity, Oid, Relation, RelationName, StreamRelation, TablePlan,
+};
 use tidemark_sink::NewColumn;
 use tidemark_source::read_catalog;
 use tidemark_wire::{Client, ConnectSpec};
@@ -73,7 +75,8 @@ impl Ddl {
         if relation.name != *name {
             tracing::warn!(table = %name, now = %relation.name, "the source has renamed a table; the target keeps the old name");
         }
-        let differs = known.lacks(relation) || known.has_more(relation) || known.retyped(relation).is_some();
+        let differs =
+            known.lacks(relation) || known.has_more(relation) || known.retyped(relation).is_some();
         if !differs {
             return Ok(None);
         }
@@ -92,7 +95,11 @@ impl Ddl {
             return Ok(None);
         }
         if self.policy == DdlPolicy::Stop {
-            return Err(self.refuse(name, "has got a column, and stream.ddl says stop:", &missing[0].name));
+            return Err(self.refuse(
+                name,
+                "has got a column, and stream.ddl says stop:",
+                &missing[0].name,
+            ));
         }
         let mut columns = Vec::with_capacity(missing.len());
         for column in missing {
@@ -115,22 +122,42 @@ impl Ddl {
     }
 
     /// Columns that are gone and columns of another type stop the job.
-    fn still_the_same(&self, known: &Known, relation: &StreamRelation, now: &Relation) -> Result<()> {
+    fn still_the_same(
+        &self,
+        known: &Known,
+        relation: &StreamRelation,
+        now: &Relation,
+    ) -> Result<()> {
         let name = &known.plan.relation.name;
         for column in &known.plan.columns {
             let is_described = relation.columns.iter().any(|there| there.name == column.name);
-            let is_there = now.columns.iter().any(|there| there.attnum == column.attnum && there.name == column.name);
+            let is_there = now
+                .columns
+                .iter()
+                .any(|there| there.attnum == column.attnum && there.name == column.name);
             if !is_described && !is_there {
-                return Err(self.refuse(name, "has lost or renamed a column on the source:", &column.name));
+                return Err(self.refuse(
+                    name,
+                    "has lost or renamed a column on the source:",
+                    &column.name,
+                ));
             }
         }
         if let Some(column) = known.retyped(relation) {
-            return Err(self.refuse(name, "has a column of another type than the target was made with:", column));
+            return Err(self.refuse(
+                name,
+                "has a column of another type than the target was made with:",
+                column,
+            ));
         }
         if let Some(column) = relation.columns.iter().find(|column| {
             known.is_new(&column.name) && !now.columns.iter().any(|there| there.name == column.name)
         }) {
-            return Err(self.refuse(name, "had a column for a while that is gone again:", &column.name));
+            return Err(self.refuse(
+                name,
+                "had a column for a while that is gone again:",
+                &column.name,
+            ));
         }
         Ok(())
     }
@@ -250,10 +277,33 @@ mod tests {
 
     #[test]
     fn only_literals_are_constant() {
-        for constant in ["0", "-1", "(-1)", "1.5", "true", "'a''b'::text", "'{}'::jsonb", "NULL::text", "'x'::character varying(10)", "0::numeric(10,2)"] {
+        for constant in [
+            "0",
+            "-1",
+            "(-1)",
+            "1.5",
+            "true",
+            "'a''b'::text",
+            "'{}'::jsonb",
+            "NULL::text",
+            "'x'::character varying(10)",
+            "0::numeric(10,2)",
+        ] {
             assert!(is_constant(constant), "{constant}");
         }
-        for other in ["now()", "'now'::timestamp without time zone", "nextval('s'::regclass)", "'a' || 'b'", "'s'::regclass", "random()", "'x'::text || f()", "CURRENT_DATE", "1 + f()", "inf", "'open"] {
+        for other in [
+            "now()",
+            "'now'::timestamp without time zone",
+            "nextval('s'::regclass)",
+            "'a' || 'b'",
+            "'s'::regclass",
+            "random()",
+            "'x'::text || f()",
+            "CURRENT_DATE",
+            "1 + f()",
+            "inf",
+            "'open",
+        ] {
             assert!(!is_constant(other), "{other}");
         }
     }

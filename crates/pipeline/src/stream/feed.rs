@@ -212,4 +212,3 @@ fn assembly(cause: AssembleError) -> Error {
         _ => error,
     }
 }
-

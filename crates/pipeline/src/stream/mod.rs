@@ -188,12 +188,7 @@ impl Sync<'_> {
     }
 
     /// From whatever the target has stored to the end, or to an error.
-    async fn once(
-        &self,
-        tools: &Tools,
-        head: Lsn,
-        report: &mut Option<Report>,
-    ) -> Result<Ended> {
+    async fn once(&self, tools: &Tools, head: Lsn, report: &mut Option<Report>) -> Result<Ended> {
         self.progress.enter(Phase::Check, "looking where the target stands");
         let stored = match self.wants_new_snapshot() && report.is_none() {
             true => None,
@@ -210,7 +205,7 @@ impl Sync<'_> {
                 )
                 .hint("--target-not-empty truncate --yes replaces it by one that is followed, or use another job name and target"));
             }
-            _ => self.snapshot(tools, report).await?,
+            _ => Box::pin(self.snapshot(tools, report)).await?,
         };
         self.follow(session, tools, head).await
     }
@@ -244,7 +239,7 @@ impl Sync<'_> {
             continuation: Some(&continuation),
         };
         let copied = async {
-            let copy = run.once(tools);
+            let copy = Box::pin(run.once(tools));
             let receive = async {
                 match begun.await {
                     Ok(start) => Session::beside(self.job, &start, self.ladder).await.map(Some),

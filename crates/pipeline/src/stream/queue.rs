@@ -5,7 +5,11 @@
 //! for room there. While the queue spools, nothing goes to memory: the spool has no gap from its base on.
 //!
 //! It begins to spool when told to: while the snapshot runs, and when the source keeps more WAL for us than
-//! `limits.source_wal`. It stops when everything in the spool is durable on the target.
+//! `limits.source_wal`. When it is told to stop, what is in the spool is read while what comes gathers in memory behind it.
+//!
+//! ```text
+//! pop <- before (memory) <- spool <- behind (memory) <- push          spooling: push goes to the spool, `behind` is empty
+//! ```
 
 use std::collections::VecDeque;
 use std::io;
@@ -66,6 +70,13 @@ impl Blocks {
     }
 }
 
+/// Where a push goes.
+enum Way {
+    Memory,
+    Disk,
+    DiskFull,
+}
+
 /// The queue; one task pushes, one pops.
 #[derive(Debug)]
 pub(crate) struct Queue {
@@ -80,11 +91,12 @@ pub(crate) struct Queue {
 
 #[derive(Debug)]
 struct State {
-    memory: VecDeque<Item>,
+    before: VecDeque<Queued>,
     spool: Option<(Spool, SpoolReader)>,
+    behind: VecDeque<Queued>,
     /// Pushes go to the spool.
     is_spooling: bool,
-    /// The spool is not to be left although it is empty, and not to be read: a snapshot runs.
+    /// Nothing is given out: a snapshot runs.
     is_held: bool,
     idle: Lsn,
     idle_given: Lsn,
@@ -97,8 +109,9 @@ impl Queue {
     /// A queue for what ends after `position`.
     pub(crate) fn new(budget: Budget, spool_limit: u64, position: Lsn) -> Self {
         let state = State {
-            memory: VecDeque::new(),
+            before: VecDeque::new(),
             spool: None,
+            behind: VecDeque::new(),
             is_spooling: false,
             is_held: false,
             idle: position,
@@ -119,23 +132,60 @@ impl Queue {
         self.state.lock().expect("no holder panics")
     }
 
-    /// From here on pushes go to this spool. With `is_held` it is only filled until [`Queue::let_go`].
-    pub(crate) fn begin_spooling(&self, spool: Spool, is_held: bool) {
+    /// Pushes go to this spool, and nothing is given out, until [`Queue::let_go`].
+    pub(crate) fn hold(&self, spool: Spool) {
+        self.read_first(spool);
+        let mut state = self.state();
+        (state.is_spooling, state.is_held) = (true, true);
+    }
+
+    /// What this spool holds comes before everything that is pushed.
+    pub(crate) fn read_first(&self, spool: Spool) {
         let mut state = self.state();
         let reader = spool.reader();
         state.end = state.end.max(spool.end());
         state.spool = Some((spool, reader));
-        state.is_spooling = true;
-        state.is_held = is_held;
         drop(state);
-        self.turned.notify_waiters();
         self.filled.notify_one();
     }
 
-    /// The target is ready: the spool is read.
+    /// The target is ready: the spool is read, and what comes gathers in memory behind it.
     pub(crate) fn let_go(&self) {
-        self.state().is_held = false;
+        let mut state = self.state();
+        (state.is_spooling, state.is_held) = (false, false);
+        drop(state);
         self.filled.notify_one();
+        self.turned.notify_waiters();
+    }
+
+    /// From here on pushes go to disk; `make` makes a spool with the given base where there is none. What has gathered in
+    /// memory behind the spool goes there first, so that it stays without a gap.
+    pub(crate) fn turn_to_disk(
+        &self,
+        make: impl FnOnce(Lsn) -> Result<Spool, SpoolError>,
+    ) -> Result<(), SpoolError> {
+        let mut state = self.state();
+        if state.is_spooling {
+            return Ok(());
+        }
+        let state = &mut *state;
+        let (spool, _) = match &mut state.spool {
+            Some(spool) => spool,
+            None => {
+                let spool = tokio::task::block_in_place(|| make(state.end))?;
+                let reader = spool.reader();
+                state.spool.insert((spool, reader))
+            }
+        };
+        for queued in state.behind.drain(..) {
+            tokio::task::block_in_place(|| match queued.is_repeated {
+                true => spool.describe(queued.blocks),
+                false => spool.append(queued.head, queued.blocks),
+            })?;
+        }
+        state.is_spooling = true;
+        self.turned.notify_waiters();
+        Ok(())
     }
 
     /// Whether pushes go to a spool, and the end of what was pushed.
@@ -148,67 +198,75 @@ impl Queue {
     ///
     /// # Cancel safety
     /// A dropped future may have added the transaction or not; only to be dropped together with the stream.
-    pub(crate) async fn push(&self, committed: Committed, is_repeated: bool) -> Result<(), SpoolError> {
-        let Some((committed, reservation)) = self.room(committed, is_repeated).await? else {
-            self.filled.notify_one();
-            return Ok(());
-        };
-        let mut state = self.state();
-        state.end = state.end.max(committed.head.end_lsn);
-        state.memory.push_back(Item::Transaction(Queued {
-            head: committed.head,
-            blocks: Blocks::Body(committed.body.read()),
-            is_repeated,
-            reservation: Some(reservation),
-        }));
-        drop(state);
-        self.filled.notify_one();
-        Ok(())
-    }
-
-    /// Memory for a transaction; `None` when it went to the spool instead.
-    async fn room(
+    pub(crate) async fn push(
         &self,
         committed: Committed,
         is_repeated: bool,
-    ) -> Result<Option<(Committed, Reservation)>, SpoolError> {
+    ) -> Result<(), SpoolError> {
         let bytes = committed.body.in_memory() as u64 + HEAD_BYTES;
+        let head = committed.head;
+        let blocks = Blocks::Body(committed.body.read());
+        let mut queued = Queued { head, blocks, is_repeated, reservation: None };
         loop {
             let turned = self.turned.notified();
             tokio::pin!(turned);
             turned.as_mut().enable();
-            let wants_spool = {
-                let state = self.state();
-                let bytes = state.spool.as_ref().map_or(0, |(spool, _)| spool.bytes());
-                state.is_spooling.then_some(bytes < self.spool_limit)
-            };
-            match wants_spool {
-                Some(true) => {
-                    self.append(committed, is_repeated)?;
-                    return Ok(None);
+            match self.way_of_push() {
+                Way::Disk => {
+                    self.append(queued)?;
+                    break;
                 }
-                Some(false) => turned.await,
-                None => {
-                    tokio::select! {
-                        biased;
-                        reservation = self.budget.reserve(bytes) => {
-                            if !self.state().is_spooling {
-                                return Ok(Some((committed, reservation)));
-                            }
+                Way::DiskFull => turned.await,
+                Way::Memory => tokio::select! {
+                    biased;
+                    reservation = self.budget.reserve(bytes) => {
+                        queued.reservation = Some(reservation);
+                        match self.keep(queued) {
+                            None => break,
+                            Some(back) => queued = back,
                         }
-                        () = turned => {}
                     }
-                }
+                    () = turned => {}
+                },
             }
+        }
+        self.filled.notify_one();
+        Ok(())
+    }
+
+    fn way_of_push(&self) -> Way {
+        let state = self.state();
+        match &state.spool {
+            Some((spool, _)) if state.is_spooling && spool.bytes() >= self.spool_limit => {
+                Way::DiskFull
+            }
+            Some(_) if state.is_spooling => Way::Disk,
+            _ => Way::Memory,
         }
     }
 
-    fn append(&self, committed: Committed, is_repeated: bool) -> Result<(), SpoolError> {
-        let end = committed.head.end_lsn;
+    /// Keeps a transaction in memory, unless the queue has turned to disk meanwhile.
+    fn keep(&self, mut queued: Queued) -> Option<Queued> {
+        let mut state = self.state();
+        if state.is_spooling {
+            queued.reservation = None;
+            return Some(queued);
+        }
+        state.end = state.end.max(queued.head.end_lsn);
+        match state.spool {
+            Some(_) => state.behind.push_back(queued),
+            None => state.before.push_back(queued),
+        }
+        None
+    }
+
+    fn append(&self, queued: Queued) -> Result<(), SpoolError> {
+        let end = queued.head.end_lsn;
         let mut state = self.state();
         let (spool, _) = state.spool.as_mut().expect("a queue that spools has a spool");
-        tokio::task::block_in_place(|| {
-            if is_repeated { spool.describe(committed) } else { spool.append(committed) }
+        tokio::task::block_in_place(|| match queued.is_repeated {
+            true => spool.describe(queued.blocks),
+            false => spool.append(queued.head, queued.blocks),
         })?;
         state.end = state.end.max(end);
         Ok(())
@@ -259,35 +317,46 @@ impl Queue {
     /// The next item if one is there.
     pub(crate) fn try_pop(&self) -> Result<Option<Item>, SpoolError> {
         let mut state = self.state();
-        if let Some(item) = state.memory.pop_front() {
-            return Ok(Some(item));
-        }
         if state.is_held {
             return Ok(None);
         }
-        let state = &mut *state;
-        if let Some((spool, reader)) = &mut state.spool {
-            match tokio::task::block_in_place(|| spool.read_next(reader))? {
-                Some(Spooled::Relation(message)) => return Ok(Some(Item::Relation(message))),
-                Some(Spooled::Transaction(head, body)) => {
-                    let blocks = Blocks::Spool(body);
-                    let queued = Queued { head, blocks, is_repeated: false, reservation: None };
-                    return Ok(Some(Item::Transaction(queued)));
-                }
-                None if spool.end() <= state.durable => {
-                    spool.clear();
-                    state.spool = None;
-                    state.is_spooling = false;
-                    self.turned.notify_waiters();
-                }
-                None => {}
-            }
+        if let Some(queued) = state.before.pop_front() {
+            return Ok(Some(Item::Transaction(queued)));
+        }
+        if let Some(item) = self.pop_spool(&mut state)? {
+            return Ok(Some(item));
+        }
+        if let Some(queued) = state.behind.pop_front() {
+            return Ok(Some(Item::Transaction(queued)));
         }
         if state.idle > state.idle_given && state.idle > state.end {
             state.idle_given = state.idle;
             return Ok(Some(Item::Idle(state.idle)));
         }
         Ok(None)
+    }
+
+    fn pop_spool(&self, state: &mut State) -> Result<Option<Item>, SpoolError> {
+        let Some((spool, reader)) = &mut state.spool else { return Ok(None) };
+        match tokio::task::block_in_place(|| spool.read_next(reader))? {
+            Some(Spooled::Relation(message)) => return Ok(Some(Item::Relation(message))),
+            Some(Spooled::Transaction(head, body)) => {
+                let blocks = Blocks::Spool(body);
+                let queued = Queued { head, blocks, is_repeated: false, reservation: None };
+                return Ok(Some(Item::Transaction(queued)));
+            }
+            None => {}
+        }
+        // Everything in it was given out: what comes may go to memory again, behind it.
+        state.is_spooling = false;
+        self.turned.notify_waiters();
+        if spool.end() <= state.durable {
+            spool.clear();
+            state.spool = None;
+            let behind = std::mem::take(&mut state.behind);
+            state.before.extend(behind);
+        }
+        Ok(state.before.pop_front().map(Item::Transaction))
     }
 
     /// The next item, waiting for it.

@@ -63,11 +63,13 @@ pub(super) async fn resume(
         is_followed
     });
     let publications = [publication_name(job)];
-    let expected =
-        Expected { publications: &publications, tables: &tables, is_restricted: false };
+    let expected = Expected { publications: &publications, tables: &tables, is_restricted: false };
     let others = check_publication(&client, &expected).await?;
     if !others.is_empty() {
-        tracing::warn!(tables = others.len(), "the publication has tables that the job does not follow; their changes are ignored");
+        tracing::warn!(
+            tables = others.len(),
+            "the publication has tables that the job does not follow; their changes are ignored"
+        );
     }
     let start = SessionStart {
         run: stored.run.clone(),
@@ -89,7 +91,8 @@ async fn followed(
 ) -> Result<Vec<(Oid, RelationName)>> {
     let ledger = Arc::clone(ledger);
     let (run, relations) =
-        blocking(move || Ok::<_, tidemark_ledger::Error>((ledger.run()?, ledger.relations()?))).await??;
+        blocking(move || Ok::<_, tidemark_ledger::Error>((ledger.run()?, ledger.relations()?)))
+            .await??;
     if run.is_some_and(|run| run.run == stored.run) {
         return Ok(relations.into_iter().map(|found| (found.plan.oid, found.plan.name)).collect());
     }
@@ -122,13 +125,18 @@ pub(super) async fn end_own_walsender(client: &Client, job: &Job) -> Result<()> 
                 &[&slot, &application],
             )
             .await
-            .map_err(tidemark_wire::Error::sql("end a session of a killed run that holds the slot"))?;
+            .map_err(tidemark_wire::Error::sql(
+                "end a session of a killed run that holds the slot",
+            ))?;
         if row.get::<_, i64>(0) == 0 {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            return Err(Error::new(Kind::Unavailable, format!("end the session that holds slot {slot}"))
-                .hint("end it by hand (pg_stat_activity names it), then run again"));
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!("end the session that holds slot {slot}"),
+            )
+            .hint("end it by hand (pg_stat_activity names it), then run again"));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -145,4 +153,3 @@ pub(super) async fn next_xid(client: &Client) -> Result<u64> {
         .map_err(tidemark_wire::Error::sql("read the source's next transaction id"))?;
     Ok(row.get::<_, &str>(0).parse().unwrap_or_default())
 }
-

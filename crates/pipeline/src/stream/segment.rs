@@ -89,6 +89,19 @@ pub(super) fn read(file: &File, segment: u64, at: u64, length: u64) -> io::Resul
     Ok(Some(Record { kind, payload: rest.into(), next }))
 }
 
+/// Reads the record at the front of a buffer that begins at `at`; `None` where it is not whole in the buffer or not right.
+pub(super) fn read_buffered(buffer: &Bytes, segment: u64, at: u64) -> Option<Record> {
+    let header = buffer.first_chunk::<5>()?;
+    let size = u32::from_be_bytes([header[0], header[1], header[2], header[3]]) as usize;
+    let payload = buffer.get(5..5 + size)?;
+    let sum = buffer.get(5 + size..AROUND + size)?;
+    let kind = Kind::of(header[4])?;
+    let is_right = sum == checksum(segment, header[4], payload).to_be_bytes();
+    let record =
+        Record { kind, payload: buffer.slice(5..5 + size), next: at + (AROUND + size) as u64 };
+    is_right.then_some(record)
+}
+
 /// The kind of the record at `at` and where the next one stands, without reading what is in it.
 ///
 /// # Errors

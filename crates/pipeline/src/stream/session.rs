@@ -22,7 +22,7 @@ use super::ladder::{DurableLsn, Ladder};
 use super::queue::Queue;
 use super::resume::{next_xid, publication_name};
 use super::spool::{Identity, Spool};
-use super::watch::Watch;
+use super::watch::{SpoolPlace, Watch};
 use crate::job::{Job, Target};
 use crate::snapshot::{Report, Tools};
 use crate::{Error, Kind, Result};
@@ -66,14 +66,6 @@ impl Session {
         ladder: &Arc<Ladder>,
     ) -> Result<Self> {
         let identity = identify(&job.source).await?;
-        let spool = Identity {
-            job: job.name.clone(),
-            run: start.run.clone(),
-            system_identifier: identity.system_identifier.to_string(),
-            base: start.lsn,
-        };
-        let directory = job.state_dir.join("spool");
-        let spool = tokio::task::block_in_place(|| Spool::create(&directory, spool))?;
         let start = SessionStart {
             run: start.run.clone(),
             system_identifier: start.system_identifier,
@@ -83,6 +75,9 @@ impl Session {
             plans: Arc::clone(&start.tables),
             position: start.lsn,
         };
+        let directory = job.state_dir.join("spool");
+        let spool = spool_identity(job, &start);
+        let spool = tokio::task::block_in_place(|| Spool::create(&directory, spool))?;
         Self::begin(job, start, Some((spool, true)), ladder).await
     }
 
@@ -112,12 +107,18 @@ impl Session {
         let mut position = start.position;
         if let Some((spool, is_held)) = spool {
             position = position.max(spool.end());
-            queue.begin_spooling(spool, is_held);
+            match is_held {
+                true => queue.hold(spool),
+                false => queue.read_first(spool),
+            }
         }
         let client = job.source.connect().await?;
         let name = &job.name;
-        let mut options =
-            StreamOptions::new(names::slot_name(&job.name), publication_name(job), names::application_name(name));
+        let mut options = StreamOptions::new(
+            names::slot_name(&job.name),
+            publication_name(job),
+            names::application_name(name),
+        );
         options.binary = is_binary(job, &start.plans);
         let memory = usize::try_from(job.memory / OPEN_SHARE).unwrap_or(usize::MAX);
         let assembler = Assembler::new(
@@ -143,7 +144,12 @@ impl Session {
             slot: names::slot_name(&job.name),
             ladder: Arc::clone(ladder),
             source_wal: job.stream.source_wal,
-            spool: job.stream.spool,
+            queue: Arc::clone(&queue),
+            spool: SpoolPlace {
+                directory,
+                identity: spool_identity(job, &start),
+                limit: job.stream.spool,
+            },
             on_full: job.stream.on_full,
             heartbeat: job.stream.heartbeat,
         };
@@ -162,7 +168,9 @@ impl Session {
     /// Safe.
     async fn failed(tasks: &mut JoinSet<Result<()>>) -> Error {
         match tasks.join_next().await {
-            Some(Ok(Ok(()))) => Error::new(Kind::Internal, "follow the source: a task ended by itself"),
+            Some(Ok(Ok(()))) => {
+                Error::new(Kind::Internal, "follow the source: a task ended by itself")
+            }
             Some(Ok(Err(error))) => error,
             Some(Err(panic)) => {
                 Error::new(Kind::Internal, "follow the source: a task panicked").because(panic)
@@ -192,7 +200,10 @@ impl Session {
         if open.position != self.start.position {
             return Err(Error::new(
                 Kind::Unavailable,
-                format!("follow the source: the target went from {} to {} meanwhile", self.start.position, open.position),
+                format!(
+                    "follow the source: the target went from {} to {} meanwhile",
+                    self.start.position, open.position
+                ),
             ));
         }
         let mut positions = open.writer.positions();
@@ -232,13 +243,24 @@ impl Session {
     }
 }
 
+/// The identity of a spool that begins where the session does.
+fn spool_identity(job: &Job, start: &SessionStart) -> Identity {
+    Identity {
+        job: job.name.clone(),
+        run: start.run.clone(),
+        system_identifier: start.system_identifier.to_string(),
+        base: start.position,
+    }
+}
+
 /// The copy and, as soon as it is ready for it, the receiving of the stream.
 pub(crate) async fn copy_beside(
     copy: impl Future<Output = Result<Report>>,
     receive: impl Future<Output = Result<Option<Session>>>,
 ) -> Result<(Report, Session)> {
     tokio::pin!(copy, receive);
-    let nothing = || Error::new(Kind::Internal, "follow the source: the snapshot handed nothing over");
+    let nothing =
+        || Error::new(Kind::Internal, "follow the source: the snapshot handed nothing over");
     let session = tokio::select! {
         biased;
         session = &mut receive => session?,

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,12 +19,14 @@ use serde::{Deserialize, Serialize};
 use tidemark_model::{Lsn, Oid, TransactionHead};
 use tidemark_sink::Flushed;
 
-use super::assemble::Committed;
 use super::body::messages;
-use super::segment::{self, Kind, MAGIC};
+use super::queue::Blocks;
+use super::segment::{self, Kind, MAGIC, Record};
 
 /// A segment is closed when it has this size.
 const SEGMENT_BYTES: u64 = 64 << 20;
+/// Bytes read at once.
+const READ_BYTES: usize = 1 << 20;
 
 /// Whose transactions a spool holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,11 +157,15 @@ impl Spool {
     ///
     /// # Errors
     /// The disk: the transaction is not in the spool, which can be written to again.
-    pub(crate) fn append(&mut self, committed: Committed) -> Result<(), SpoolError> {
-        let end = committed.head.end_lsn;
+    pub(crate) fn append(
+        &mut self,
+        head: TransactionHead,
+        blocks: Blocks,
+    ) -> Result<(), SpoolError> {
+        let end = head.end_lsn;
         let number = self.current()?;
         let start = self.segments.back().map_or(0, |segment| segment.length);
-        match self.write_transaction(number, start, committed) {
+        match self.write_transaction((number, start), head, blocks) {
             Ok(length) => {
                 let last = self.segments.back_mut().expect("a segment was begun");
                 (last.length, last.end) = (length, end);
@@ -182,13 +189,12 @@ impl Spool {
 
     /// Keeps the descriptions of relations of a transaction that is already here, or that the target has: a new connection
     /// sends them only once.
-    pub(crate) fn describe(&mut self, committed: Committed) -> Result<(), SpoolError> {
+    pub(crate) fn describe(&mut self, mut blocks: Blocks) -> Result<(), SpoolError> {
         let number = self.current()?;
         let path = path_of(&self.directory, number);
         let failed = |source| failure("write to the spool", &path, source);
-        let mut reader = committed.body.read();
         let mut found = Vec::new();
-        while let Some(block) = reader.next().map_err(failed)? {
+        while let Some(block) = blocks.next().map_err(failed)? {
             found.extend(messages(&block).filter(|message| described(message).is_some()));
         }
         self.buffer.clear();
@@ -239,11 +245,14 @@ impl Spool {
     /// Reads from the beginning.
     pub(crate) fn reader(&self) -> SpoolReader {
         let number = self.segments.front().map_or(0, |segment| segment.number);
-        SpoolReader { number, at: MAGIC.len() as u64, file: None }
+        SpoolReader::at_start(number)
     }
 
     /// What the reader comes to next; `None` when it is at the end.
-    pub(crate) fn read_next(&self, reader: &mut SpoolReader) -> Result<Option<Spooled>, SpoolError> {
+    pub(crate) fn read_next(
+        &self,
+        reader: &mut SpoolReader,
+    ) -> Result<Option<Spooled>, SpoolError> {
         loop {
             let Some(segment) = self.segments.iter().find(|s| s.number >= reader.number) else {
                 return Ok(None);
@@ -255,7 +264,7 @@ impl Spool {
                 None if self.segments.back().is_some_and(|last| last.number == segment.number) => {
                     return Ok(None);
                 }
-                None => reader.go_to(segment.number + 1),
+                None => *reader = SpoolReader::at_start(segment.number + 1),
             }
         }
     }
@@ -271,8 +280,13 @@ impl Spool {
             use std::os::unix::fs::OpenOptionsExt as _;
 
             let mut options = File::options();
-            let mut file =
-                options.create(true).truncate(true).read(true).write(true).mode(0o600).open(&path)?;
+            let mut file = options
+                .create(true)
+                .truncate(true)
+                .read(true)
+                .write(true)
+                .mode(0o600)
+                .open(&path)?;
             let mut start = BytesMut::from(&MAGIC[..]);
             let identity = serde_json::to_vec(&self.identity).expect("an identity is plain data");
             segment::encode(number, Kind::Identity, &identity, &mut start);
@@ -295,22 +309,20 @@ impl Spool {
     /// Gives the length of the segment after it.
     fn write_transaction(
         &mut self,
-        number: u64,
-        start: u64,
-        committed: Committed,
+        (number, start): (u64, u64),
+        head: TransactionHead,
+        mut blocks: Blocks,
     ) -> io::Result<u64> {
-        use std::os::unix::fs::FileExt as _;
-
-        let Committed { head, body } = committed;
         let mut at = start;
         self.buffer.clear();
         let text = serde_json::to_vec(&head).expect("a head is plain data");
         segment::encode(number, Kind::Begin, &text, &mut self.buffer);
-        let mut reader = body.read();
-        while let Some(block) = reader.next()? {
+        while let Some(block) = blocks.next()? {
             self.note_relations(&block);
             segment::encode(number, Kind::Frames, &block, &mut self.buffer);
-            self.flush_buffer(&mut at)?;
+            if self.buffer.len() > READ_BYTES {
+                self.flush_buffer(&mut at)?;
+            }
         }
         segment::encode(number, Kind::Commit, &[], &mut self.buffer);
         let file = self.open.as_ref().expect("a segment was begun");
@@ -319,8 +331,6 @@ impl Spool {
     }
 
     fn flush_buffer(&mut self, at: &mut u64) -> io::Result<()> {
-        use std::os::unix::fs::FileExt as _;
-
         let file = self.open.as_ref().expect("a segment was begun");
         file.write_all_at(&self.buffer, *at)?;
         *at += self.buffer.len() as u64;
@@ -349,6 +359,9 @@ pub(crate) struct SpoolReader {
     number: u64,
     at: u64,
     file: Option<(u64, Arc<File>)>,
+    /// Bytes of the segment from `buffered_at` on, so that small records are not read one by one.
+    buffer: Bytes,
+    buffered_at: u64,
 }
 
 /// What a spool gives.
@@ -362,56 +375,64 @@ pub(crate) enum Spooled {
 
 /// The body of a transaction in a spool.
 #[derive(Debug)]
-pub(crate) struct SpoolBody {
-    file: Arc<File>,
-    number: u64,
-    at: u64,
-    end: u64,
+pub(crate) enum SpoolBody {
+    /// A small one, read already.
+    Read(VecDeque<Bytes>),
+    /// A large one, read block by block.
+    File {
+        /// The segment.
+        file: Arc<File>,
+        /// Its number.
+        number: u64,
+        /// The next record.
+        at: u64,
+        /// Where the Commit stands.
+        end: u64,
+    },
 }
 
 impl SpoolBody {
     /// The next frames; `None` at the end.
     pub(crate) fn next(&mut self) -> io::Result<Option<Bytes>> {
-        if self.at >= self.end {
+        let (file, number, at, end) = match self {
+            Self::Read(blocks) => return Ok(blocks.pop_front()),
+            Self::File { file, number, at, end } => (file, *number, at, *end),
+        };
+        if *at >= end {
             return Ok(None);
         }
-        let record = segment::read(&self.file, self.number, self.at, self.end)?;
+        let record = segment::read(file, number, *at, end)?;
         let record = record.ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidData, "a record changed after it was written")
         })?;
-        self.at = record.next;
+        *at = record.next;
         Ok(Some(record.payload))
     }
 }
 
 impl SpoolReader {
-    fn go_to(&mut self, number: u64) {
-        self.number = number;
-        self.at = MAGIC.len() as u64;
-        self.file = None;
+    fn at_start(number: u64) -> Self {
+        let at = MAGIC.len() as u64;
+        Self { number, at, file: None, buffer: Bytes::new(), buffered_at: 0 }
     }
 
     fn read_in(&mut self, segment: &Segment, path: &Path) -> io::Result<Option<Spooled>> {
         if segment.number != self.number {
-            self.go_to(segment.number);
+            *self = Self::at_start(segment.number);
         }
         let file = match &self.file {
             Some((number, file)) if *number == segment.number => Arc::clone(file),
             _ => Arc::new(File::open(path)?),
         };
         self.file = Some((segment.number, Arc::clone(&file)));
-        while let Some(record) = segment::read(&file, segment.number, self.at, segment.length)? {
+        while let Some(record) = self.record(&file, segment, self.at)? {
             self.at = record.next;
             match record.kind {
                 Kind::Relation => return Ok(Some(Spooled::Relation(record.payload))),
                 Kind::Begin => {
                     let head = serde_json::from_slice(&record.payload)
                         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-                    let start = self.at;
-                    let end = self.skip_body(&file, segment)?;
-                    let number = segment.number;
-                    let body = SpoolBody { file, number, at: start, end };
-                    return Ok(Some(Spooled::Transaction(head, body)));
+                    return Ok(Some(Spooled::Transaction(head, self.body(file, segment)?)));
                 }
                 Kind::Identity | Kind::Frames | Kind::Commit => {}
             }
@@ -419,18 +440,71 @@ impl SpoolReader {
         Ok(None)
     }
 
-    /// Goes behind the transaction's Commit and gives where that stands.
-    fn skip_body(&mut self, file: &File, segment: &Segment) -> io::Result<u64> {
+    /// The record at `at`, from the buffer where it is whole there.
+    fn record(&mut self, file: &File, segment: &Segment, at: u64) -> io::Result<Option<Record>> {
+        if let Some(record) = self.buffered(segment, at) {
+            return Ok(Some(record));
+        }
+        if at >= segment.length {
+            return Ok(None);
+        }
+        let room = usize::try_from(segment.length - at).unwrap_or(usize::MAX).min(READ_BYTES);
+        let mut buffer = vec![0; room];
+        file.read_exact_at(&mut buffer, at)?;
+        (self.buffer, self.buffered_at) = (buffer.into(), at);
+        match self.buffered(segment, at) {
+            Some(record) => Ok(Some(record)),
+            None => segment::read(file, segment.number, at, segment.length),
+        }
+    }
+
+    fn buffered(&self, segment: &Segment, at: u64) -> Option<Record> {
+        let offset = usize::try_from(at.checked_sub(self.buffered_at)?).ok()?;
+        if offset >= self.buffer.len() {
+            return None;
+        }
+        segment::read_buffered(&self.buffer.slice(offset..), segment.number, at)
+    }
+
+    /// Goes behind the transaction's Commit. A small transaction is read on the way.
+    fn body(&mut self, file: Arc<File>, segment: &Segment) -> io::Result<SpoolBody> {
+        let start = self.at;
+        let mut blocks = VecDeque::new();
+        let mut bytes = 0;
+        while let Some(record) = self.record(&file, segment, self.at)? {
+            self.at = record.next;
+            if record.kind == Kind::Commit {
+                return Ok(SpoolBody::Read(blocks));
+            }
+            bytes += record.payload.len();
+            if bytes > READ_BYTES {
+                return self.large_body(file, segment, start);
+            }
+            blocks.push_back(record.payload);
+        }
+        Err(without_end())
+    }
+
+    fn large_body(
+        &mut self,
+        file: Arc<File>,
+        segment: &Segment,
+        start: u64,
+    ) -> io::Result<SpoolBody> {
         while self.at < segment.length {
             let at = self.at;
-            let (kind, next) = segment::look(file, at)?;
+            let (kind, next) = segment::look(&file, at)?;
             self.at = next;
             if kind == Kind::Commit {
-                return Ok(at);
+                return Ok(SpoolBody::File { file, number: segment.number, at: start, end: at });
             }
         }
-        Err(io::Error::new(io::ErrorKind::InvalidData, "a transaction without its end"))
+        Err(without_end())
     }
+}
+
+fn without_end() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "a transaction without its end")
 }
 
 /// What a look at a segment of an earlier process gives.
@@ -446,8 +520,6 @@ struct Scanned {
 }
 
 fn scan(path: &Path, number: u64) -> io::Result<Scanned> {
-    use std::os::unix::fs::FileExt as _;
-
     let file = File::open(path)?;
     let size = file.metadata()?.len();
     let mut scanned = Scanned { is_torn: true, ..Scanned::default() };
@@ -466,7 +538,9 @@ fn scan(path: &Path, number: u64) -> io::Result<Scanned> {
         match record.kind {
             Kind::Identity => scanned.identity = serde_json::from_slice(&record.payload).ok(),
             Kind::Relation => {
-                scanned.relations.extend(described(&record.payload).map(|oid| (oid, record.payload)));
+                scanned
+                    .relations
+                    .extend(described(&record.payload).map(|oid| (oid, record.payload)));
             }
             Kind::Begin => open = serde_json::from_slice(&record.payload).ok(),
             Kind::Frames => {

@@ -1,8 +1,10 @@
 //! Looks at the source while it is followed: where it is, what it keeps because of us, and who else keeps it.
 //!
-//! **Invariant:** it only looks; that it cannot look is no reason to stop. What `limits.source_wal` asks for is done by the
-//! feed (it acknowledges what the spool holds); here it is said in time, with the rate and the cause (`hazards.md` G126).
+//! **Invariant:** that it cannot look is no reason to stop. Where the source keeps more than `limits.source_wal` because the
+//! target is behind, the queue is turned to disk here, and the feed acknowledges what the spool holds; it is said in time,
+//! with the rate and the cause (`hazards.md` G126).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +13,8 @@ use tidemark_source::{drop_slot, emit_barrier, retained_by_others};
 use tidemark_wire::{Client, ConnectSpec};
 
 use super::ladder::Ladder;
+use super::queue::Queue;
+use super::spool::{Identity, Spool};
 use crate::job::OnFull;
 use crate::{Error, Kind, Result};
 
@@ -18,6 +22,8 @@ use crate::{Error, Kind, Result};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Between two warnings of the same kind.
 const WARN_EVERY: Duration = Duration::from_secs(60);
+/// Less than this is not worth going to disk for.
+const SPOOL_FROM_BYTES: u64 = 8 << 20;
 
 /// What is looked at.
 pub(crate) struct Watch {
@@ -25,12 +31,21 @@ pub(crate) struct Watch {
     pub(crate) slot: String,
     pub(crate) ladder: Arc<Ladder>,
     pub(crate) source_wal: u64,
-    /// Bytes that the spool may take.
-    pub(crate) spool: u64,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) spool: SpoolPlace,
     /// What happens when both are full.
     pub(crate) on_full: OnFull,
     /// A message into the WAL so often.
     pub(crate) heartbeat: Option<Duration>,
+}
+
+/// Where a spool is made when one is needed.
+pub(crate) struct SpoolPlace {
+    pub(crate) directory: PathBuf,
+    /// Whose it is; the base is set when it is made.
+    pub(crate) identity: Identity,
+    /// Bytes that it may take.
+    pub(crate) limit: u64,
 }
 
 /// One look.
@@ -75,6 +90,7 @@ impl Watch {
                     tracing::debug!(%error, "no heartbeat could be written");
                 }
             }
+            self.turn_to_disk_if_needed(&seen)?;
             self.give_up_if_full(open, &seen).await?;
             let is_due = warned.is_none_or(|at| at.elapsed() >= WARN_EVERY);
             if is_due && self.warn(open, &seen, &rates).await {
@@ -93,17 +109,32 @@ impl Watch {
             )
             .await
             .map_err(tidemark_wire::Error::sql("read the source's position"))?;
-        let lsn = |column: usize| row.get::<_, Option<&str>>(column).and_then(|text| text.parse().ok());
+        let lsn =
+            |column: usize| row.get::<_, Option<&str>>(column).and_then(|text| text.parse().ok());
         let head: Lsn = lsn(0).unwrap_or_default();
         let restart: Option<Lsn> = lsn(1);
         let retained = restart.map_or(0, |restart| head.bytes_since(restart));
         Ok(Seen { head, sent: lsn(3), retained, safe: row.get(2) })
     }
 
+    /// Where the target is so far behind that the source keeps too much, what comes goes to our disk and is acknowledged.
+    fn turn_to_disk_if_needed(&self, seen: &Seen) -> Result<()> {
+        let view = self.ladder.view();
+        let waits = view.received.bytes_since(view.durable);
+        if seen.retained < self.source_wal || waits < SPOOL_FROM_BYTES {
+            return Ok(());
+        }
+        let make = |base| {
+            let identity = Identity { base, ..self.spool.identity.clone() };
+            Spool::create(&self.spool.directory, identity)
+        };
+        Ok(self.queue.turn_to_disk(make)?)
+    }
+
     /// Where the user wants it, the slot goes before the source's disk is full.
     async fn give_up_if_full(&self, client: &Client, seen: &Seen) -> Result<()> {
         let view = self.ladder.view();
-        let is_full = seen.retained >= self.source_wal && view.spool_bytes >= self.spool;
+        let is_full = seen.retained >= self.source_wal && view.spool_bytes >= self.spool.limit;
         if self.on_full != OnFull::DropSlot || !is_full {
             return Ok(());
         }
@@ -134,7 +165,10 @@ impl Watch {
         {
             let seconds = safe.max(0) as u64 / rate.max(1);
             tracing::warn!(
-                retained_bytes = seen.retained, left_bytes = safe, bytes_per_second = rate, seconds_left = seconds,
+                retained_bytes = seen.retained,
+                left_bytes = safe,
+                bytes_per_second = rate,
+                seconds_left = seconds,
                 "the source is about to invalidate the slot (max_slot_wal_keep_size)"
             );
             return true;
@@ -144,7 +178,9 @@ impl Watch {
         }
         let others = retained_by_others(client, &self.slot).await.ok().flatten();
         tracing::warn!(
-            retained_bytes = seen.retained, limit_bytes = self.source_wal, bytes_per_second = rate,
+            retained_bytes = seen.retained,
+            limit_bytes = self.source_wal,
+            bytes_per_second = rate,
             others = others.unwrap_or_default(),
             "the source keeps more WAL than limits.source_wal"
         );
@@ -166,7 +202,10 @@ impl Rates {
         }
     }
 
-    fn per_second(&self, amount: impl Fn(&(Instant, Lsn, u64), &(Instant, Lsn, u64)) -> u64) -> u64 {
+    fn per_second(
+        &self,
+        amount: impl Fn(&(Instant, Lsn, u64), &(Instant, Lsn, u64)) -> u64,
+    ) -> u64 {
         let (Some(first), Some(last)) = (self.looks.front(), self.looks.back()) else { return 0 };
         let seconds = last.0.duration_since(first.0).as_secs_f64();
         if seconds <= 0.0 { 0 } else { (amount(first, last) as f64 / seconds) as u64 }

@@ -119,7 +119,7 @@ impl ParquetSink {
     /// Makes sure that what is there may go, and removes it.
     async fn clear(&self, job: &str) -> Result<()> {
         // A process that follows a source into this lake holds it.
-        let _lock = stream::Lock::take(&self.root)?;
+        let _lock = stream::Lock::take_if_there(&self.root)?;
         if self.options.not_empty == NotEmpty::Append {
             return Err(self
                 .refuse("append to")

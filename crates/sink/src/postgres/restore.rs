@@ -402,7 +402,8 @@ mod tests {
     fn only_the_unknown_setting_is_overlooked() {
         let unknown = "pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \"transaction_timeout\"\nCommand was: SET transaction_timeout = 0;\n";
         let other = "pg_restore: error: could not execute query: ERROR:  type \"x\" does not exist\nCommand was: CREATE TABLE t (a x);\n";
-        let end = |errors: u32| format!("pg_restore: warning: errors ignored on restore: {errors}\n");
+        let end =
+            |errors: u32| format!("pg_restore: warning: errors ignored on restore: {errors}\n");
         let overlooked = |text: &str| only_unknown_setting(text.as_bytes());
         assert!(overlooked(&format!("{unknown}\n{}", end(1))));
         assert!(!overlooked(&format!("{unknown}{other}{}", end(2))));

@@ -9,6 +9,7 @@ mod conformance;
 #[expect(dead_code, reason = "the decoder's own tests use all of it")]
 #[path = "../../../columnar/tests/it/copy.rs"]
 mod copy;
+mod foreign_keys;
 mod parquet;
 mod postgres;
 #[path = "../../../columnar/tests/it/values.rs"]

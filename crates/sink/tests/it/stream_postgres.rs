@@ -1,4 +1,6 @@
 //! Following a source into a PostgreSQL target: real changes of a real source, applied to a real target.
 
+mod failures;
 mod pair;
 mod random;
+mod tables;

@@ -31,8 +31,8 @@ pub(super) async fn take(
     slot: &SlotOptions,
 ) -> Result<Snapshot> {
     let side = sql::connect(spec).await?;
-    check_version(side.server_version_num(), slot)?;
     refuse_standby(&side).await?;
+    check_version(side.server_version_num(), slot)?;
     super::locks::bound_waits(&side, options).await?;
     let mut changed = String::new();
     for number in 1..=ATTEMPTS_MAX {

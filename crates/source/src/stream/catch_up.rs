@@ -30,6 +30,10 @@ use crate::{Disposition, Error, Result, sql};
 /// Messages of a round. Fewer make each round read too much WAL twice (`prototypes.md` B).
 const MESSAGES: u32 = 150_000;
 
+/// The end of what can be decoded.
+const FLUSHED: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+     ELSE pg_catalog.pg_current_wal_flush_lsn() END)::pg_catalog.text";
+
 /// Rows that are handed over at once.
 const BATCH_BYTES: usize = 256 * 1024;
 
@@ -128,7 +132,7 @@ impl CatchUp {
             advanced: Lsn::ZERO,
             last: Outcome::NotBegun,
         };
-        this.goal = this.ask("SELECT pg_catalog.pg_current_wal_flush_lsn()::text").await?;
+        this.goal = this.ask(FLUSHED).await?;
         this.skip_to_start().await?;
         Ok(this)
     }

@@ -48,9 +48,11 @@ pub struct StreamOptions {
     pub application_name: String,
     /// The backend of this process's connection before this one, if it was cut: it may be ended at once.
     pub previous_pid: Option<i32>,
-    /// How long a slot that is in use is waited for.
+    /// How long a slot that is in use is waited for. Beyond the server's `wal_sender_timeout` (60 s by default) it ends a
+    /// dead session by itself.
     pub patience: Duration,
-    /// A session of ours that has not answered its server for so long is dead.
+    /// A session of ours that has not answered its server for so long is dead. Seen only with `pg_read_all_stats`
+    /// (`pg_monitor`); a live run answers at least every ten seconds.
     pub silence: Duration,
 }
 
@@ -231,7 +233,7 @@ pub(super) fn explain(error: Error) -> Error {
     }
 }
 
-/// What the server said in its own words; those pinned to English do not matter here, object kinds stay recognisable.
+/// What the server said. Where it says that in another language, only a hint is less exact.
 fn server_message(error: &Error) -> &str {
     let cause = std::error::Error::source(error);
     let cause = cause.and_then(|cause| cause.downcast_ref::<tidemark_wire::Error>());

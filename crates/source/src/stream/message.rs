@@ -196,7 +196,7 @@ pub enum Message {
         prefix: String,
         /// What it says.
         content: Bytes,
-        /// Inside a streamed piece: the (sub-)transaction.
+        /// Inside a streamed piece: the top-level transaction, also where a sub-transaction wrote the message.
         subxid: Option<u32>,
     },
 }

@@ -35,7 +35,7 @@ pub use decode::{Decoded, Relations, encode_relation};
 pub use fields::Malformed;
 pub use frames::Frames;
 pub use message::{Frame, Message, RowKind};
-pub use published::{Expected, check_publication};
+pub use published::{Expected, PublicationState, check_publication};
 pub use slot::{
     Identity, SlotState, emit_barrier, head, identify, inspect_slot, retained_by_others,
 };

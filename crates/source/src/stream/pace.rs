@@ -1,6 +1,6 @@
 //! When to read rarely, so that each read brings much.
 //!
-//! **Invariant:** a pause only ever follows a burst, so that a source that is slower than [`BYTES_PER_MS`] is read at once;
+//! **Invariant:** a pause only ever follows a small read in a burst, so that a source that is slower than [`BYTES_PER_MS`] is read at once;
 //! and it is about 1 ms, which no latency that is promised notices.
 //!
 //! Why: the server sends every message of a backlog by itself, and each wakes a reader that waits. Reading once a millisecond
@@ -11,6 +11,10 @@ use std::time::{Duration, Instant};
 
 /// What arrives faster is a backlog.
 const BYTES_PER_MS: u128 = 2 * 1024;
+
+/// A read that brought as much needs no pause: it was worth waking for. Where the cores are contended, reads are that large
+/// by themselves.
+const LARGE: usize = 2 * 1024;
 
 /// How far back the rate is taken.
 const WINDOW: Duration = Duration::from_millis(4);
@@ -41,10 +45,7 @@ impl ReadPace {
             (self.is_backlog, self.began) = (self.bytes as u128 >= needed, now);
             self.bytes = 0;
         }
-        let pause = std::env::var("C_PAUSE").ok().and_then(|t| t.parse().ok()).map_or(PAUSE, Duration::from_micros);
-        if pause == Duration::from_micros(9) { return None; }
-        let small: usize = std::env::var("C_SMALL").ok().and_then(|t| t.parse().ok()).unwrap_or(2048);
-        (self.is_backlog && bytes < small).then_some(pause)
+        (self.is_backlog && bytes < LARGE).then_some(PAUSE)
     }
 }
 
@@ -68,8 +69,17 @@ mod tests {
     fn a_backlog_is_read_with_pauses() {
         // One message at a time, as an eager reader sees a backlog.
         assert!(pauses(10_000, 100, 7) > 9_500);
-        // A full millisecond at a time, as a paced one sees it.
-        assert!(pauses(1_000, 33_000, 1_100) > 990);
+        // What is large already is not waited for.
+        assert_eq!(pauses(1_000, 33_000, 1_100), 0);
+        // As a paced reader sees it: all of a millisecond, then one message.
+        let mut now = Instant::now();
+        let mut pace = ReadPace::new(now);
+        for _ in 0..1_000 {
+            now += Duration::from_micros(1_100);
+            assert_eq!(pace.after(now, 33_000), None);
+            now += Duration::from_micros(5);
+            assert_eq!(pace.after(now, 100), Some(PAUSE));
+        }
     }
 
     #[test]
@@ -87,7 +97,7 @@ mod tests {
             now += Duration::from_millis(1);
             pace.after(now, 30_000);
         }
-        assert!(pace.after(now, 30_000).is_some());
+        assert!(pace.after(now, 100).is_some());
         now += Duration::from_millis(20);
         assert_eq!(pace.after(now, 100), None);
     }

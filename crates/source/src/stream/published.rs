@@ -5,13 +5,15 @@
 //! F84). Tables that are published and not the job's are told and otherwise ignored: a table may be published before the
 //! job takes it up, and changes of others are dropped by OID.
 //!
-//! **Not here:** a publication that was narrowed and widened again while nobody looked; only a comparison of the data finds
-//! that.
+//! A publication that was narrowed, dropped or renamed and put back while nobody looked has left changes out all the same:
+//! [`PublicationState`] is what to save and to compare, before the start and while the stream runs. From 18 on the server
+//! does not even complain of a publication that is missing, it just leaves the changes out.
 //!
 //! PostgreSQL manual, section 29.1 (publications), `pg_publication_tables`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
+use serde::{Deserialize, Serialize};
 use tidemark_model::sql::{Ident, Literal};
 use tidemark_model::{Oid, RelationName};
 use tidemark_wire::Client;
@@ -28,6 +30,37 @@ pub struct Expected<'a> {
     pub tables: &'a [(Oid, RelationName)],
     /// Row filters or column lists were put into the publication by the job itself.
     pub is_restricted: bool,
+}
+
+/// Which rows of the catalog make up the publications, each with the transaction that wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PublicationState(BTreeSet<String>);
+
+impl PublicationState {
+    /// Reads what is there now.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn read(client: &Client, publications: &[String]) -> Result<Self> {
+        let names: Vec<String> =
+            publications.iter().map(|name| Literal(name).to_string()).collect();
+        let names = names.join(", ");
+        let text = format!(
+            "SELECT 'publication ' || oid || ' ' || xmin || ' ' || quote_ident(pubname) \
+               FROM pg_catalog.pg_publication WHERE pubname IN ({names}) \
+             UNION ALL SELECT 'table ' || r.oid || ' ' || r.xmin || ' ' || r.prrelid \
+               FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
+               WHERE p.pubname IN ({names})"
+        );
+        let rows = sql::rows(client, "read the state of the publication", &text).await?;
+        Ok(Self(rows.iter().map(|row| row.get(0)).collect()))
+    }
+
+    /// Whether everything of `saved` has been there all the time since: nothing was dropped, renamed or altered, not even for
+    /// a while. Tables that were added since do not count.
+    pub fn has_kept(&self, saved: &Self) -> bool {
+        saved.0.is_subset(&self.0)
+    }
 }
 
 /// Checks the publications. Gives the tables that are published and not followed: their changes are ignored.

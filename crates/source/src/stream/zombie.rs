@@ -53,21 +53,27 @@ impl Wait {
         refusal: Error,
     ) -> Result<()> {
         let client = sql::connect(spec).await?;
-        let Some(holder) = holder(&client, options).await? else { return Ok(()) };
-        if is_dead(&holder, options) && terminate(&client, &holder, options).await? {
+        let holder = holder(&client, options).await?;
+        if let Some(holder) = &holder
+            && is_dead(holder, options)
+            && terminate(&client, holder, options).await?
+        {
             tracing::warn!(slot = %options.slot, pid = holder.pid, "ended a dead session of ours that held the slot");
         }
         let now = Instant::now();
         if now >= self.deadline {
-            return Err(refusal.hint(format!(
-                "{} reads from it: stop that run first, or end a session that is left over with \
-                 SELECT pg_terminate_backend({})",
-                holder.who, holder.pid
-            )));
+            return Err(match holder {
+                Some(holder) => refusal.hint(format!(
+                    "{} reads from it: stop that run first, or end a session that is left over with \
+                     SELECT pg_terminate_backend({})",
+                    holder.who, holder.pid
+                )),
+                None => refusal,
+            });
         }
         let pause = jittered(self.backoff).min(self.deadline - now);
         self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
-        tracing::info!(slot = %options.slot, pid = holder.pid, "the slot is in use, waiting for it");
+        tracing::info!(slot = %options.slot, "the slot is in use, waiting for it");
         tokio::time::sleep(pause).await;
         Ok(())
     }

@@ -12,7 +12,6 @@ mod snapshot;
 mod stream;
 mod stream_catch_up;
 mod stream_golden;
-mod stream_measure;
 mod stream_peers;
 mod stream_refusals;
 mod stream_render;

@@ -158,12 +158,14 @@ async fn a_lost_reader_is_replaced_while_the_holder_lives() {
 }
 
 /// An ALTER that waits for everybody's locks on `a`; it adds a column when it gets there.
-fn alter_a(url: &str) -> tokio::task::JoinHandle<()> {
-    let url = url.to_owned();
-    tokio::spawn(async move {
-        let application = spec(&url).with_application_name("application").connect().await.unwrap();
+fn alter_a(url: &str) -> tokio::task::JoinSet<()> {
+    let spec = spec(url).with_application_name("application");
+    let mut task = tokio::task::JoinSet::new();
+    task.spawn(async move {
+        let application = spec.connect().await.unwrap();
         application.batch_execute("ALTER TABLE public.a ADD COLUMN late int").await.unwrap();
-    })
+    });
+    task
 }
 
 async fn wait_for_a_waiter(url: &str) {
@@ -184,7 +186,7 @@ async fn a_reader_with_its_locks_reads_while_an_alter_waits_and_one_without_give
     let tables: Vec<_> = snapshot.tables().iter().collect();
     let mut early = Reader::open(&spec(&url), snapshot.id()).await.unwrap();
     early.lock(&tables).await.unwrap();
-    let alter = alter_a(&url);
+    let mut alter = alter_a(&url);
     wait_for_a_waiter(&url).await;
     let chunk = crate::support::chunk(&snapshot.tables()[0], snapshot.id(), ChunkRange::Whole);
     assert_eq!(crate::support::lines(&mut early, &chunk).await, ["1\n"]);
@@ -201,5 +203,5 @@ async fn a_reader_with_its_locks_reads_while_an_alter_waits_and_one_without_give
     assert!(error.is_snapshot_gone(), "{error:?}");
     drop(early);
     snapshot.release().await;
-    alter.await.unwrap();
+    alter.join_next().await.unwrap().unwrap();
 }

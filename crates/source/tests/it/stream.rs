@@ -137,6 +137,31 @@ async fn a_fast_shutdown_of_the_source_ends_the_stream_in_order_and_soon() {
     }
 }
 
+/// `hazards.md` C36: the server waits for room in the socket, and hears us all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_stands_still_is_kept_alive_by_its_writer() {
+    let cluster = Cluster::builder().setting("wal_sender_timeout", "1s").start().unwrap();
+    crate::stream_support::prepare(&cluster, TABLE);
+    let rows = "INSERT INTO t SELECT g, repeat('x', 1000) FROM generate_series(1, 60000) g";
+    cluster.psql("postgres", rows).unwrap();
+    barrier(&cluster, "end");
+    let (mut reader, mut writer) = start(&cluster, &options()).await;
+    let mut interval = tokio::time::interval(Duration::from_millis(100));
+    for _ in 0..30 {
+        interval.tick().await;
+        writer.status(Lsn::new(1), Lsn::ZERO, Lsn::ZERO, false).await.unwrap();
+    }
+    let mut living = JoinSet::new();
+    living.spawn(async move {
+        loop {
+            interval.tick().await;
+            writer.status(Lsn::new(1), Lsn::ZERO, Lsn::ZERO, false).await.unwrap();
+        }
+    });
+    let payloads = until_barrier(&mut reader, "end").await;
+    assert_eq!(payloads.iter().filter(|payload| payload[0] == b'I').count(), 60_000);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminated_session_may_be_tried_again() {
     let cluster = cluster(Version::V15, TABLE);

@@ -8,7 +8,7 @@ use tidemark_source::{CatchUp, CatchUpOptions, Disposition, Frame, StreamOptions
 use tidemark_testkit::{Cluster, Version};
 
 use crate::stream_support::{SLOT, barrier, cluster, ends, lsn, options, start, until_barrier};
-use crate::support::spec;
+use crate::support::{session, spec};
 
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text);";
 const SLOTS: &str = "SELECT string_agg(slot_name || ' ' || confirmed_flush_lsn || ' ' || restart_lsn, ', ') \
@@ -53,7 +53,11 @@ fn write(cluster: &Cluster, transactions: u32, first: u32) {
 async fn rounds_and_then_the_stream_are_what_the_stream_alone_is() {
     for version in [Version::V14, Version::V15, Version::V18] {
         let cluster = cluster(version, TABLE);
-        write(&cluster, 40, 0);
+        write(&cluster, 20, 0);
+        // Begun before the catch-up, committed after it, so that it lies on both sides.
+        let open_one = session(&cluster.url("postgres")).await;
+        open_one.batch_execute("BEGIN; INSERT INTO public.t VALUES (-1, 'early')").await.unwrap();
+        write(&cluster, 20, 10_000);
         barrier(&cluster, "middle");
         let slots = cluster.psql("postgres", SLOTS).unwrap();
 
@@ -75,6 +79,7 @@ async fn rounds_and_then_the_stream_are_what_the_stream_alone_is() {
         assert_eq!(cluster.psql("postgres", SLOTS).unwrap(), slots, "the durable slot stays");
         cluster.wait_for("postgres", "SELECT count(*) FROM pg_replication_slots", "1").unwrap();
 
+        open_one.batch_execute("INSERT INTO public.t VALUES (-2, 'late'); COMMIT").await.unwrap();
         barrier(&cluster, "end");
         let whole = StreamOptions { streaming: false, ..options() };
         let (mut reader, writer) = start(&cluster, &whole).await;

@@ -2,8 +2,8 @@
 
 use tidemark_model::{Lsn, RelationName};
 use tidemark_source::{
-    Disposition, Error, Expected, ReplicationStream, Saved, check_continuation, check_publication,
-    identify, inspect_slot,
+    Disposition, Error, Expected, PublicationState, ReplicationStream, Saved, check_continuation,
+    check_publication, identify, inspect_slot,
 };
 use tidemark_testkit::{Cluster, Version};
 
@@ -263,4 +263,31 @@ async fn a_publication_that_was_missing_for_a_while_is_refused_or_found_before()
     let (mut reader, _writer) = start(&cluster, &options()).await;
     let payloads = until_barrier(&mut reader, "end").await;
     assert!(payloads.iter().all(|payload| payload[0] != b'I'));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_was_altered_and_put_back_is_noticed() {
+    for version in [Version::V14, Version::V18] {
+        let cluster = cluster(version, TABLE);
+        let client = session(&cluster.url("postgres")).await;
+        let names = [SLOT.to_owned()];
+        let read = async || PublicationState::read(&client, &names).await.unwrap();
+        let mut saved = read().await;
+        // What does not take anything away is not noticed.
+        let harmless = "CREATE TABLE w (id int PRIMARY KEY); ALTER PUBLICATION tidemark_job ADD TABLE w; VACUUM (FREEZE)";
+        cluster.psql("postgres", harmless).unwrap();
+        assert!(read().await.has_kept(&saved), "{version:?}");
+        for sql in [
+            "ALTER PUBLICATION tidemark_job DROP TABLE t; ALTER PUBLICATION tidemark_job ADD TABLE t",
+            "ALTER PUBLICATION tidemark_job SET (publish = 'insert');
+             ALTER PUBLICATION tidemark_job SET (publish = 'insert, update, delete, truncate')",
+            "ALTER PUBLICATION tidemark_job RENAME TO other; ALTER PUBLICATION other RENAME TO tidemark_job",
+            "DROP PUBLICATION tidemark_job; CREATE PUBLICATION tidemark_job FOR TABLE t, u, w",
+        ] {
+            cluster.psql("postgres", sql).unwrap();
+            let now = read().await;
+            assert!(!now.has_kept(&saved), "{version:?}: {sql}");
+            saved = now;
+        }
+    }
 }

@@ -32,7 +32,7 @@ const PLANTS: [&str; 11] = [
 
 const USAGE: &str = "\
 usage: torture [--seeds N] [--minutes M] [--first-seed S] [--jobs J] [--pg MAJOR] [--seconds FROM-TO]
-               [--subject tidemark|subscription] [--binary PATH] [--profile mixed|kills|network|servers|calm]
+               [--target postgres|lake] [--subject tidemark|subscription] [--binary PATH] [--profile mixed|kills|network|servers|instances|calm]
                [--plant NAME] [--planted] [--seeds-per-plant K] [--only NAME,NAME] [--keep DIR] [--keep-data]";
 
 /// What a campaign runs.
@@ -91,6 +91,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Options> {
     let mut options = Options::default();
     let (mut named, mut plant, mut is_yardstick, mut per_plant, mut is_planted) =
         (None, None, false, 6, false);
+    let mut is_lake = false;
     let mut arguments = arguments.into_iter();
     while let Some(name) = arguments.next() {
         let mut value =
@@ -117,22 +118,29 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Options> {
                     other => bail!("--subject {other}: tidemark or subscription\n{USAGE}"),
                 }
             }
-            "--target" => match value()?.as_str() {
-                "postgres" => {}
-                other => bail!(
-                    "--target {other}: only postgres can be compared while it is written to\n{USAGE}"
-                ),
-            },
+            "--target" => {
+                is_lake = match value()?.as_str() {
+                    "postgres" => false,
+                    "lake" => true,
+                    other => bail!(
+                        "--target {other}: postgres or lake
+{USAGE}"
+                    ),
+                }
+            }
             "--help" | "-h" => bail!("{USAGE}"),
             other => bail!("unknown argument {other}\n{USAGE}"),
         }
     }
     options.planted = is_planted.then_some(per_plant);
-    options.subject = match is_yardstick {
-        true => Subject::Subscription,
-        false => Subject::Tidemark { binary: binary(named.as_deref()), plant },
+    let binary = binary(named.as_deref());
+    options.subject = match (is_yardstick, is_lake) {
+        (true, false) => Subject::Subscription,
+        (true, true) => bail!("a subscription has no lake\n{USAGE}"),
+        (false, true) => Subject::Lake { binary, plant },
+        (false, false) => Subject::Tidemark { binary, plant },
     };
-    if let Subject::Tidemark { binary, .. } = &options.subject
+    if let Subject::Tidemark { binary, .. } | Subject::Lake { binary, .. } = &options.subject
         && !binary.is_file()
     {
         bail!(
@@ -163,6 +171,7 @@ fn profile(text: &str) -> Result<Profile> {
         "kills" => Profile::Kills,
         "network" => Profile::Network,
         "servers" => Profile::Servers,
+        "instances" => Profile::Instances,
         "calm" => Profile::Calm,
         other => bail!("--profile {other}\n{USAGE}"),
     })
@@ -306,9 +315,15 @@ mod tests {
 
     #[test]
     fn what_is_unknown_is_refused_with_the_usage() {
-        for wrong in
-            ["--sedes 3", "--seeds", "--seeds x", "--pg 12", "--target lake", "--profile odd"]
-        {
+        for wrong in [
+            "--sedes 3",
+            "--seeds",
+            "--seeds x",
+            "--pg 12",
+            "--target lake",
+            "--target tape",
+            "--profile odd",
+        ] {
             let text = format!("--subject subscription {wrong}");
             assert!(parsed(&text).is_err(), "{wrong}");
         }

@@ -1,6 +1,6 @@
 //! Whoever follows the source: the binary under test, or PostgreSQL's own subscription as the yardstick of the rig.
 //!
-//! **Invariant:** a process that was started here is gone when its [`Follower`] is dropped.
+//! **Invariant:** a process that was started here is gone when its [`Follower`] is dropped, and when this process dies.
 
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt as _;
@@ -82,6 +82,8 @@ pub(super) struct Tidemark {
     directory: PathBuf,
     child: Option<Child>,
     runs: u32,
+    /// The root, where the target is a lake.
+    lake: Option<PathBuf>,
 }
 
 impl Tidemark {
@@ -90,6 +92,7 @@ impl Tidemark {
         environment: Vec<(String, String)>,
         directory: &Path,
         urls: (&str, &str),
+        lake: Option<PathBuf>,
     ) -> Self {
         let pair = |name: &str, value: &str| [name.to_owned(), value.to_owned()];
         let arguments = [
@@ -105,6 +108,7 @@ impl Tidemark {
             directory: directory.to_owned(),
             child: None,
             runs: 0,
+            lake,
         }
     }
 
@@ -118,7 +122,9 @@ impl Tidemark {
             File::create(self.directory.join(format!("run-{:03}.{kind}", self.runs)))
                 .context("create a file for the output")
         };
-        let mut command = Command::new(&self.binary);
+        // It must not outlive this process, however that ends; `setpriv` becomes what it starts.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(&self.binary);
         command.arg("sync").args(more).args(&self.arguments).arg("--state-dir").arg(state_dir);
         command.current_dir(&self.directory).env_clear();
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
@@ -217,6 +223,7 @@ impl Follower for Tidemark {
             phase: format!("(SELECT phase {row})"),
             position: format!("SELECT end_lsn {row}"),
             slots: "tidemark\\_%".to_owned(),
+            lake: self.lake.clone(),
         }
     }
 
@@ -224,8 +231,8 @@ impl Follower for Tidemark {
         "application_name LIKE 'tidemark%'"
     }
 
-    fn knows(&self, _fault: &Fault) -> bool {
-        true
+    fn knows(&self, fault: &Fault) -> bool {
+        self.lake.is_none() || fault.side() != Some(Side::Target)
     }
 
     fn said(&self) -> String {
@@ -326,6 +333,7 @@ impl Follower for Subscription {
             phase: "(SELECT CASE WHEN count(*) > 0 AND bool_and(srsubstate = 'r') THEN 'follow' ELSE 'snapshot' END FROM pg_subscription_rel)".to_owned(),
             position: "SELECT max(remote_lsn) FROM pg_replication_origin_status".to_owned(),
             slots: "tidemark\\_%".to_owned(),
+            lake: None,
         }
     }
 
@@ -345,6 +353,7 @@ impl Follower for Subscription {
                 | Fault::ShortFiles(..)
                 | Fault::FullDisk(_)
                 | Fault::LoseCommit(_)
+                | Fault::KillBehind(_)
         )
     }
 

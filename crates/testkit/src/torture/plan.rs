@@ -24,6 +24,8 @@ pub enum Side {
 pub enum Fault {
     /// `kill -9`, and the same command again.
     Kill,
+    /// `kill -9` while the target has not answered for so long: what was received is not applied.
+    KillBehind(Duration),
     /// SIGTERM: a clean stop, and the same command again.
     CleanStop,
     /// SIGSTOP for so long, then SIGCONT.
@@ -66,6 +68,7 @@ impl Fault {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Kill => "kill -9",
+            Self::KillBehind(_) => "kill -9 while behind",
             Self::CleanStop => "SIGTERM",
             Self::Freeze(_) => "SIGSTOP",
             Self::Cut(..) => "cut",
@@ -88,6 +91,31 @@ impl Fault {
     }
 }
 
+impl Fault {
+    /// The server whose connections or process it hits; none for the follower itself.
+    pub fn side(&self) -> Option<Side> {
+        match *self {
+            Self::Cut(side, _)
+            | Self::CutAt(side, ..)
+            | Self::BlackHole(side, _)
+            | Self::HalfBlackHole(side, ..)
+            | Self::Delay(side, ..)
+            | Self::Throttle(side, ..)
+            | Self::Unreachable(side, _)
+            | Self::EndSession(side, _)
+            | Self::Crash(side, _) => Some(side),
+            Self::LoseCommit(_) | Self::KillBehind(_) => Some(Side::Target),
+            Self::Rewrite => Some(Side::Source),
+            Self::Kill
+            | Self::CleanStop
+            | Self::Freeze(_)
+            | Self::SecondInstance { .. }
+            | Self::ShortFiles(..)
+            | Self::FullDisk(_) => None,
+        }
+    }
+}
+
 /// What a run is mostly about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
@@ -99,6 +127,8 @@ pub enum Profile {
     Network,
     /// Both servers.
     Servers,
+    /// Second instances and kills; never by a seed alone.
+    Instances,
     /// No fault at all.
     Calm,
 }
@@ -202,6 +232,7 @@ fn late(random: &mut StdRng, profile: Profile) -> Planned {
     let number = match (profile, random.random_range(0..100_u32)) {
         (Profile::Kills, 0..=79) => 0,
         (Profile::Network, _) => random.random_range(30..72),
+        (Profile::Instances, 0..=79) => 88,
         (Profile::Servers, _) => random.random_range(66..88),
         (_, number) => number,
     };
@@ -210,6 +241,7 @@ fn late(random: &mut StdRng, profile: Profile) -> Planned {
         _ => millis(random, 200, 3_000),
     };
     let fault = match number {
+        0..=19 if random.random_ratio(1, 4) => Fault::KillBehind(millis(random, 200, 1_500)),
         0..=19 => Fault::Kill,
         20..=23 => Fault::CleanStop,
         24..=29 => Fault::Freeze(millis(random, 3_000, 10_000)),
@@ -263,13 +295,13 @@ mod tests {
     fn twenty_mixed_seeds_have_every_kind_of_fault() {
         let plans = (0..20).map(|seed| Plan::of(seed, Profile::Mixed, (20, 60)));
         let kinds: BTreeSet<_> = plans.flat_map(|plan| plan.late).map(|p| p.fault.kind()).collect();
-        assert_eq!(kinds.len(), 19, "{kinds:?}");
+        assert_eq!(kinds.len(), 20, "{kinds:?}");
     }
 
     #[test]
     fn the_profile_of_kills_is_mostly_kills() {
         let plan = Plan::of(1, Profile::Kills, (20, 60));
         let kills = plan.late.iter().filter(|p| p.fault == Fault::Kill).count();
-        assert!(kills > 140, "{kills}");
+        assert!(kills > 100, "{kills}");
     }
 }

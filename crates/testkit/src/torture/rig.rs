@@ -84,6 +84,11 @@ impl Rig {
         self.proxy(side).url(&self.cluster(side).url(DATABASE))
     }
 
+    /// Where a lake may be made.
+    pub(super) fn lake(&self) -> PathBuf {
+        self.path().join("lake")
+    }
+
     pub(super) fn disk(&self) -> Option<&Disk> {
         self.disk.as_ref()
     }

@@ -29,12 +29,21 @@ const COMES_BACK_WITHIN: Duration = Duration::from_secs(15);
 /// Of a busy job after a kill: the old sessions live on for a while.
 const HELD_MAX: u32 = 30;
 const RESTARTS_MAX: u32 = 400;
+/// Reads a lake into statements.
+const LAKE: &str = include_str!("lake.py");
 
 /// Who follows.
 #[derive(Debug, Clone)]
 pub enum Subject {
     /// The binary, with a defect planted in it or none.
     Tidemark {
+        /// Where it is.
+        binary: PathBuf,
+        /// The defect's name.
+        plant: Option<String>,
+    },
+    /// The same, into Parquet files; both are compared with the source at the end.
+    Lake {
         /// Where it is.
         binary: PathBuf,
         /// The defect's name.
@@ -151,15 +160,20 @@ fn subject(trial: &Trial, rig: &Rig) -> Result<Box<dyn Follower>> {
             let (source, target) = ((&rig.source, DATABASE), (&rig.target, DATABASE));
             Ok(Box::new(Subscription::new(source, target, port)))
         }
-        Subject::Tidemark { binary, plant } => {
+        Subject::Tidemark { binary, plant } | Subject::Lake { binary, plant } => {
             let mut environment = vec![("RUST_BACKTRACE".to_owned(), "1".to_owned())];
             environment.extend(std::env::var("PATH").ok().map(|path| ("PATH".to_owned(), path)));
             environment.extend(plant.clone().map(|name| ("TIDEMARK_PLANT".to_owned(), name)));
             if let Some(tools) = trial.version.client_dir() {
                 environment.push(("TIDEMARK_PG_BIN".to_owned(), tools.display().to_string()));
             }
-            let urls = (rig.url(Side::Source), rig.url(Side::Target));
-            let follower = Tidemark::new(binary, environment, rig.path(), (&urls.0, &urls.1));
+            let lake = matches!(trial.subject, Subject::Lake { .. }).then(|| rig.lake());
+            let target = match &lake {
+                Some(root) => format!("file://{}", root.display()),
+                None => rig.url(Side::Target),
+            };
+            let urls = (rig.url(Side::Source), target);
+            let follower = Tidemark::new(binary, environment, rig.path(), (&urls.0, &urls.1), lake);
             Ok(Box::new(follower))
         }
     }
@@ -196,7 +210,7 @@ impl<'a> Run<'a> {
         began: Instant,
     ) -> Result<Self> {
         let questions = follower.questions();
-        let target = Some((&rig.target, DATABASE));
+        let target = (&rig.target, DATABASE);
         let watch = Watch::start((&rig.source, DATABASE), target, &questions, began)?;
         Ok(Self {
             trial,
@@ -225,7 +239,7 @@ impl<'a> Run<'a> {
             self.hold(planned.pause)?;
             self.inject(planned)?;
         }
-        self.wait("follow", self.trial.patience, |seen| seen.follows)?;
+        self.wait("follow", |seen| seen.follows)?;
         self.event("follows");
         self.under_faults()?;
         if let Sabotage::Midway(sql) = &self.trial.sabotage {
@@ -236,11 +250,9 @@ impl<'a> Run<'a> {
             self.event("a client of the storm has ended");
         }
         let head = self.head()?;
-        self.wait(
-            "get past the source's position once all is healed",
-            self.trial.patience,
-            |seen| seen.position >= head,
-        )?;
+        self.wait("get past the source's position once all is healed", |seen| {
+            seen.position >= head
+        })?;
         if let Some(storm) = storm.take() {
             self.storm = storm.stop().map_err(rig_error)?;
         }
@@ -296,19 +308,26 @@ impl<'a> Run<'a> {
         self.until(length, |_, _| Instant::now() >= until).map(drop)
     }
 
-    /// Waits for a state, and tends the follower meanwhile.
-    fn wait(&mut self, what: &str, within: Duration, probe: impl Fn(&Seen) -> bool) -> Step {
-        if self.until(within, |_, seen| probe(seen))? {
-            return Ok(());
+    /// Waits for a state as long as the follower's position moves, and tends the follower meanwhile.
+    fn wait(&mut self, what: &str, probe: impl Fn(&Seen) -> bool) -> Step {
+        let patience = self.trial.patience;
+        loop {
+            let before = self.watch.seen().position;
+            if self.until(patience, |_, seen| probe(seen))? {
+                return Ok(());
+            }
+            let seen = self.watch.seen();
+            if seen.position > before {
+                continue;
+            }
+            let detail = format!(
+                "the follower does not {what}, and has not moved for {patience:?}: it is at {}, the source at {}\n{}",
+                show(seen.position),
+                show(seen.head),
+                self.follower.said()
+            );
+            return Err(Failure { seen_by: "stuck", detail });
         }
-        let seen = self.watch.seen();
-        let detail = format!(
-            "the follower does not {what} within {within:?}: it is at {}, the source at {}\n{}",
-            show(seen.position),
-            show(seen.head),
-            self.follower.said()
-        );
-        Err(Failure { seen_by: "stuck", detail })
     }
 
     fn until(&mut self, within: Duration, probe: impl Fn(&Self, &Seen) -> bool) -> Step<bool> {
@@ -426,8 +445,8 @@ impl<'a> Run<'a> {
         }
         // One that was just started may not be where a clean stop is 0.
         let head = self.head()?;
-        self.wait("come to the source's last position", self.trial.patience, |seen| {
-            seen.position >= head.saturating_sub(1 << 24)
+        self.wait("come to the source's last position", |seen| {
+            seen.position >= head.saturating_sub(1 << 18)
         })?;
         self.follower.signal(Signal::TERM).map_err(rig_error)?;
         match ended_within(self.follower.as_mut(), STOPS_WITHIN).map_err(rig_error)? {
@@ -475,7 +494,9 @@ impl<'a> Run<'a> {
             return Err(Failure { seen_by: "rig", detail });
         }
         let seen = self.watch.seen();
-        if seen.glances == 0 {
+        if let Some(root) = self.follower.questions().lake {
+            self.load_lake(&root)?;
+        } else if seen.glances == 0 {
             return Err(Failure {
                 seen_by: "rig",
                 detail: "nobody has looked at the target".to_owned(),
@@ -511,6 +532,22 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Loads what the lake holds into the target, so that the oracle can compare it.
+    fn load_lake(&mut self, root: &Path) -> Step {
+        Storm::prepare_empty(&self.rig.target, DATABASE).map_err(rig_error)?;
+        let mut command = process::command(python());
+        let script = self.rig.path().join("lake.py");
+        std::fs::write(&script, LAKE).map_err(|cause| rig_error(cause.into()))?;
+        let read = process::run(command.arg(script).arg(root));
+        // The reader is strict: what it cannot make sense of is the lake's fault.
+        let read =
+            read.map_err(|cause| Failure { seen_by: "difference", detail: format!("{cause:#}") })?;
+        let mut psql = self.rig.target.psql_command(DATABASE);
+        let loaded = process::run_with_input(&mut psql, &read.stdout);
+        loaded.map_err(|cause| Failure { seen_by: "difference", detail: format!("{cause:#}") })?;
+        Ok(())
+    }
+
     fn outcome(&mut self, began: Instant, failure: Option<Failure>) -> Outcome {
         let seen = self.watch.seen();
         Outcome {
@@ -533,6 +570,12 @@ impl<'a> Run<'a> {
             kept: None,
         }
     }
+}
+
+/// The Python that has pyarrow: `scripts/lib.sh` makes it.
+fn python() -> PathBuf {
+    let made = || crate::cluster::cache_home().join("python/bin/python");
+    std::env::var_os("TIDEMARK_PYTHON").map_or_else(made, PathBuf::from)
 }
 
 /// Where the binary is: the environment says so, or the debug build of this tree.

@@ -5,6 +5,7 @@
 //! Promises hold from the moment when the target says that it follows (`design.md` section 3: before that, tables join one by one). After a
 //! crash of the target what was visible may be gone, because it need not have been durable: promises about time begin anew.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -72,6 +73,8 @@ pub(super) struct Questions {
     pub(super) position: String,
     /// A pattern of the follower's slots.
     pub(super) slots: String,
+    /// The root of a lake, which has no promises to be judged while it is written to.
+    pub(super) lake: Option<PathBuf>,
 }
 
 /// The threads that watch; they end when this is dropped.
@@ -82,10 +85,10 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Begins to watch. A target that is no database has no `target`.
+    /// Begins to watch.
     pub(super) fn start(
         source: (&Arc<Cluster>, &str),
-        target: Option<(&Arc<Cluster>, &str)>,
+        target: (&Arc<Cluster>, &str),
         questions: &Questions,
         began: Instant,
     ) -> Result<Self> {
@@ -103,9 +106,11 @@ impl Watch {
             threads.push(thread.context("start a watching thread")?);
             Ok(())
         };
-        if let Some((cluster, database)) = target {
-            let view =
-                View { cluster: Arc::clone(cluster), database: database.to_owned(), session: None };
+        if let Some(root) = questions.lake.clone() {
+            spawn("watch-lake", Box::new(move |shared| watch_lake(shared, &root)))?;
+        } else {
+            let (cluster, database) = (Arc::clone(target.0), target.1.to_owned());
+            let view = View { cluster, database, session: None };
             let questions = questions.clone();
             spawn("watch-target", Box::new(move |shared| watch_target(shared, view, &questions)))?;
         }
@@ -169,6 +174,19 @@ impl View {
             return None;
         };
         serde_json::from_str(&answer).ok()
+    }
+}
+
+/// The position of a lake is that of its last commit.
+fn watch_lake(shared: &Shared, root: &Path) {
+    let commits = root.join("_tidemark/commits");
+    while !shared.calm.within(ELSE) {
+        let Ok(entries) = std::fs::read_dir(&commits) else { continue };
+        let names = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+        let last = names.filter(|path| path.extension().is_some_and(|end| end == "json")).max();
+        let text = last.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+        let Ok(commit) = serde_json::from_str::<Value>(&text) else { continue };
+        note(shared, &serde_json::json!({"phase": "follow", "position": commit["end_lsn"]}));
     }
 }
 

@@ -41,7 +41,7 @@ const SCHEMA: &str = include_str!("storm/schema.sql");
 pub struct StormOptions {
     /// The seed of what is written.
     pub seed: u64,
-    /// The pause after each short transaction of a client; a bulk client's is twenty times as long.
+    /// The pause after each short transaction of a client; a bulk client's is thirty times as long.
     pub pause: Duration,
     /// The rows of the largest transaction.
     pub rows_max: u64,
@@ -51,7 +51,7 @@ pub struct StormOptions {
 
 impl Default for StormOptions {
     fn default() -> Self {
-        Self { seed: 1, pause: Duration::from_millis(15), rows_max: 20_000, swaps_one_in: 1 }
+        Self { seed: 1, pause: Duration::from_millis(20), rows_max: 20_000, swaps_one_in: 1 }
     }
 }
 

@@ -170,7 +170,7 @@ fn what_we_brought_to_the_source_does_not_come_back() {
         commit(20),
     ];
     let found = feed(&mut assembler, all);
-    assert_eq!(found[0].2, true);
+    assert!(found[0].2);
     assert_eq!(found[1], (20, texts(&["somebody else's"]), false));
     assert_eq!(assembler.position(), Lsn::new(20));
 }
@@ -204,7 +204,8 @@ fn memory_of_open_transactions_is_bounded() {
         }
         feed(&mut assembler, vec![Message::StreamStop]);
     }
-    let found = feed(&mut assembler, (1..=5).map(|xid| stream_commit(xid, 10 + u64::from(xid))).collect());
+    let found =
+        feed(&mut assembler, (1..=5).map(|xid| stream_commit(xid, 10 + u64::from(xid))).collect());
     assert!(found.iter().all(|(_, rows, _)| rows.len() == 100));
 }
 

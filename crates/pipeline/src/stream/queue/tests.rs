@@ -1,8 +1,5 @@
 //! What comes out of a queue that goes to disk and back.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use tidemark_sink::Flushed;
 
 use super::super::body::Body;
@@ -39,17 +36,13 @@ fn end_of(item: Option<Item>) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_waits_for_memory_and_goes_on_when_it_is_popped() {
-    let queue = Arc::new(Queue::new(Budget::new(4096), 1 << 30, Lsn::new(0)));
+    let queue = Queue::new(Budget::new(4096), 1 << 30, Lsn::new(0));
     queue.push(committed(10, 3000), false).await.unwrap();
-    let pusher = tokio::spawn({
-        let queue = Arc::clone(&queue);
-        async move { queue.push(committed(20, 3000), false).await }
-    });
-    let waited = tokio::time::timeout(Duration::from_millis(50), queue.budget.reserve(4000)).await;
-    assert!(waited.is_err(), "the budget is held");
-    assert!(!pusher.is_finished());
+    let pusher = queue.push(committed(20, 3000), false);
+    tokio::pin!(pusher);
+    assert!(futures::poll!(&mut pusher).is_pending());
     assert_eq!(end_of(queue.try_pop().unwrap()), 10);
-    pusher.await.unwrap().unwrap();
+    pusher.await.unwrap();
     assert_eq!(end_of(queue.try_pop().unwrap()), 20);
 }
 
@@ -58,30 +51,49 @@ async fn a_queue_that_turns_to_disk_keeps_the_order_and_comes_back() {
     let directory = tempfile::tempdir().unwrap();
     let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(0));
     queue.push(committed(10, 10), false).await.unwrap();
-    queue.begin_spooling(spool(directory.path(), 10), false);
+    queue.turn_to_disk(|base| Ok(spool(directory.path(), base.as_u64()))).unwrap();
     queue.push(committed(20, 10), false).await.unwrap();
     assert_eq!(queue.sync_spool().unwrap(), None, "what is before the base is not durable");
     assert_eq!(end_of(queue.try_pop().unwrap()), 10);
     assert_eq!(end_of(queue.try_pop().unwrap()), 20);
     queue.set_durable(durable(10));
     assert_eq!(queue.sync_spool().unwrap(), Some(durable(20)));
+    assert!(queue.spools().0);
     assert!(queue.try_pop().unwrap().is_none());
-    assert!(queue.spools().0, "what is in the spool is not durable on the target");
+    assert!(!queue.spools().0, "all of it was given out");
     queue.push(committed(30, 10), false).await.unwrap();
-    queue.set_durable(durable(30));
-    assert_eq!(end_of(queue.try_pop().unwrap()), 30);
-    assert!(queue.try_pop().unwrap().is_none());
-    assert!(!queue.spools().0);
     queue.push(committed(40, 10), false).await.unwrap();
+    assert_eq!(queue.sync_spool().unwrap(), Some(durable(20)), "30 is in memory");
+    assert_eq!(end_of(queue.try_pop().unwrap()), 30);
+    queue.set_durable(durable(20));
     assert_eq!(end_of(queue.try_pop().unwrap()), 40);
+    assert!(queue.try_pop().unwrap().is_none());
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_gathered_behind_a_spool_goes_into_it_before_anything_that_comes() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(10));
+    queue.hold(spool(directory.path(), 10));
+    queue.push(committed(20, 10), false).await.unwrap();
+    queue.let_go();
+    queue.push(committed(30, 10), false).await.unwrap();
+    queue.push(committed(40, 10), false).await.unwrap();
+    queue.turn_to_disk(|_| panic!("there is a spool")).unwrap();
+    queue.push(committed(50, 10), false).await.unwrap();
+    assert_eq!(queue.sync_spool().unwrap(), Some(durable(50)));
+    for end in [20, 30, 40, 50] {
+        assert_eq!(end_of(queue.try_pop().unwrap()), end);
+    }
+    assert!(queue.try_pop().unwrap().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_held_spool_is_filled_and_not_read() {
     let directory = tempfile::tempdir().unwrap();
     let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(10));
-    queue.begin_spooling(spool(directory.path(), 10), true);
+    queue.hold(spool(directory.path(), 10));
     queue.push(committed(20, 10), false).await.unwrap();
     queue.set_idle(Lsn::new(25));
     assert!(queue.try_pop().unwrap().is_none());
@@ -107,18 +119,15 @@ async fn nothing_for_us_is_said_only_behind_everything_that_was_pushed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_spool_makes_the_push_wait() {
     let directory = tempfile::tempdir().unwrap();
-    let queue = Arc::new(Queue::new(Budget::new(1 << 20), 1000, Lsn::new(10)));
-    queue.begin_spooling(spool(directory.path(), 10), false);
+    let queue = Queue::new(Budget::new(1 << 20), 1000, Lsn::new(10));
+    queue.turn_to_disk(|_| Ok(spool(directory.path(), 10))).unwrap();
     queue.push(committed(20, 2000), false).await.unwrap();
-    let pusher = tokio::spawn({
-        let queue = Arc::clone(&queue);
-        async move { queue.push(committed(30, 10), false).await }
-    });
-    tokio::task::yield_now().await;
-    assert!(!pusher.is_finished());
+    let pusher = queue.push(committed(30, 10), false);
+    tokio::pin!(pusher);
+    assert!(futures::poll!(&mut pusher).is_pending());
     assert_eq!(end_of(queue.try_pop().unwrap()), 20);
     queue.set_durable(durable(20));
     assert!(queue.try_pop().unwrap().is_none());
-    pusher.await.unwrap().unwrap();
+    pusher.await.unwrap();
     assert_eq!(end_of(queue.try_pop().unwrap()), 30);
 }

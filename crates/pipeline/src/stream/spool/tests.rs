@@ -14,19 +14,27 @@ fn identity(base: u64) -> Identity {
     }
 }
 
-fn committed(end: u64, rows: &[Vec<u8>]) -> Committed {
+fn head(end: u64) -> TransactionHead {
+    let (commit_lsn, end_lsn) = (Lsn::new(end - 1), Lsn::new(end));
+    TransactionHead { xid: end, commit_lsn, end_lsn, committed_at: 0 }
+}
+
+fn blocks(rows: &[Vec<u8>]) -> Blocks {
     let mut body = Body::default();
     for row in rows {
         body.push(b'I', row);
     }
-    let (commit_lsn, end_lsn) = (Lsn::new(end - 1), Lsn::new(end));
-    Committed { head: TransactionHead { xid: end, commit_lsn, end_lsn, committed_at: 0 }, body }
+    Blocks::Body(body.read())
 }
 
-fn with_relation(end: u64, oid: u32) -> Committed {
-    let mut committed = committed(end, &[]);
-    committed.body.push(b'R', &[&oid.to_be_bytes()[..], b"description"].concat());
-    committed
+fn append(spool: &mut Spool, end: u64, rows: &[Vec<u8>]) {
+    spool.append(head(end), blocks(rows)).unwrap();
+}
+
+fn relation(oid: u32) -> Blocks {
+    let mut body = Body::default();
+    body.push(b'R', &[&oid.to_be_bytes()[..], b"description"].concat());
+    Blocks::Body(body.read())
 }
 
 /// Everything from the reader on: end and number of messages of each transaction, `(0, oid)` for a description.
@@ -55,10 +63,10 @@ fn transactions_come_back_in_order_while_more_are_added() {
     let mut spool = Spool::create(directory.path(), identity(10)).unwrap();
     let mut reader = spool.reader();
     assert_eq!(read_all(&spool, &mut reader), []);
-    spool.append(committed(20, &[vec![1; 5], vec![2; 5]])).unwrap();
+    append(&mut spool, 20, &[vec![1; 5], vec![2; 5]]);
     assert_eq!(read_all(&spool, &mut reader), [(20, 2)]);
-    spool.append(committed(30, &[])).unwrap();
-    spool.append(committed(40, &[vec![3; 3 << 20], vec![4; 9]])).unwrap();
+    append(&mut spool, 30, &[]);
+    append(&mut spool, 40, &[vec![3; 3 << 20], vec![4; 9]]);
     assert_eq!(read_all(&spool, &mut reader), [(30, 0), (40, 2)]);
     assert_eq!(spool.end(), Lsn::new(40));
     assert_eq!(spool.sync().unwrap().lsn(), Lsn::new(40));
@@ -70,7 +78,7 @@ fn whatever_is_torn_off_the_end_whole_transactions_remain() {
     let mut spool = Spool::create(directory.path(), identity(10)).unwrap();
     let mut lengths = Vec::new();
     for end in [20, 30, 40] {
-        spool.append(committed(end, &[vec![end as u8; 40]])).unwrap();
+        append(&mut spool, end, &[vec![end as u8; 40]]);
         lengths.push((spool.bytes(), end));
     }
     spool.sync().unwrap();
@@ -86,7 +94,7 @@ fn whatever_is_torn_off_the_end_whole_transactions_remain() {
         };
         assert_eq!(spool.end().as_u64(), expected.map_or(10, |(_, end)| *end), "cut at {cut}");
         // It can be written to again, behind what remained.
-        spool.append(committed(99, &[vec![0; 3]])).unwrap();
+        append(&mut spool, 99, &[vec![0; 3]]);
         let found = read_all(&spool, &mut spool.reader());
         assert_eq!(found.last(), Some(&(99, 1)), "cut at {cut}");
         assert_eq!(found.len(), expected.map_or(0, |(_, end)| (*end as usize - 10) / 10) + 1);
@@ -99,7 +107,7 @@ fn a_changed_byte_ends_the_spool_there() {
     let directory = tempfile::tempdir().unwrap();
     let mut spool = Spool::create(directory.path(), identity(10)).unwrap();
     for end in [20, 30, 40] {
-        spool.append(committed(end, &[vec![end as u8; 40]])).unwrap();
+        append(&mut spool, end, &[vec![end as u8; 40]]);
     }
     drop(spool);
     let path = path_of(directory.path(), 1);
@@ -117,10 +125,10 @@ fn a_changed_byte_ends_the_spool_there() {
 fn descriptions_stand_at_the_front_of_each_segment() {
     let directory = tempfile::tempdir().unwrap();
     let mut spool = Spool::create(directory.path(), identity(10)).unwrap();
-    spool.append(with_relation(20, 16_384)).unwrap();
-    spool.describe(with_relation(15, 16_385)).unwrap();
+    spool.append(head(20), relation(16_384)).unwrap();
+    spool.describe(relation(16_385)).unwrap();
     for number in 0..70_u64 {
-        spool.append(committed(30 + number, &[vec![0; 1 << 20]])).unwrap();
+        append(&mut spool, 30 + number, &[vec![0; 1 << 20]]);
     }
     assert!(spool.segments.len() >= 2);
     let mut reader = spool.reader();
@@ -142,7 +150,7 @@ fn a_segment_behind_a_torn_one_is_not_believed() {
     let directory = tempfile::tempdir().unwrap();
     let mut spool = Spool::create(directory.path(), identity(10)).unwrap();
     for number in 0..70_u64 {
-        spool.append(committed(20 + number, &[vec![0; 1 << 20]])).unwrap();
+        append(&mut spool, 20 + number, &[vec![0; 1 << 20]]);
     }
     drop(spool);
     let path = path_of(directory.path(), 1);

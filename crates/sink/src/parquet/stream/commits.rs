@@ -11,8 +11,8 @@ use std::collections::HashSet;
 use tidemark_model::{Column, Lsn, RelationName};
 
 use super::super::manifest::{
-    self, COMMITS, Commit, CommitTable, DOCUMENTS, FORMAT_VERSION, FormerRun, JOB, JobDocument, JobTable,
-    SNAPSHOT_COMMIT, Source,
+    self, COMMITS, Commit, CommitTable, DOCUMENTS, FORMAT_VERSION, FormerRun, JOB, JobDocument,
+    JobTable, SNAPSHOT_COMMIT, Source,
 };
 use super::super::root::{Root, is_unfinished_document};
 use super::super::to_json;
@@ -37,6 +37,9 @@ pub(super) struct Commits {
 impl Commits {
     /// Takes the lake for a run.
     pub(super) async fn take(root: &Root, start: &StreamStart) -> Result<Self> {
+        // Before anything is changed, and again once nobody else changes it.
+        snapshot_to_follow(root, start).await?;
+        own_job(root, start).await?;
         let lock = Lock::take(root)?;
         let snapshot = snapshot_to_follow(root, start).await?;
         let mut last = last(root, snapshot).await?;

@@ -9,7 +9,7 @@
 //! types whose binary form is their text.
 //!
 //! Two casts differ from the output function: `inet` without a prefix length gets one, which is done here; `xml` keeps a
-//! declaration that neither form of the stream has (`docs/types.md`).
+//! declaration that neither form of the stream has (`docs/lake-format.md`).
 
 use tidemark_columnar::{Mapping, map_column};
 use tidemark_model::{Cell, Column, DataType, TablePlan, TypeKind, Wire};

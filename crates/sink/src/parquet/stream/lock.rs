@@ -5,12 +5,13 @@
 //! people at once what two writers would only find out by their next commit.
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::super::failure;
 use super::super::manifest::DOCUMENTS;
-use super::super::root::{Root, create_directory};
+use super::super::root::Root;
 use crate::{Disposition, Error, Result};
 
 /// Held until it is dropped.
@@ -20,17 +21,24 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock, where the root is a directory that is there; does not wait.
+    /// Takes the lock of a lake that is there, where it is a directory; does not wait.
     pub(crate) fn take(root: &Root) -> Result<Self> {
+        Self::lock(root, OpenOptions::new().create(true).truncate(false).write(true))
+    }
+
+    /// The same, but leaves alone what has never been locked, because it may not be ours.
+    pub(crate) fn take_if_there(root: &Root) -> Result<Self> {
+        Self::lock(root, OpenOptions::new().write(true))
+    }
+
+    fn lock(root: &Root, how: &OpenOptions) -> Result<Self> {
         let attempt = || format!("lock the lake {root}");
-        let Some(path) = root.local_path().filter(|path| path.join(DOCUMENTS).is_dir()) else {
-            return Ok(Self { _file: None });
+        let Some(path) = root.local_path() else { return Ok(Self::default()) };
+        let file = match how.open(path.join(DOCUMENTS).join("lock")) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(failure::io(attempt(), error)),
         };
-        let open = || {
-            let path = create_directory(path, DOCUMENTS)?.join("lock");
-            OpenOptions::new().create(true).truncate(false).write(true).open(path)
-        };
-        let file = open().map_err(|error| failure::io(attempt(), error))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self { _file: Some(file) }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::new(Disposition::Held, attempt())

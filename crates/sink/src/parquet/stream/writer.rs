@@ -35,13 +35,19 @@ use crate::{
 /// Tables whose files are written at once.
 const FILES_AT_ONCE: usize = 8;
 
+/// Tables whose buffers are kept from one commit to the next.
+const LANES_KEPT: usize = 64;
+
 /// Finished row groups of a table are written out beyond this.
 const FINISHED_BYTES: u64 = 16 << 20;
 
 /// A table on its way.
 struct TableState {
-    /// Absent while the pool works on it, and after an error.
+    table: Arc<StreamTable>,
+    /// Made with the first row: a job may have a great many tables.
     lane: Option<Box<Lane>>,
+    /// The pool works on the lane.
+    is_away: bool,
     files: Files,
 }
 
@@ -111,7 +117,9 @@ impl LakeWriter {
             tables: tables
                 .into_iter()
                 .map(|table| TableState {
-                    lane: Some(Box::new(Lane::new(table, bounds))),
+                    table,
+                    lane: None,
+                    is_away: false,
                     files: Files::default(),
                 })
                 .collect(),
@@ -206,16 +214,22 @@ impl LakeWriter {
         Err(Error::new(Disposition::Internal, attempt))
     }
 
+    /// Takes a table's lane for the pool.
     fn lane(&mut self, index: usize) -> Result<Box<Lane>> {
-        self.tables[index].lane.take().ok_or_else(|| {
-            Error::new(Disposition::Internal, "write to a table that is being written to")
-        })
+        let state = &mut self.tables[index];
+        if std::mem::replace(&mut state.is_away, true) {
+            let attempt = "write to a table that is being written to";
+            return Err(Error::new(Disposition::Internal, attempt).on(state.table.name()));
+        }
+        let made = || Box::new(Lane::new(Arc::clone(&state.table), self.bounds));
+        Ok(state.lane.take().unwrap_or_else(made))
     }
 
     fn take_back(&mut self, done: Vec<(usize, Box<Lane>, Result<()>)>) -> Result<()> {
         let mut outcome = Ok(());
         for (index, lane, done) in done {
             self.tables[index].lane = Some(lane);
+            self.tables[index].is_away = false;
             outcome = outcome.and(done);
         }
         outcome
@@ -242,22 +256,20 @@ impl LakeWriter {
 
     /// Ends every row group that is open.
     async fn end_row_groups(&mut self) -> Result<()> {
-        let cpu = self.cpu.clone();
-        let lanes = self.tables.iter_mut().enumerate();
-        let work = lanes.filter_map(|(index, table)| table.lane.take().map(|lane| (index, lane)));
-        let work = work.map(|(index, mut lane)| {
-            let cpu = cpu.clone();
-            async move {
-                if lane.bytes() == 0 {
-                    return (index, lane, Ok(()));
-                }
+        let mut work = Vec::new();
+        for index in 0..self.tables.len() {
+            if self.tables[index].lane.as_ref().is_none_or(|lane| lane.bytes() == 0) {
+                continue;
+            }
+            let (mut lane, cpu) = (self.lane(index)?, self.cpu.clone());
+            work.push(async move {
                 cpu.run(move || {
                     let outcome = lane.finish();
                     (index, lane, outcome)
                 })
                 .await
-            }
-        });
+            });
+        }
         let done = join_all(work).await;
         self.take_back(done)
     }
@@ -299,7 +311,15 @@ impl LakeWriter {
         self.counters.commits += 1;
         let durable = Flushed::up_to(end);
         self.positions.send_replace(Positions { applied: end, durable });
+        self.forget_lanes();
         Ok(durable)
+    }
+
+    /// Gives back the buffers of tables whose rows are all committed, if they are many.
+    fn forget_lanes(&mut self) {
+        if self.tables.iter().filter(|state| state.lane.is_some()).count() > LANES_KEPT {
+            self.tables.iter_mut().for_each(|state| state.lane = None);
+        }
     }
 
     /// Commits what was accepted, up to a position at least.
@@ -340,10 +360,11 @@ impl LakeWriter {
                 files.append(&to, Arc::clone(&old.table), finished).await?;
             }
             files.close().await?;
-            lane = Box::new(old.followed_by(Arc::new(table), self.bounds));
+            let table = Arc::new(table);
+            self.tables[index].table = Arc::clone(&table);
+            lane = Box::new(old.followed_by(table, self.bounds));
         }
-        self.tables[index].lane = Some(lane);
-        Ok(())
+        self.take_back(vec![(index, lane, Ok(()))])
     }
 }
 

@@ -94,6 +94,14 @@ pub(super) struct Applier {
     pub(super) counters: StreamCounters,
 }
 
+/// Something to be sent.
+enum Request<'a> {
+    Run(&'static str),
+    Step(&'a Step, Statement),
+    /// The position, as text.
+    Position(Statement, String),
+}
+
 /// Why a part was not applied.
 enum Failure {
     /// The net effect did not fit: try the exact order.
@@ -170,12 +178,8 @@ impl Applier {
     /// Stores a position that no rows belong to.
     pub(super) async fn advance(&mut self, lsn: Lsn) -> Result<()> {
         let statement = self.prepare(POSITION).await.map_err(position_error)?;
-        let text = lsn.to_string();
-        let rows = self
-            .client
-            .execute(&statement, &[&text, &self.fence.job, &self.fence.run, &self.fence.epoch])
-            .await
-            .map_err(position_error)?;
+        let request = Request::Position(statement, lsn.to_string());
+        let rows = self.request(&request).await.map_err(position_error)?;
         self.expect_own(rows)
     }
 
@@ -208,18 +212,82 @@ impl Applier {
             true => "SAVEPOINT tidemark_part",
             false => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
         };
-        let begun = self.client.batch_execute(begin).await;
-        begun.map_err(|cause| server_error("begin to apply a batch", None, cause))?;
-        match (&prepared.steps, exact) {
-            (Some(steps), false) => self.net(steps).await?,
-            _ => self.exact(prepared).await?,
+        let lsn = prepared.batch.end_lsn();
+        let position = self.prepare(POSITION).await.map_err(position_error)?;
+        let end = match (prepared.batch.continues, self.is_open) {
+            (true, true) => Some(Request::Run("RELEASE SAVEPOINT tidemark_part")),
+            (true, false) => None,
+            (false, _) => Some(Request::Position(position, lsn.to_string())),
+        };
+        let mut requests = vec![Request::Run(begin)];
+        if self.is_open {
+            // A statement that cannot be prepared ends the transaction: the way back must be there before.
+            self.requests(std::mem::take(&mut requests)).await?;
         }
-        match (prepared.batch.continues, self.is_open) {
-            (true, true) => self.run("RELEASE SAVEPOINT tidemark_part").await?,
-            (true, false) => {}
-            (false, _) => self.commit(prepared.batch.end_lsn()).await?,
+        match (&prepared.steps, exact) {
+            (Some(steps), false) => {
+                for step in steps {
+                    let statement = self.prepare(step.sql()).await;
+                    requests
+                        .push(Request::Step(step, statement.map_err(|cause| sort(step, cause))?));
+                }
+            }
+            _ => {
+                self.requests(std::mem::take(&mut requests)).await?;
+                self.exact(prepared).await?;
+            }
+        }
+        requests.extend(end);
+        self.requests(requests).await?;
+        if prepared.batch.continues { Ok(()) } else { self.commit(lsn).await }
+    }
+
+    /// Sends requests without waiting for the answers of those before; COPY has to wait.
+    async fn requests(&self, mut requests: Vec<Request<'_>>) -> Result<(), Failure> {
+        while !requests.is_empty() {
+            let is_copy =
+                |request: &Request<'_>| matches!(request, Request::Step(Step::Copy { .. }, _));
+            let count = requests.iter().position(is_copy).unwrap_or(requests.len()).max(1);
+            let group: Vec<_> = requests.drain(..count).collect();
+            let answers = pipelined(group.iter().map(|request| self.request(request))).await;
+            for (request, answer) in group.iter().zip(answers) {
+                match (request, answer) {
+                    (Request::Run(_), Ok(_)) => {}
+                    (Request::Run(_), Err(cause)) => {
+                        return Err(server_error("apply a batch", None, cause).into());
+                    }
+                    (Request::Step(step, _), answer) => {
+                        let touched = answer.map_err(|cause| sort(step, cause))?;
+                        if step.rows().is_some_and(|rows| rows != touched) {
+                            tracing::debug!(relation = %step.table().name, touched, "another number of rows than meant");
+                            return Err(Failure::Unfit);
+                        }
+                    }
+                    (Request::Position(..), Ok(rows)) => self.expect_own(rows)?,
+                    (Request::Position(..), Err(cause)) => {
+                        let contended = is_contended(&cause);
+                        let error = position_error(cause);
+                        return Err(if contended {
+                            Failure::Contended(error)
+                        } else {
+                            error.into()
+                        });
+                    }
+                }
+            }
         }
         Ok(())
+    }
+
+    async fn request(&self, request: &Request<'_>) -> Result<u64, tokio_postgres::Error> {
+        match request {
+            Request::Run(sql) => self.client.batch_execute(sql).await.map(|()| 0),
+            Request::Step(step, statement) => self.run_step(step, statement).await,
+            Request::Position(statement, lsn) => {
+                let Fence { job, run, epoch } = &self.fence;
+                self.client.execute(statement, &[lsn, job, run, epoch]).await
+            }
+        }
     }
 
     async fn run(&self, sql: &str) -> Result<()> {
@@ -230,55 +298,21 @@ impl Applier {
     /// Takes back what was done of the present part.
     async fn back(&mut self) -> Result<()> {
         match self.is_open {
-            true => self.run("ROLLBACK TO SAVEPOINT tidemark_part; RELEASE SAVEPOINT tidemark_part").await,
+            true => {
+                self.run("ROLLBACK TO SAVEPOINT tidemark_part; RELEASE SAVEPOINT tidemark_part")
+                    .await
+            }
             false => self.run("ROLLBACK").await,
         }
     }
 
     async fn commit(&mut self, lsn: Lsn) -> Result<(), Failure> {
-        let statement = self.prepare(POSITION).await.map_err(position_error)?;
-        let text = lsn.to_string();
-        let rows = self
-            .client
-            .execute(&statement, &[&text, &self.fence.job, &self.fence.run, &self.fence.epoch])
-            .await
-            .map_err(|cause| match is_contended(&cause) {
-                true => Failure::Contended(position_error(cause)),
-                false => Failure::Fatal(position_error(cause)),
-            })?;
-        self.expect_own(rows)?;
         self.client.batch_execute("COMMIT").await.map_err(|cause| {
             let contended = is_contended(&cause);
-            let error = server_error(
-                format!("commit the transactions up to {lsn} on the target"),
-                None,
-                cause,
-            );
+            let attempt = format!("commit the transactions up to {lsn} on the target");
+            let error = server_error(attempt, None, cause);
             if contended { Failure::Contended(error) } else { Failure::Fatal(error) }
         })
-    }
-
-    /// Applies the net effect. Statements are sent without waiting for the answers of those before; COPY has to wait.
-    async fn net(&mut self, steps: &[Step]) -> Result<(), Failure> {
-        let mut statements = Vec::with_capacity(steps.len());
-        for step in steps {
-            statements.push(self.prepare(step.sql()).await.map_err(|cause| sort(step, cause))?);
-        }
-        let mut rest: Vec<(&Step, Statement)> = steps.iter().zip(statements).collect();
-        while !rest.is_empty() {
-            let is_copy = |(step, _): &(&Step, Statement)| matches!(step, Step::Copy { .. });
-            let count = rest.iter().position(is_copy).unwrap_or(rest.len()).max(1);
-            let group: Vec<_> = rest.drain(..count).collect();
-            let answers = pipelined(group.iter().map(|(step, statement)| self.run_step(step, statement)));
-            for ((step, _), answer) in group.iter().zip(answers.await) {
-                let touched = answer.map_err(|cause| sort(step, cause))?;
-                if step.rows().is_some_and(|rows| rows != touched) {
-                    tracing::debug!(relation = %step.table().name, touched, "another number of rows than meant");
-                    return Err(Failure::Unfit);
-                }
-            }
-        }
-        Ok(())
     }
 
     /// A prepared statement, kept for the next batch.
@@ -336,10 +370,15 @@ impl Applier {
         for single in singles {
             for step in &single.steps {
                 let statement = self.prepare(step.sql()).await;
-                all.push((single, step, statement.map_err(|cause| refused(single, end_lsn, cause))?));
+                all.push((
+                    single,
+                    step,
+                    statement.map_err(|cause| refused(single, end_lsn, cause))?,
+                ));
             }
         }
-        let answers = pipelined(all.iter().map(|(_, step, statement)| self.run_step(step, statement)));
+        let answers =
+            pipelined(all.iter().map(|(_, step, statement)| self.run_step(step, statement)));
         for ((single, step, _), answer) in all.iter().zip(answers.await) {
             let touched = answer.map_err(|cause| refused(single, end_lsn, cause))?;
             if step.rows().is_some_and(|rows| rows != touched) {
@@ -424,5 +463,8 @@ fn refused(single: &Single, end_lsn: Lsn, cause: tokio_postgres::Error) -> Failu
 }
 
 fn at(error: Error, end_lsn: Lsn) -> Error {
-    Error { attempt: format!("{} in the transaction that ends at {end_lsn}", error.attempt), ..error }
+    Error {
+        attempt: format!("{} in the transaction that ends at {end_lsn}", error.attempt),
+        ..error
+    }
 }

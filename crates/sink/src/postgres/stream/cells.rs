@@ -29,7 +29,11 @@ pub(super) fn tuple<'a>(cells: impl ExactSizeIterator<Item = Cell<'a>>) -> Tuple
 }
 
 /// A key as bytes: a row of the key's cells, ready for [`key_tuple`].
-pub(super) fn key_bytes(row: &TupleData, cells: impl ExactSizeIterator<Item = usize>, out: &mut Vec<u8>) {
+pub(super) fn key_bytes(
+    row: &TupleData,
+    cells: impl ExactSizeIterator<Item = usize>,
+    out: &mut Vec<u8>,
+) {
     out.clear();
     out.put_u16(u16::try_from(cells.len()).expect("a key has at most 32 columns"));
     for index in cells {
@@ -63,9 +67,10 @@ pub(super) fn overlay(older: &TupleData, newer: TupleData) -> TupleData {
 /// Whether two rows may be the same: values that were not sent agree with everything.
 pub(super) fn agree(one: &TupleData, other: &TupleData) -> bool {
     one.len() == other.len()
-        && one.cells().zip(other.cells()).all(|(one, other)| {
-            one == other || one == Cell::Unchanged || other == Cell::Unchanged
-        })
+        && one
+            .cells()
+            .zip(other.cells())
+            .all(|(one, other)| one == other || one == Cell::Unchanged || other == Cell::Unchanged)
 }
 
 #[cfg(test)]
@@ -88,7 +93,8 @@ mod tests {
 
     #[test]
     fn keys_tell_null_from_empty_and_text_from_binary() {
-        let rows = [Cell::Null, Cell::Text(b""), Cell::Binary(b""), Cell::Text(b"n")].map(|cell| row(&[cell]));
+        let rows = [Cell::Null, Cell::Text(b""), Cell::Binary(b""), Cell::Text(b"n")]
+            .map(|cell| row(&[cell]));
         let mut keys = std::collections::HashSet::new();
         for row in &rows {
             let mut key = Vec::new();

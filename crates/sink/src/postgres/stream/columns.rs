@@ -86,14 +86,15 @@ async fn expect_constant(
 /// Whether an expression, as the server prints it, is a literal; with the name of the type that it is cast to.
 fn constant(expression: &str) -> Option<Option<&str>> {
     if let Some(inner) = expression.strip_prefix('(').and_then(|inner| inner.strip_suffix(')')) {
-        let is_number = !inner.is_empty() && constant(inner) == Some(None) && !inner.starts_with('\'');
+        let is_number =
+            !inner.is_empty() && constant(inner) == Some(None) && !inner.starts_with('\'');
         return is_number.then_some(None);
     }
     let (literal, type_name) = match string_literal(expression) {
         Some(end) => expression.split_at(end),
-        None => expression.split_once("::").map_or((expression, ""), |(literal, _)| {
-            expression.split_at(literal.len())
-        }),
+        None => expression
+            .split_once("::")
+            .map_or((expression, ""), |(literal, _)| expression.split_at(literal.len())),
     };
     let is_number = |text: &str| {
         let digits = text.strip_prefix('-').unwrap_or(text);

@@ -16,7 +16,7 @@ use super::layouts::Layouts;
 use super::parameter::Parameter;
 use super::reduce::{no_identity, with_key};
 use super::statement::{self, Step, names};
-use super::table::{Access, Layout, Slot, TargetTable};
+use super::table::{Access, KeyPart, Layout, Slot, TargetTable};
 use crate::{Disposition, Error, Result};
 
 /// A change as statements; none where there is nothing to do.
@@ -70,37 +70,46 @@ impl Draft {
         Step::Execute { table, sql, parameters: self.parameters, rows: 1 }
     }
 
-    /// The condition that finds the row.
-    fn condition(&mut self, layout: &Layout, row: &TupleData) -> Result<String> {
+    /// The condition that finds the row; `is_full` where the row says all of its values.
+    fn condition(&mut self, layout: &Layout, row: &TupleData, is_full: bool) -> Result<String> {
         match &layout.access {
-            Access::Key(parts) => {
-                let mut conditions = Vec::new();
-                for part in parts {
-                    let cell = cell(row, part.cell);
-                    let value = self.value(layout, part.slot, cell);
-                    let column = format!("t.{}", Ident(&layout.slots[part.slot].column.name));
-                    conditions.push(part.condition(&column, &value));
-                }
-                Ok(conditions.join(" AND "))
+            // Rows that trade keys have the same one for the moment: then the other values tell them apart.
+            Access::Key(parts) if is_full && layout.is_deferrable => {
+                let key = self.key(layout, parts, row, "r");
+                Ok(self.place(layout, row, &format!(" WHERE {key}")))
             }
-            Access::Image => {
-                let mut columns = Vec::new();
-                let mut values = Vec::new();
-                for (index, slot) in layout.slots.iter().enumerate() {
-                    columns.push(format!("r.{}", Ident(&slot.column.name)));
-                    values.push(self.value(layout, index, cell(row, slot.cell)));
-                }
-                Ok(format!(
-                    "(t.tableoid, t.ctid) = (SELECT m.tableoid, m.ctid FROM \
-                     (SELECT r.tableoid, r.ctid, ROW({}) AS image FROM {} AS r) AS m \
-                     WHERE m.image OPERATOR(pg_catalog.*=) ROW({})::record LIMIT 1)",
-                    columns.join(", "),
-                    layout.table.only(),
-                    values.join(", "),
-                ))
-            }
+            Access::Key(parts) => Ok(self.key(layout, parts, row, "t")),
+            Access::Image => Ok(self.place(layout, row, "")),
             Access::InsertOnly => Err(no_identity(&layout.table)),
         }
+    }
+
+    fn key(&mut self, layout: &Layout, parts: &[KeyPart], row: &TupleData, alias: &str) -> String {
+        let mut conditions = Vec::with_capacity(parts.len());
+        for part in parts {
+            let value = self.value(layout, part.slot, cell(row, part.cell));
+            let column = format!("{alias}.{}", Ident(&layout.slots[part.slot].column.name));
+            conditions.push(part.condition(&column, &value));
+        }
+        conditions.join(" AND ")
+    }
+
+    /// The place of one of the rows that have all of these values.
+    fn place(&mut self, layout: &Layout, row: &TupleData, narrowed: &str) -> String {
+        let mut columns = Vec::with_capacity(layout.slots.len());
+        let mut values = Vec::with_capacity(layout.slots.len());
+        for (index, slot) in layout.slots.iter().enumerate() {
+            columns.push(format!("r.{}", Ident(&slot.column.name)));
+            values.push(self.value(layout, index, cell(row, slot.cell)));
+        }
+        format!(
+            "(t.tableoid, t.ctid) = (SELECT m.tableoid, m.ctid FROM \
+             (SELECT r.tableoid, r.ctid, ROW({}) AS image FROM {} AS r{narrowed}) AS m \
+             WHERE m.image OPERATOR(pg_catalog.*=) ROW({})::record LIMIT 1)",
+            columns.join(", "),
+            layout.table.only(),
+            values.join(", "),
+        )
     }
 }
 
@@ -145,7 +154,7 @@ fn nothing_to_keep(layout: &Layout, column: &str) -> Error {
 
 fn delete(layout: &Layout, old: &OldRow) -> Result<Step> {
     let mut draft = Draft::default();
-    let condition = draft.condition(layout, old.tuple())?;
+    let condition = draft.condition(layout, old.tuple(), matches!(old, OldRow::Full(_)))?;
     let sql = format!("DELETE FROM {} AS t WHERE {condition}", layout.table.only());
     Ok(draft.finish(layout, sql))
 }
@@ -158,11 +167,12 @@ fn update(layout: &Layout, old: Option<&OldRow>, new: &TupleData) -> Result<Vec<
     }
     let new = with_key(layout, old, new);
     let before = old.map_or(&new, OldRow::tuple);
+    let is_full = matches!(old, Some(OldRow::Full(_)));
     let same = |slot: &Slot| cell(before, slot.cell) == cell(&new, slot.cell);
     let moves = !layout.slots.iter().zip(&layout.is_key).all(|(slot, key)| !key || same(slot));
     let is_fixed = |(slot, key): (&Slot, &bool)| slot.column.is_always_identity && (moves || !key);
     if layout.slots.iter().zip(&layout.is_key).any(is_fixed) {
-        return Ok(vec![replace(layout, before, &new)?]);
+        return Ok(vec![replace(layout, before, &new, is_full)?]);
     }
     let mut draft = Draft::default();
     let mut set = Vec::new();
@@ -176,17 +186,14 @@ fn update(layout: &Layout, old: Option<&OldRow>, new: &TupleData) -> Result<Vec<
     if set.is_empty() {
         return Ok(Vec::new());
     }
-    let condition = draft.condition(layout, before)?;
-    let sql = format!(
-        "UPDATE {} AS t SET {} WHERE {condition}",
-        layout.table.only(),
-        set.join(", ")
-    );
+    let condition = draft.condition(layout, before, is_full)?;
+    let sql =
+        format!("UPDATE {} AS t SET {} WHERE {condition}", layout.table.only(), set.join(", "));
     Ok(vec![draft.finish(layout, sql)])
 }
 
 /// An update of a table with a column that no UPDATE can write: the row goes and comes again, and keeps what was not sent.
-fn replace(layout: &Layout, before: &TupleData, new: &TupleData) -> Result<Step> {
+fn replace(layout: &Layout, before: &TupleData, new: &TupleData, is_full: bool) -> Result<Step> {
     let mut draft = Draft::default();
     let mut values = Vec::new();
     for (index, slot) in layout.slots.iter().enumerate() {
@@ -195,7 +202,7 @@ fn replace(layout: &Layout, before: &TupleData, new: &TupleData) -> Result<Step>
             cell => draft.value(layout, index, cell),
         });
     }
-    let condition = draft.condition(layout, before)?;
+    let condition = draft.condition(layout, before, is_full)?;
     let sql = format!(
         "WITH gone AS (DELETE FROM {} AS t WHERE {condition} RETURNING t.*) \
          INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM gone",

@@ -37,7 +37,8 @@ impl Layouts {
         let tables = read_tables(client, &names).await?;
         let mut followed = HashMap::with_capacity(plans.len());
         for plan in plans {
-            let table = tables.get(&plan.relation.name).ok_or_else(|| missing(&plan.relation.name))?;
+            let table =
+                tables.get(&plan.relation.name).ok_or_else(|| missing(&plan.relation.name))?;
             let table = Arc::new(table.clone());
             let plan = Arc::new(plan.clone());
             let oid = plan.relation.oid;
@@ -67,7 +68,11 @@ impl Layouts {
     ///
     /// # Errors
     /// The relation is not followed, or the target lacks a column.
-    pub(super) async fn learn(&mut self, client: &Client, relation: &Arc<StreamRelation>) -> Result<()> {
+    pub(super) async fn learn(
+        &mut self,
+        client: &Client,
+        relation: &Arc<StreamRelation>,
+    ) -> Result<()> {
         let followed = self.plans.get_mut(&relation.oid).ok_or_else(|| unknown(relation))?;
         if followed.layout(relation).is_err() {
             followed.read_again(client).await?;
@@ -84,7 +89,8 @@ impl Layouts {
         name: &RelationName,
         columns: impl Iterator<Item = String>,
     ) -> Result<()> {
-        let followed = self.plans.values_mut().find(|followed| followed.plan.relation.name == *name);
+        let followed =
+            self.plans.values_mut().find(|followed| followed.plan.relation.name == *name);
         let Some(followed) = followed else { return Ok(()) };
         followed.added.extend(columns);
         followed.layouts.clear();
@@ -129,9 +135,9 @@ impl Followed {
 }
 
 fn missing(name: &RelationName) -> Error {
-    Error::new(Disposition::Refused, "follow a table that the target has not")
-        .on(name)
-        .hint("create the table on the target as the source has it, or move it again (tidemark reset)")
+    Error::new(Disposition::Refused, "follow a table that the target has not").on(name).hint(
+        "create the table on the target as the source has it, or move it again (tidemark reset)",
+    )
 }
 
 fn unknown(relation: &StreamRelation) -> Error {

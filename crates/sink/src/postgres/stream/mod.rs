@@ -182,9 +182,10 @@ impl PostgresStream {
     async fn failure(&mut self) -> Error {
         match self.applier.join_next().await {
             Some(Ok(Err(error))) => error,
-            Some(Ok(Ok(()))) | None => {
-                Error::new(Disposition::Internal, "go on with a stream that has failed or was closed")
-            }
+            Some(Ok(Ok(()))) | None => Error::new(
+                Disposition::Internal,
+                "go on with a stream that has failed or was closed",
+            ),
             Some(Err(panic)) => {
                 Error::new(Disposition::Internal, "apply changes").because(panic.to_string())
             }
@@ -312,7 +313,8 @@ impl Task {
                 if !self.applier.is_open() {
                     self.report(prepared.batch().end_lsn());
                 }
-                *self.counters.lock().expect("no holder of this lock panics") = self.applier.counters;
+                *self.counters.lock().expect("no holder of this lock panics") =
+                    self.applier.counters;
             }
             Work::Advance(lsn, done) => {
                 self.applier.advance(lsn).await?;

@@ -77,8 +77,11 @@ pub(super) async fn stored(client: &Client, job: &str) -> Result<Option<Stored>>
 pub(super) fn compare(stored: Option<Stored>, start: &StreamStart) -> Result<Stored> {
     let attempt = format!("follow the source of job {:?}", start.job);
     let Some(stored) = stored else {
-        return Err(Error::new(Disposition::Usage, format!("{attempt}: the target holds no snapshot of it"))
-            .hint("tidemark sync makes the snapshot first"));
+        return Err(Error::new(
+            Disposition::Usage,
+            format!("{attempt}: the target holds no snapshot of it"),
+        )
+        .hint("tidemark sync makes the snapshot first"));
     };
     if stored.system_identifier != start.system_identifier.to_string()
         || stored.database != start.database
@@ -151,7 +154,9 @@ pub(super) async fn session(options: &PostgresOptions, sessions: &Sessions) -> R
 
 fn may_not_replicate(client: &Client) -> Error {
     let way = match client.server_version_num() >= 150_000 {
-        true => "GRANT SET ON PARAMETER session_replication_role TO the role, as a superuser on the target",
+        true => {
+            "GRANT SET ON PARAMETER session_replication_role TO the role, as a superuser on the target"
+        }
         false => "connect to the target as a superuser",
     };
     Error::new(Disposition::Refused, "switch the target's triggers off while changes are applied")
@@ -164,7 +169,8 @@ async fn set_origin(client: &Client, origin: &str) -> Result<()> {
     let there = client.query_opt(there, &[&origin]).await;
     if there.map_err(|cause| origin_error(attempt, cause))?.is_none() {
         let created = client.query("SELECT pg_replication_origin_create($1)", &[&origin]).await;
-        created.map_err(|cause| origin_error("create the replication origin on the target", cause))?;
+        created
+            .map_err(|cause| origin_error("create the replication origin on the target", cause))?;
     }
     let deadline = Instant::now() + LOST_ORIGIN;
     loop {

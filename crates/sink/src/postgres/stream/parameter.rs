@@ -58,7 +58,11 @@ impl fmt::Debug for Parameter {
 }
 
 impl ToSql for Parameter {
-    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn StdError + Sync + Send>> {
+    fn to_sql(
+        &self,
+        _: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn StdError + Sync + Send>> {
         let Some(value) = &self.value else { return Ok(IsNull::Yes) };
         out.put_slice(value);
         Ok(IsNull::No)
@@ -121,6 +125,10 @@ impl Array {
         self.bytes.len()
     }
 
+    fn elements(&self) -> &[u8] {
+        self.bytes.get(HEADER..).unwrap_or_default()
+    }
+
     /// The form of its values; a column of nulls is passed as text, which every type can be cast from.
     pub(super) fn form(&self) -> Form {
         self.form.unwrap_or(Form::Text)
@@ -140,6 +148,37 @@ impl Array {
         header.put_i32(1);
         Parameter { value: Some(self.bytes.into()), form: Form::Binary }
     }
+}
+
+/// An array of rows of a table, in which only some columns are filled in: the way of values that no array can hold, because
+/// they are arrays themselves. `columns` has the type of each of the table's columns, `filled` the values of some, by index.
+pub(super) fn rows(row_type: Oid, columns: &[Oid], filled: &[(usize, Array)]) -> Parameter {
+    let count = filled.first().map_or(0, |(_, array)| array.rows);
+    let mut rest: Vec<&[u8]> = filled.iter().map(|(_, array)| array.elements()).collect();
+    let mut all = Array { form: Some(Form::Binary), ..Array::default() };
+    let mut row = Vec::new();
+    for _ in 0..count {
+        row.clear();
+        row.put_u32(u32::try_from(columns.len()).expect("a table has at most 1600 columns"));
+        for (index, type_oid) in columns.iter().enumerate() {
+            row.put_u32(*type_oid);
+            match filled.iter().position(|(column, _)| *column == index) {
+                Some(place) => row.put_slice(split_element(&mut rest[place])),
+                None => row.put_i32(-1),
+            }
+        }
+        all.push(Cell::Binary(&row)).expect("all of them are binary");
+    }
+    all.finish(row_type)
+}
+
+/// Takes an element with its length off the front.
+fn split_element<'a>(elements: &mut &'a [u8]) -> &'a [u8] {
+    let length = elements.first_chunk::<4>().map_or(-1, |length| i32::from_be_bytes(*length));
+    let end = 4 + usize::try_from(length).unwrap_or(0);
+    let (element, rest) = elements.split_at(end.min(elements.len()));
+    *elements = rest;
+    element
 }
 
 /// An array of our own numbers.
@@ -194,6 +233,9 @@ mod tests {
 
     #[test]
     fn debug_shows_no_value() {
-        assert_eq!(format!("{:?}", Parameter::of_cell(Cell::Text(b"4111"))), "Parameter(Text, 4 bytes)");
+        assert_eq!(
+            format!("{:?}", Parameter::of_cell(Cell::Text(b"4111"))),
+            "Parameter(Text, 4 bytes)"
+        );
     }
 }

@@ -71,7 +71,8 @@ pub(super) struct Net {
 /// # Errors
 /// A change that no target could apply.
 pub(super) fn reduce(batch: &StreamBatch, layouts: &Layouts) -> Result<Reduced> {
-    let mut reduction = Reduction { layouts, parts: Vec::new(), open: Vec::new(), index: HashMap::new() };
+    let mut reduction =
+        Reduction { layouts, parts: Vec::new(), open: Vec::new(), index: HashMap::new() };
     for transaction in &batch.transactions {
         for change in &transaction.changes {
             if !reduction.change(change)? {
@@ -217,9 +218,8 @@ fn parts_of(layout: &Layout) -> &[KeyPart] {
 
 /// The row with its key's unchanged TOAST from the old row, which holds the key then.
 pub(super) fn with_key(layout: &Layout, old: Option<&OldRow>, new: &TupleData) -> TupleData {
-    let is_missing = |part: &KeyPart| {
-        new.cells().nth(part.cell) == Some(tidemark_model::Cell::Unchanged)
-    };
+    let is_missing =
+        |part: &KeyPart| new.cells().nth(part.cell) == Some(tidemark_model::Cell::Unchanged);
     let parts = parts_of(layout);
     match old {
         Some(old) if parts.iter().any(is_missing) => {
@@ -246,7 +246,11 @@ impl Keyed {
         match operation {
             Operation::Insert { new } => {
                 cells::key_bytes(new, key_cells(), &mut self.key);
-                self.entries.push(Entry { origin: Origin::New, row: Some(new.clone()), next: None });
+                self.entries.push(Entry {
+                    origin: Origin::New,
+                    row: Some(new.clone()),
+                    next: None,
+                });
                 self.link(self.entries.len() - 1);
             }
             Operation::Update { old, new } => {

@@ -17,10 +17,10 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
-use tidemark_model::{Cell, TupleData, sql::Ident};
+use tidemark_model::{Cell, Oid, TupleData, sql::Ident};
 
 use super::cells;
-use super::parameter::{Array, Form, Mixed, Parameter, numbers};
+use super::parameter::{Array, Form, Mixed, Parameter, numbers, rows as rows_of};
 use super::reduce::{Net, Part};
 use super::table::{Access, KeyPart, Layout, TargetColumn, TargetTable};
 
@@ -63,7 +63,9 @@ impl Step {
     /// The table it touches.
     pub(super) fn table(&self) -> &Arc<TargetTable> {
         match self {
-            Self::Execute { table, .. } | Self::Copy { table, .. } | Self::Truncate { table, .. } => table,
+            Self::Execute { table, .. }
+            | Self::Copy { table, .. }
+            | Self::Truncate { table, .. } => table,
         }
     }
 }
@@ -108,13 +110,14 @@ fn rows(layout: &Layout, net: Net, steps: &mut Vec<Step>) -> Result<(), Mixed> {
 
 /// Columns of a statement's `unnest`, as they fill up.
 struct Values<'a> {
+    table: &'a TargetTable,
     columns: Vec<(&'a TargetColumn, Array)>,
     rows: u64,
 }
 
 impl<'a> Values<'a> {
-    fn new(columns: impl Iterator<Item = &'a TargetColumn>) -> Self {
-        Self { columns: columns.map(|column| (column, Array::default())).collect(), rows: 0 }
+    fn new(table: &'a TargetTable, columns: impl Iterator<Item = &'a TargetColumn>) -> Self {
+        Self { table, columns: columns.map(|column| (column, Array::default())).collect(), rows: 0 }
     }
 
     fn len(&self) -> usize {
@@ -122,46 +125,65 @@ impl<'a> Values<'a> {
     }
 
     fn finish(self) -> Result<Source, Mixed> {
-        let mut arguments = Vec::with_capacity(self.columns.len());
-        let mut values = Vec::with_capacity(self.columns.len());
-        let mut parameters = Vec::with_capacity(self.columns.len());
+        let mut source = Source::default();
+        let mut wrapped = Vec::new();
         for (index, (column, array)) in self.columns.into_iter().enumerate() {
-            let (array_type, value) = match array.form() {
-                Form::Binary => {
-                    (column.array_name.as_deref().ok_or(Mixed)?, format!("s.c{index}"))
+            let (array_type, value) = match (array.form(), &column.array_name) {
+                (Form::Text, _) => (TEXT_ARRAY, format!("s.c{index}::{}", column.type_name)),
+                (Form::Binary, Some(name)) => (name.as_str(), format!("s.c{index}")),
+                (Form::Binary, None) => {
+                    let same = |other: &TargetColumn| other.name == column.name;
+                    let place = self.table.columns.iter().position(same).ok_or(Mixed)?;
+                    if wrapped.iter().any(|(other, _)| *other == place) {
+                        return Err(Mixed); // an old and a new value of one column
+                    }
+                    wrapped.push((place, array));
+                    source.values.push(format!("s.w{place}"));
+                    continue;
                 }
-                Form::Text => (TEXT_ARRAY, format!("s.c{index}::{}", column.type_name)),
             };
-            arguments.push(format!("${}::{array_type}", index + 1));
-            values.push(value);
-            parameters.push(array.finish(column.type_oid));
+            source.values.push(value);
+            source.add(array_type, format!("c{index}"), array.finish(column.type_oid));
         }
-        Ok(Source { arguments, values, parameters })
+        if !wrapped.is_empty() {
+            let types: Vec<Oid> = self.table.columns.iter().map(|column| column.type_oid).collect();
+            let names: Vec<String> = (0..types.len()).map(|place| format!("w{place}")).collect();
+            let parameter = rows_of(self.table.row_type, &types, &wrapped);
+            source.add(&self.table.row_array, names.join(", "), parameter);
+        }
+        Ok(source)
     }
 }
 
 /// Arrays as rows.
+#[derive(Default)]
 struct Source {
-    /// `$1::..` for each column.
+    /// `$1::..` for each parameter.
     arguments: Vec<String>,
+    /// The names of what each parameter becomes.
+    names: Vec<String>,
+    parameters: Vec<Parameter>,
     /// The expression of each column's value.
     values: Vec<String>,
-    parameters: Vec<Parameter>,
 }
 
 impl Source {
+    fn add(&mut self, array_type: &str, name: String, parameter: Parameter) {
+        self.parameters.push(parameter);
+        self.arguments.push(format!("${}::{array_type}", self.parameters.len()));
+        self.names.push(name);
+    }
+
     /// The rows in a FROM list, called `s`.
     fn rows(&self) -> String {
-        let names: Vec<String> = (0..self.values.len()).map(|index| format!("c{index}")).collect();
-        format!("unnest({}) AS s({})", self.arguments.join(", "), names.join(", "))
+        format!("unnest({}) AS s({})", self.arguments.join(", "), self.names.join(", "))
     }
 
     /// The same with a number `n` for each row, and its place `i`.
     fn counted_rows(&mut self, counts: impl Iterator<Item = i64>) -> String {
-        let names: String = (0..self.values.len()).map(|index| format!("c{index}, ")).collect();
-        self.parameters.push(numbers(counts));
-        self.arguments.push(format!("${}::pg_catalog._int8", self.parameters.len()));
-        format!("unnest({}) WITH ORDINALITY AS s({names}n, i)", self.arguments.join(", "))
+        self.add("pg_catalog._int8", "n".to_owned(), numbers(counts));
+        let names = self.names.join(", ");
+        format!("unnest({}) WITH ORDINALITY AS s({names}, i)", self.arguments.join(", "))
     }
 }
 
@@ -185,7 +207,8 @@ fn delete(
 ) -> Result<(), Mixed> {
     let mut rest = deletes;
     while !rest.is_empty() {
-        let mut values = Values::new(key.iter().map(|part| &layout.slots[part.slot].column));
+        let mut values =
+            Values::new(&layout.table, key.iter().map(|part| &layout.slots[part.slot].column));
         while let Some((first, more)) = rest.split_first() {
             if values.len() >= STATEMENT_BYTES {
                 break;
@@ -226,7 +249,7 @@ impl<'a> Group<'a> {
                 .filter(|(index, _)| said[*index] && (moves || !layout.is_key[*index]))
                 .map(|(_, slot)| &slot.column),
         );
-        let values = Values::new(columns);
+        let values = Values::new(&layout.table, columns);
         Self { said, values }
     }
 
@@ -261,12 +284,7 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
-    fn finish(
-        self,
-        layout: &Layout,
-        key: &[KeyPart],
-        moves: bool,
-    ) -> Result<Option<Step>, Mixed> {
+    fn finish(self, layout: &Layout, key: &[KeyPart], moves: bool) -> Result<Option<Step>, Mixed> {
         let rows = self.values.rows;
         let source = self.values.finish()?;
         let mut condition = key_condition(layout, key, &source.values);
@@ -330,7 +348,12 @@ fn update<'r>(
 }
 
 /// Each slot's cell of a row.
-fn by_slot<'r>(layout: &Layout, is_projected: bool, row: &'r TupleData, mut each: impl FnMut(usize, Cell<'r>)) {
+fn by_slot<'r>(
+    layout: &Layout,
+    is_projected: bool,
+    row: &'r TupleData,
+    mut each: impl FnMut(usize, Cell<'r>),
+) {
     if is_projected {
         return row.cells().enumerate().for_each(|(slot, cell)| each(slot, cell));
     }
@@ -363,7 +386,7 @@ fn insert(layout: &Layout, net: &Net, steps: &mut Vec<Step>) -> Result<(), Mixed
     }
     let mut rest = net.inserts.as_slice();
     while !rest.is_empty() {
-        let mut values = Values::new(layout.slots.iter().map(|slot| &slot.column));
+        let mut values = Values::new(&layout.table, layout.slots.iter().map(|slot| &slot.column));
         while let Some((row, more)) = rest.split_first() {
             if values.len() >= STATEMENT_BYTES {
                 break;
@@ -479,7 +502,7 @@ fn remove(
     if layout.table.is_partitioned || layout.slots.is_empty() {
         return Err(Mixed); // a place says no partition; the exact order looks at both
     }
-    let mut values = Values::new(layout.slots.iter().map(|slot| &slot.column));
+    let mut values = Values::new(&layout.table, layout.slots.iter().map(|slot| &slot.column));
     for (row, _) in removed {
         for ((_, array), cell) in values.columns.iter_mut().zip(row.cells()) {
             array.push(cell)?;
@@ -487,11 +510,8 @@ fn remove(
     }
     let mut source = values.finish()?;
     let counted = source.counted_rows(removed.iter().map(|(_, count)| *count));
-    let columns: Vec<String> = layout
-        .slots
-        .iter()
-        .map(|slot| format!("r.{}", Ident(&slot.column.name)))
-        .collect();
+    let columns: Vec<String> =
+        layout.slots.iter().map(|slot| format!("r.{}", Ident(&slot.column.name))).collect();
     let only = layout.table.only();
     let sql = format!(
         "DELETE FROM {only} AS t WHERE t.ctid = ANY (ARRAY(SELECT m.ctid FROM (\

@@ -19,10 +19,11 @@ use crate::{Disposition, Error, Result};
 
 const COLUMNS: &str = "
 SELECT n.nspname::text, c.relname::text, c.oid, c.relkind = 'p', a.attname::text, a.attgenerated <> '', a.attidentity = 'a',
-       t.oid, tn.nspname::text, t.typname::text, t.typarray, an.nspname::text, at.typname::text, a.attnotnull
+       t.oid, tn.nspname::text, t.typname::text, c.reltype, an.nspname::text, at.typname::text, a.attnotnull, rn.nspname::text, ra.typname::text
 FROM unnest($1::text[], $2::text[]) AS want(schema_name, relation_name)
 JOIN pg_namespace n ON n.nspname = want.schema_name
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = want.relation_name AND c.relkind IN ('r', 'p')
+JOIN pg_type rt ON rt.oid = c.reltype JOIN pg_type ra ON ra.oid = rt.typarray JOIN pg_namespace rn ON rn.oid = ra.typnamespace
 LEFT JOIN (pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace tn ON tn.oid = t.typnamespace
            LEFT JOIN pg_type at ON at.oid = t.typarray LEFT JOIN pg_namespace an ON an.oid = at.typnamespace)
   ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -82,8 +83,13 @@ pub(super) struct TargetTable {
     pub(super) name: RelationName,
     oid: Oid,
     pub(super) is_partitioned: bool,
-    columns: Vec<TargetColumn>,
+    /// All of its columns, in their order.
+    pub(super) columns: Vec<TargetColumn>,
     keys: Vec<TargetKey>,
+    /// `pg_type.oid` of its rows.
+    pub(super) row_type: Oid,
+    /// The array type of its rows, `"public"."_t"`.
+    pub(super) row_array: String,
 }
 
 impl TargetTable {
@@ -115,6 +121,8 @@ pub(super) async fn read_tables(
             is_partitioned: row.get(3),
             columns: Vec::new(),
             keys: Vec::new(),
+            row_type: row.get(10),
+            row_array: qualified(row.get(14), row.get(15)),
         });
         // A table without columns has one row without a column.
         let Some(name) = row.get::<_, Option<String>>(4) else { continue };
@@ -221,6 +229,8 @@ pub(super) struct Layout {
     pub(super) access: Access,
     /// For each slot, whether it belongs to the key.
     pub(super) is_key: Vec<bool>,
+    /// Two rows may have the same key for the moment: the target's key is deferrable.
+    pub(super) is_deferrable: bool,
 }
 
 impl Layout {
@@ -250,12 +260,12 @@ impl Layout {
                 (_, None) => return Err(missing_column(&column.name, plan)),
             }
         }
-        let access = access(relation, table, &slots);
+        let (access, is_deferrable) = access(relation, table, &slots);
         let mut is_key = vec![false; slots.len()];
         if let Access::Key(parts) = &access {
             parts.iter().for_each(|part| is_key[part.slot] = true);
         }
-        Ok(Self { table: Arc::clone(table), slots, slot_of_cell, access, is_key })
+        Ok(Self { table: Arc::clone(table), slots, slot_of_cell, access, is_key, is_deferrable })
     }
 
     /// The columns by which rows are found, for messages.
@@ -274,7 +284,10 @@ impl Layout {
 
     /// Whether the key holds a column that UPDATE cannot write.
     pub(super) fn has_fixed_key(&self) -> bool {
-        self.slots.iter().zip(&self.is_key).any(|(slot, key)| *key && slot.column.is_always_identity)
+        self.slots
+            .iter()
+            .zip(&self.is_key)
+            .any(|(slot, key)| *key && slot.column.is_always_identity)
     }
 }
 
@@ -313,34 +326,35 @@ fn missing_column(name: &str, plan: &TablePlan) -> Error {
     .hint("add the column to the target's table with the source's type and run the same command again")
 }
 
-fn access(relation: &StreamRelation, table: &TargetTable, slots: &[Slot]) -> Access {
+fn access(relation: &StreamRelation, table: &TargetTable, slots: &[Slot]) -> (Access, bool) {
     let is_full = relation.replica_identity == 'f';
     let is_old = |slot: &Slot| is_full || relation.columns[slot.cell].is_identity;
     let part = |name: &str, operator| {
         let slot = slots.iter().position(|slot| slot.column.name == name && is_old(slot))?;
         Some(KeyPart { slot, cell: slots[slot].cell, operator })
     };
-    let serving = |key: &TargetKey| -> Option<Vec<KeyPart>> {
+    let serving = |key: &TargetKey| -> Option<(Access, bool)> {
         let columns = key.columns.iter();
-        columns
+        let parts: Option<Vec<KeyPart>> = columns
             .map(|column| {
                 part(&column.name, Some((column.operator.clone(), column.collation.clone())))
             })
-            .collect()
+            .collect();
+        Some((Access::Key(parts?), !key.is_immediate))
     };
     // Immediate keys first: a deferrable one is not enforced while triggers are off (`hazards.md` E73).
     let (immediate, deferrable): (Vec<_>, Vec<_>) =
         table.keys.iter().partition(|key| key.is_immediate);
-    if let Some(parts) = immediate.into_iter().chain(deferrable).find_map(serving) {
-        return Access::Key(parts);
+    if let Some(found) = immediate.into_iter().chain(deferrable).find_map(serving) {
+        return found;
     }
     if is_full {
-        return Access::Image;
+        return (Access::Image, false);
     }
     let identity = relation.columns.iter().filter(|column| column.is_identity);
     let parts: Option<Vec<KeyPart>> = identity.map(|column| part(&column.name, None)).collect();
     match parts {
-        Some(parts) if !parts.is_empty() => Access::Key(parts),
-        _ => Access::InsertOnly,
+        Some(parts) if !parts.is_empty() => (Access::Key(parts), false),
+        _ => (Access::InsertOnly, false),
     }
 }

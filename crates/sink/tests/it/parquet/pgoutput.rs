@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
 use tidemark_model::{
-    Change, Key, Lsn, OldRow, Operation, RelationName, ReplicaIdentity,
-    StreamColumn, StreamRelation, TablePlan, Transaction, TransactionHead, TupleData,
+    Change, Key, Lsn, OldRow, Operation, RelationName, ReplicaIdentity, StreamColumn,
+    StreamRelation, TablePlan, Transaction, TransactionHead, TupleData,
 };
 use tidemark_testkit::Database;
 

@@ -112,7 +112,11 @@ impl ObjectStore for Faulty {
         Ok(Box::new(FaultyUpload { inner, faulty }))
     }
 
-    async fn get_opts(&self, location: &Path, options: GetOptions) -> object_store::Result<GetResult> {
+    async fn get_opts(
+        &self,
+        location: &Path,
+        options: GetOptions,
+    ) -> object_store::Result<GetResult> {
         self.inner.get_opts(location, options).await
     }
 
@@ -140,7 +144,12 @@ impl ObjectStore for Faulty {
         self.inner.list_with_delimiter(prefix).await
     }
 
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> object_store::Result<()> {
+    async fn copy_opts(
+        &self,
+        from: &Path,
+        to: &Path,
+        options: CopyOptions,
+    ) -> object_store::Result<()> {
         self.inner.copy_opts(from, to, options).await
     }
 }
@@ -214,7 +223,9 @@ fn check(files: &BTreeMap<String, Bytes>, what: &str) {
         .collect();
     rows.sort_unstable();
     let expected: Vec<_> = (1..=TRANSACTIONS)
-        .flat_map(|end| (0..3).map(move |seq| (end, seq, Some(i64::try_from(end).unwrap() * 10 + seq))))
+        .flat_map(|end| {
+            (0..3).map(move |seq| (end, seq, Some(i64::try_from(end).unwrap() * 10 + seq)))
+        })
         .collect();
     assert_eq!(rows, expected, "{what}");
     assert_eq!(commits(files).last().unwrap().end_lsn, lsn(TRANSACTIONS), "{what}");
@@ -253,9 +264,7 @@ async fn dies_once(fault: Fault, operation: usize, same_run: bool) -> bool {
         killed: Arc::clone(&killed),
     });
     let sink = sink_on(Arc::clone(&faulty) as _);
-    let first = async {
-        follow(sink.open_stream(&stream_start("r2", &plans)).await?).await
-    };
+    let first = async { follow(sink.open_stream(&stream_start("r2", &plans)).await?).await };
     let outcome = tokio::select! {
         outcome = first => Some(outcome),
         () = killed.notified() => None,
@@ -295,7 +304,8 @@ async fn a_writer_that_was_taken_over_commits_no_more_and_takes_its_files_back()
     old.writer.flush().await.unwrap();
     send(&mut old.writer, vec![work(2)]).await.unwrap();
 
-    let new = sink_on(Arc::clone(&store) as _).open_stream(&stream_start("r3", &plans)).await.unwrap();
+    let new =
+        sink_on(Arc::clone(&store) as _).open_stream(&stream_start("r3", &plans)).await.unwrap();
     assert_eq!(new.position, lsn(1));
     let error = old.writer.flush().await.unwrap_err();
     assert_eq!(error.disposition, Disposition::Held);
@@ -365,7 +375,11 @@ impl ObjectStore for Late {
         self.inner.put_multipart_opts(location, options).await
     }
 
-    async fn get_opts(&self, location: &Path, options: GetOptions) -> object_store::Result<GetResult> {
+    async fn get_opts(
+        &self,
+        location: &Path,
+        options: GetOptions,
+    ) -> object_store::Result<GetResult> {
         self.inner.get_opts(location, options).await
     }
 
@@ -384,7 +398,12 @@ impl ObjectStore for Late {
         self.inner.list_with_delimiter(prefix).await
     }
 
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> object_store::Result<()> {
+    async fn copy_opts(
+        &self,
+        from: &Path,
+        to: &Path,
+        options: CopyOptions,
+    ) -> object_store::Result<()> {
         self.inner.copy_opts(from, to, options).await
     }
 }

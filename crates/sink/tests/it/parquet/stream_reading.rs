@@ -37,7 +37,10 @@ INSERT INTO still VALUES (1), (2);
 
 /// Each table as lines, in SQL that PostgreSQL and DuckDB understand.
 const TABLES: [(&str, &str); 5] = [
-    ("orders", "concat_ws('|', id, coalesce(md5(note), '-'), coalesce(CAST(price AS varchar), '-'))"),
+    (
+        "orders",
+        "concat_ws('|', id, coalesce(md5(note), '-'), coalesce(CAST(price AS varchar), '-'))",
+    ),
     ("pairs", "concat_ws('|', coalesce(n, -1), \"a'\"\"B\", b, coalesce(md5(note), '-'))"),
     ("whole", "concat_ws('|', id, coalesce(md5(note), '-'), coalesce(x, -1))"),
     ("log", "concat_ws('|', coalesce(who, -1), coalesce(what, '-'))"),
@@ -85,20 +88,39 @@ fn statement(dice: &mut Dice) -> String {
     };
     let log = format!("ctid = (SELECT ctid FROM log ORDER BY who, what OFFSET {k} LIMIT 1)");
     match dice.roll(25) {
-        0..=2 => format!("INSERT INTO orders VALUES ({k}, repeat(md5('{n}'), 80), {n} / 100.0) ON CONFLICT DO NOTHING"),
+        0..=2 => format!(
+            "INSERT INTO orders VALUES ({k}, repeat(md5('{n}'), 80), {n} / 100.0) ON CONFLICT DO NOTHING"
+        ),
         3..=5 => format!("UPDATE orders SET price = {n} / 100.0 WHERE {}", one("orders", "id")),
-        6 => format!("UPDATE orders SET note = repeat(md5('{n}'), 80) WHERE {}", one("orders", "id")),
-        7..=9 => format!("UPDATE orders SET id = {n} WHERE {} AND NOT EXISTS (SELECT FROM orders WHERE id = {n})", one("orders", "id")),
-        10 => format!("UPDATE orders SET id = id + {n} WHERE NOT EXISTS (SELECT FROM orders AS a JOIN orders AS b ON a.id + {n} = b.id)"),
+        6 => {
+            format!("UPDATE orders SET note = repeat(md5('{n}'), 80) WHERE {}", one("orders", "id"))
+        }
+        7..=9 => format!(
+            "UPDATE orders SET id = {n} WHERE {} AND NOT EXISTS (SELECT FROM orders WHERE id = {n})",
+            one("orders", "id")
+        ),
+        10 => format!(
+            "UPDATE orders SET id = id + {n} WHERE NOT EXISTS (SELECT FROM orders AS a JOIN orders AS b ON a.id + {n} = b.id)"
+        ),
         11..=12 => format!("DELETE FROM orders WHERE {}", one("orders", "id")),
-        13 => format!("UPDATE orders SET id = {k} WHERE id = (SELECT max(id) FROM orders) AND NOT EXISTS (SELECT FROM orders WHERE id = {k})"),
-        14 => format!("INSERT INTO pairs VALUES ({n}, {k}, 'b{k}', repeat(md5('{n}'), 80)) ON CONFLICT DO NOTHING"),
+        13 => format!(
+            "UPDATE orders SET id = {k} WHERE id = (SELECT max(id) FROM orders) AND NOT EXISTS (SELECT FROM orders WHERE id = {k})"
+        ),
+        14 => format!(
+            "INSERT INTO pairs VALUES ({n}, {k}, 'b{k}', repeat(md5('{n}'), 80)) ON CONFLICT DO NOTHING"
+        ),
         15 => format!("UPDATE pairs SET b = 'b{n}' WHERE {}", one("pairs", "b")),
         16 => format!("UPDATE pairs SET n = {n} WHERE {}", one("pairs", "b")),
         17 => format!("DELETE FROM pairs WHERE {}", one("pairs", "b")),
-        18 => format!("UPDATE whole SET id = {n}, x = NULL WHERE {} AND NOT EXISTS (SELECT FROM whole WHERE id = {n})", one("whole", "id")),
+        18 => format!(
+            "UPDATE whole SET id = {n}, x = NULL WHERE {} AND NOT EXISTS (SELECT FROM whole WHERE id = {n})",
+            one("whole", "id")
+        ),
         19 => format!("UPDATE whole SET x = {n} WHERE {}", one("whole", "id")),
-        20 => format!("DELETE FROM whole WHERE {}; INSERT INTO whole VALUES ({k}, NULL, {n}) ON CONFLICT DO NOTHING", one("whole", "id")),
+        20 => format!(
+            "DELETE FROM whole WHERE {}; INSERT INTO whole VALUES ({k}, NULL, {n}) ON CONFLICT DO NOTHING",
+            one("whole", "id")
+        ),
         21 => format!("INSERT INTO log SELECT {n} % 3, 'x' FROM generate_series(1, 2)"),
         22 => format!("UPDATE log SET who = who + 1 WHERE {log}"),
         23 => format!("DELETE FROM log WHERE {log}"),
@@ -126,7 +148,8 @@ async fn snapshot(lake: &LocalLake, database: &Database, feed: &Feed<'_>, plans:
     sink.prepare(&begun).await.unwrap();
     let mut counts = Vec::new();
     for plan in plans {
-        let program = tidemark_columnar::Program::compile(&plan.columns, plan.unrepresentable).unwrap();
+        let program =
+            tidemark_columnar::Program::compile(&plan.columns, plan.unrepresentable).unwrap();
         let tuples = copy::table(database, &plan.relation.name.name, &program);
         let (rows, spec) = (tuples.row_count() as u64, spec("r1", plan, 0));
         let mut writer = begin(&*sink, &spec).await;
@@ -156,9 +179,10 @@ async fn send(writer: &mut Box<dyn StreamWriter>, transactions: Vec<Transaction>
 fn rows_of_postgres(database: &Database) -> Vec<String> {
     let mut rows = Vec::new();
     for (name, line) in TABLES {
-        let mut lines: Vec<String> = (database.psql(&format!("SELECT {line} FROM {name}")).unwrap().lines())
-            .map(|line| format!("{name}:{line}"))
-            .collect();
+        let mut lines: Vec<String> =
+            (database.psql(&format!("SELECT {line} FROM {name}")).unwrap().lines())
+                .map(|line| format!("{name}:{line}"))
+                .collect();
         lines.sort_unstable();
         rows.extend(lines);
     }
@@ -203,10 +227,21 @@ async fn the_guide_gives_the_rows(seed: u64, is_binary: bool) {
             found.into_iter().partition(|row| row.starts_with("sql:"));
         assert_eq!(by_function, expected, "seed {seed}, {run}");
         let orders = expected.iter().filter_map(|row| row.strip_prefix("orders:"));
-        assert_eq!(by_sql, orders.map(|row| format!("sql:{row}")).collect::<Vec<_>>(), "seed {seed}, {run}");
+        assert_eq!(
+            by_sql,
+            orders.map(|row| format!("sql:{row}")).collect::<Vec<_>>(),
+            "seed {seed}, {run}"
+        );
     }
     for (commit, expected) in before {
-        assert_eq!(rows_of_lake(&python, &lake, &commit.to_string()).into_iter().filter(|row| !row.starts_with("sql:")).collect::<Vec<_>>(), expected, "seed {seed}, commit {commit}");
+        assert_eq!(
+            rows_of_lake(&python, &lake, &commit.to_string())
+                .into_iter()
+                .filter(|row| !row.starts_with("sql:"))
+                .collect::<Vec<_>>(),
+            expected,
+            "seed {seed}, commit {commit}"
+        );
     }
     assert_eq!(debris(&lake.files()), [""; 0]);
 }

@@ -55,7 +55,11 @@ pub(super) async fn snapshot_with(sink: &dyn Sink, run: &str, plans: &[TablePlan
 }
 
 /// Opens the stream as a new process would.
-pub(super) async fn open(target: &dyn Target, run: &str, plans: &[TablePlan]) -> Result<OpenStream> {
+pub(super) async fn open(
+    target: &dyn Target,
+    run: &str,
+    plans: &[TablePlan],
+) -> Result<OpenStream> {
     target.sink().open_stream(&stream_start(run, plans)).await
 }
 
@@ -194,7 +198,10 @@ fn of_table<'c>(commit: &'c Commit, plan: &TablePlan) -> Option<&'c CommitTable>
 }
 
 /// The record batches of the change files that the commits list for a table, in order.
-pub(super) fn change_batches(files: &BTreeMap<String, Bytes>, plan: &TablePlan) -> Vec<RecordBatch> {
+pub(super) fn change_batches(
+    files: &BTreeMap<String, Bytes>,
+    plan: &TablePlan,
+) -> Vec<RecordBatch> {
     let mut batches = Vec::new();
     for commit in commits(files).iter().filter(|commit| commit.kind == "changes") {
         let Some(table) = of_table(commit, plan) else { continue };

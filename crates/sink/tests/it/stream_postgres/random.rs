@@ -51,34 +51,56 @@ fn statement(random: &mut Random, out: &mut String) {
     let r = random.below(1_000_000);
     let big = format!("repeat(md5({r}::text), 100)");
     let statement = match random.below(44) {
-        0..4 => format!("INSERT INTO keyed VALUES ({i}, E'a\\t{r}\\\\', {r}.50, {big}, 'epoch') ON CONFLICT DO NOTHING"),
+        0..4 => format!(
+            "INSERT INTO keyed VALUES ({i}, E'a\\t{r}\\\\', {r}.50, {big}, 'epoch') ON CONFLICT DO NOTHING"
+        ),
         4..6 => format!("UPDATE keyed SET a = '{r}', n = NULL WHERE id = {i}"),
         6 => format!("UPDATE keyed SET big = {big} WHERE id IN ({i}, {j})"),
-        7..9 => format!("UPDATE keyed SET id = {j}, a = nullif('{r}', '{r}') WHERE id = {i} AND NOT EXISTS (SELECT FROM keyed WHERE id = {j})"),
+        7..9 => format!(
+            "UPDATE keyed SET id = {j}, a = nullif('{r}', '{r}') WHERE id = {i} AND NOT EXISTS (SELECT FROM keyed WHERE id = {j})"
+        ),
         9..11 => format!("DELETE FROM keyed WHERE id = {i}"),
         11 => swap("keyed", "id", i, j),
-        12 => format!("INSERT INTO composite VALUES ({r}, 'y{i}', {j}, 'n') ON CONFLICT DO NOTHING"),
+        12 => {
+            format!("INSERT INTO composite VALUES ({r}, 'y{i}', {j}, 'n') ON CONFLICT DO NOTHING")
+        }
         13 => format!("UPDATE composite SET v = {r} WHERE x = {j}"),
         14 => format!("UPDATE composite SET y = 'z{r}', note = NULL WHERE x = {j} AND y = 'y{i}'"),
         15 => format!("DELETE FROM composite WHERE x = {j}"),
         16 => format!("INSERT INTO uniq VALUES ({i}, {j}, '{r}') ON CONFLICT DO NOTHING"),
-        17 => format!("UPDATE uniq SET u = {j} WHERE id = {i} AND NOT EXISTS (SELECT FROM uniq WHERE u = {j})"),
+        17 => format!(
+            "UPDATE uniq SET u = {j} WHERE id = {i} AND NOT EXISTS (SELECT FROM uniq WHERE u = {j})"
+        ),
         18 => swap("uniq", "u", i, j),
         19 => format!("DELETE FROM uniq WHERE id = {i}"),
-        20..22 => format!("INSERT INTO bag SELECT {i} % 3, CASE WHEN {r} % 2 = 0 THEN 'b' END, '-0' FROM generate_series(1, 2)"),
-        22 => format!("UPDATE bag SET b = 'u{i}' WHERE ctid IN (SELECT ctid FROM bag WHERE a = {i} % 3 LIMIT 2)"),
-        23 => format!("DELETE FROM bag WHERE ctid IN (SELECT ctid FROM bag WHERE a = {i} % 3 LIMIT 1)"),
+        20..22 => format!(
+            "INSERT INTO bag SELECT {i} % 3, CASE WHEN {r} % 2 = 0 THEN 'b' END, '-0' FROM generate_series(1, 2)"
+        ),
+        22 => format!(
+            "UPDATE bag SET b = 'u{i}' WHERE ctid IN (SELECT ctid FROM bag WHERE a = {i} % 3 LIMIT 2)"
+        ),
+        23 => format!(
+            "DELETE FROM bag WHERE ctid IN (SELECT ctid FROM bag WHERE a = {i} % 3 LIMIT 1)"
+        ),
         24 => format!("INSERT INTO heavy_bag VALUES ({i} % 3, repeat(md5(({i} % 2)::text), 100))"),
         25 => format!("UPDATE heavy_bag SET a = {j} % 3 WHERE a = {i} % 3"),
         26 => format!("INSERT INTO whole VALUES ({i}, '{r}', {big}) ON CONFLICT DO NOTHING"),
         27 => format!("UPDATE whole SET v = '{r}' WHERE id = {i}"),
-        28 => format!("UPDATE whole SET id = id + 100 WHERE id = {i} AND NOT EXISTS (SELECT FROM whole WHERE id = {i} + 100)"),
+        28 => format!(
+            "UPDATE whole SET id = id + 100 WHERE id = {i} AND NOT EXISTS (SELECT FROM whole WHERE id = {i} + 100)"
+        ),
         29 => format!("DELETE FROM whole WHERE id IN ({i}, {i} + 100)"),
         30 => format!("INSERT INTO by_index VALUES ('{r}', 'c{i}') ON CONFLICT DO NOTHING"),
-        31 => format!("UPDATE by_index SET code = 'd{j}', v = '{r}' WHERE code = 'c{i}' AND NOT EXISTS (SELECT FROM by_index WHERE code = 'd{j}')"),
+        31 => format!(
+            "UPDATE by_index SET code = 'd{j}', v = '{r}' WHERE code = 'c{i}' AND NOT EXISTS (SELECT FROM by_index WHERE code = 'd{j}')"
+        ),
         32 => format!("DELETE FROM by_index WHERE code IN ('c{i}', 'd{j}')"),
-        33 => format!("INSERT INTO trading SELECT {i}, '{r}' WHERE NOT EXISTS (SELECT FROM trading WHERE id = {i})"),
-        34 => format!("UPDATE trading SET id = CASE id WHEN {i} THEN {j} ELSE {i} END, v = v || '.' WHERE id IN ({i}, {j})"),
+        33 => format!(
+            "INSERT INTO trading SELECT {i}, '{r}' WHERE NOT EXISTS (SELECT FROM trading WHERE id = {i})"
+        ),
+        34 => format!(
+            "UPDATE trading SET id = CASE id WHEN {i} THEN {j} ELSE {i} END, v = v || '.' WHERE id IN ({i}, {j})"
+        ),
         35 => format!("DELETE FROM trading WHERE id = {i}"),
         36 => format!("INSERT INTO fixed (v) SELECT {r} % 1000"),
         37 => format!("UPDATE fixed SET v = v + 1 WHERE id % 12 = {i}"),
@@ -86,10 +108,17 @@ fn statement(random: &mut Random, out: &mut String) {
             0 => format!("UPDATE fixed SET id = DEFAULT WHERE id % 12 = {i}"),
             _ => format!("DELETE FROM fixed WHERE id % 12 = {i} AND id % 2 = 0"),
         },
-        39 => format!("INSERT INTO lists VALUES ({i}, ARRAY[{i}, NULL, {j}], '{{\"k\": {r}}}', ARRAY['', 'a\"b', NULL]) ON CONFLICT DO NOTHING"),
+        39 => format!(
+            "INSERT INTO lists VALUES ({i}, ARRAY[{i}, NULL, {j}], '{{\"k\": {r}}}', ARRAY['', 'a\"b', NULL]) ON CONFLICT DO NOTHING"
+        ),
         40 => format!("UPDATE lists SET tags = tags || {j}, words = '{{}}' WHERE id = {i}"),
-        41 => format!("INSERT INTO only_key VALUES ({i}) ON CONFLICT DO NOTHING; UPDATE only_key SET id = id WHERE id = {j}; DELETE FROM only_key WHERE id = {j}"),
-        42 => format!("INSERT INTO log SELECT g, E'l\\n\\\\{r}' FROM generate_series(1, {}) g", random.below(300)),
+        41 => format!(
+            "INSERT INTO only_key VALUES ({i}) ON CONFLICT DO NOTHING; UPDATE only_key SET id = id WHERE id = {j}; DELETE FROM only_key WHERE id = {j}"
+        ),
+        42 => format!(
+            "INSERT INTO log SELECT g, E'l\\n\\\\{r}' FROM generate_series(1, {}) g",
+            random.below(300)
+        ),
         _ => match random.below(6) {
             0 => "TRUNCATE keyed, uniq".to_owned(),
             1 => "TRUNCATE fixed RESTART IDENTITY".to_owned(),
@@ -125,7 +154,8 @@ async fn run(seed: u64, is_binary: bool) {
     eprintln!("seed {seed}");
     let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     let form = if is_binary { "b" } else { "t" };
-    let mut pair = Pair::new(&format!("random-{form}-{}", seed % 100_000_000), SCHEMA, is_binary).await;
+    let mut pair =
+        Pair::new(&format!("random-{form}-{}", seed % 100_000_000), SCHEMA, is_binary).await;
     let mut open = pair.open("s1").await.unwrap();
     let (mut batches, mut parts) = (0, 0);
     for round in 0..6 {
@@ -133,10 +163,11 @@ async fn run(seed: u64, is_binary: bool) {
         pair.source.cluster().run_script(pair.source.name(), &script).unwrap();
         let mut rest = pair.changes().await;
         while !rest.is_empty() {
-            let count = 1 + usize::try_from(random.below(25)).unwrap();
+            let count =
+                1 + usize::try_from(random.below(if round % 2 == 0 { 4 } else { 25 })).unwrap();
             let group: Vec<Transaction> = rest.drain(..count.min(rest.len())).collect();
             batches += 1;
-            if group.len() > 1 || random.below(2) == 0 {
+            if group.len() > 1 || random.below(3) == 0 {
                 open.writer.accept(batch(group, false).await).await.unwrap();
                 continue;
             }

@@ -11,7 +11,7 @@ use super::super::follower::{Ended, ended_within};
 use super::super::plan::{Fault, Planned, Side};
 use super::super::report::Failure;
 use super::super::rig::DATABASE;
-use super::{Run, STOPS_WITHIN, Step, rig_error};
+use super::{COMES_BACK_WITHIN, Run, STOPS_WITHIN, Step, rig_error};
 use crate::proxy::{self, Direction};
 
 /// How long a commit may be waited for whose answer shall be lost.
@@ -27,6 +27,7 @@ pub(super) fn inject(run: &mut Run<'_>, planned: &Planned) -> Step<bool> {
     ));
     match planned.fault {
         Fault::Kill => return kill(run),
+        Fault::KillBehind(length) => return kill_behind(run, length),
         Fault::CleanStop => return clean_stop(run),
         Fault::Freeze(length) => return freeze(run, length, planned.kills_inside),
         Fault::LoseCommit(cut) => return lose_commit(run, cut),
@@ -100,6 +101,19 @@ fn kill(run: &mut Run<'_>) -> Step<bool> {
     run.note_exit(ended);
     run.start_again()?;
     Ok(true)
+}
+
+/// Kills it when it has received what it cannot apply: what it said about that to the source must not be too much.
+fn kill_behind(run: &mut Run<'_>, length: Duration) -> Step<bool> {
+    // One that has caught up has nothing in its spool.
+    let head = run.head()?;
+    run.until(COMES_BACK_WITHIN, |_, seen| seen.position >= head)?;
+    run.rig.target_proxy.fault(Direction::ToServer, proxy::Fault::BlackHole);
+    run.rig.target_proxy.fault(Direction::ToClient, proxy::Fault::BlackHole);
+    run.hold(length)?;
+    let is_done = kill(run)?;
+    run.rig.target_proxy.heal();
+    Ok(is_done)
 }
 
 fn clean_stop(run: &mut Run<'_>) -> Step<bool> {

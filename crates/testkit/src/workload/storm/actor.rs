@@ -105,7 +105,7 @@ impl Actor {
             random: StdRng::seed_from_u64(
                 options.seed.wrapping_mul(1000) + u64::from(first_client),
             ),
-            pause: options.pause * if kind == Kind::Bulk { 20 } else { 1 },
+            pause: options.pause * if kind == Kind::Bulk { 30 } else { 1 },
             rows_max: options.rows_max,
             swaps_one_in: options.swaps_one_in.max(1),
             report: StormReport::default(),

@@ -200,7 +200,7 @@ impl Pen<'_> {
                 self.random.random_range(1..4)
             ),
             3 => format!(
-                "DELETE FROM storm.bag WHERE {one};\nDELETE FROM storm.bag WHERE ctid IN (SELECT ctid FROM storm.bag WHERE what = '{what}' OFFSET 20);\n"
+                "DELETE FROM storm.bag WHERE {one};\nDELETE FROM storm.bag WHERE ctid IN (SELECT ctid FROM storm.bag WHERE what = '{what}' OFFSET 6);\n"
             ),
             4 => format!("UPDATE storm.bag SET n = {n} WHERE {one};\n"),
             _ => format!(
@@ -230,8 +230,8 @@ impl Pen<'_> {
         let first = self.own(seq * 2_000_000);
         let rows = match self.below(100) {
             0..=49 => self.random.random_range(1..=10),
-            50..=94 => self.random.random_range(300..=4_000),
-            95..=98 => self.random.random_range(10_000..=100_000),
+            50..=96 => self.random.random_range(300..=2_500),
+            97..=98 => self.random.random_range(10_000..=100_000),
             _ => 1_000_000,
         }
         .min(rows_max);
@@ -256,7 +256,7 @@ impl Pen<'_> {
             ),
             // Streamed, and then a part of it is taken back.
             7 | 8 => {
-                let part = rows.clamp(1_500, 20_000);
+                let part = rows.clamp(1_500, 4_000);
                 let (second, third) = (first + 500_000, first + 1_000_000);
                 format!(
                     "{}SAVEPOINT a;\n{}SAVEPOINT b;\n{}ROLLBACK TO b;\n{}{}{}",
