@@ -236,6 +236,9 @@ fn scale_factor(text: &str) -> Result<f64, String> {
 /// Arguments of `check`.
 #[derive(Debug, Clone, Args)]
 pub struct CheckArgs {
+    /// Look only at what a copy needs, not at what following the source needs.
+    #[arg(long)]
+    pub snapshot_only: bool,
     /// Print the findings as JSON.
     #[arg(long)]
     pub json: bool,

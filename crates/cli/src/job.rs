@@ -20,7 +20,7 @@ pub(crate) const ZSTD_LEVEL: i32 = 1;
 ///
 /// # Errors
 /// A connection string is wrong, or the lake's store cannot be opened.
-pub fn job(config: &Config, not_empty: NotEmpty) -> Result<pipeline::Job, Failure> {
+pub fn job(config: &Config, not_empty: NotEmpty, follows: bool) -> Result<pipeline::Job, Failure> {
     let (Some(source), Some(target)) = (&config.source, &config.target) else {
         return Err(Failure::internal("make a job of a configuration without source or target"));
     };
@@ -39,6 +39,7 @@ pub fn job(config: &Config, not_empty: NotEmpty) -> Result<pipeline::Job, Failur
         chunk_bytes: config.snapshot.chunk_bytes,
         lock_timeout: config.snapshot.lock_timeout,
         memory: config.limits.memory,
+        follows,
         stream: stream_of(config, source),
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
     })

@@ -27,7 +27,7 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 
 /// `tidemark check`.
 pub fn check(config: &Config, args: &CheckArgs, screen: &Screen) -> Result<ExitCode, Failure> {
-    let job = job::job(config, NotEmpty::Refuse)?;
+    let job = job::job(config, NotEmpty::Refuse, !args.snapshot_only)?;
     let findings = runtime()?.block_on(pipeline::check(&job))?;
     if args.json {
         output::print_json(&findings)?;
@@ -40,7 +40,7 @@ pub fn check(config: &Config, args: &CheckArgs, screen: &Screen) -> Result<ExitC
 
 /// `tidemark sync`.
 pub fn sync(config: &Config, args: &SyncArgs, screen: &Screen) -> Result<ExitCode, Failure> {
-    let job = job::job(config, args.target_not_empty)?;
+    let job = job::job(config, args.target_not_empty, !args.snapshot_only)?;
     if args.snapshot_only {
         let report = runtime()?.block_on(snapshot(&job, screen))?;
         let code = copied(&report);
@@ -116,7 +116,7 @@ pub fn status(config: &Config, args: &StatusArgs) -> Result<ExitCode, Failure> {
 
 /// `tidemark cleanup --yes`.
 pub fn cleanup(config: &Config) -> Result<ExitCode, Failure> {
-    let job = job::job(config, NotEmpty::Refuse)?;
+    let job = job::job(config, NotEmpty::Refuse, false)?;
     let done = runtime()?.block_on(pipeline::cleanup(&job))?;
     let text =
         if done.is_empty() { "nothing to clean up\n".to_owned() } else { done.join("\n") + "\n" };

@@ -60,8 +60,11 @@ pub(crate) async fn look(job: &Job, sink: &dyn Sink) -> Result<Looked> {
     };
     let plans = plan_tables(job, &catalog, target_version)?;
     check_filters(&client, &plans).await?;
-    let needs =
-        Needs { connections: job.readers as u32 + SESSIONS_BESIDE_READERS, ..Needs::default() };
+    let needs = Needs {
+        replication: job.follows,
+        given_publication: job.stream.publication.is_some(),
+        connections: job.readers as u32 + SESSIONS_BESIDE_READERS,
+    };
     findings.extend(tidemark_source::check(&client, &catalog, &plans, needs).await?);
     findings.extend(password_findings(job));
     findings.extend(schema_tool_findings(job, &catalog).await);

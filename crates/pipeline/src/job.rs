@@ -37,7 +37,9 @@ pub struct Job {
     pub lock_timeout: Duration,
     /// Bytes of rows on their way, all queues together.
     pub memory: u64,
-    /// How the source is followed after the snapshot.
+    /// Whether the source is followed after the snapshot; readiness asks for more then.
+    pub follows: bool,
+    /// How the source is followed.
     pub stream: StreamJob,
     /// This program's version.
     pub tool_version: String,

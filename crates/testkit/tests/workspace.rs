@@ -106,16 +106,20 @@ fn named_tests(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_test_that_the_hazards_name_exists() {
-    let named = named_tests(&std::fs::read_to_string(root().join("docs/hazards.md")).unwrap());
+fn every_test_that_hazards_and_guarantees_name_exists() {
+    let read = |file: &str| std::fs::read_to_string(root().join(file)).unwrap();
+    let mut named = named_tests(&read("docs/hazards.md"));
     assert!(named.len() > 50, "the search found only {} names", named.len());
+    let guaranteed = named_tests(&read("docs/guarantees.md"));
+    assert!(guaranteed.len() > 10, "the search found only {} names", guaranteed.len());
+    named.extend(guaranteed);
     let mut files = Vec::new();
     rust_files(&root().join("crates"), &mut files);
     let code: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
     for test in named {
         assert!(
             code.contains(&format!("fn {test}(")),
-            "docs/hazards.md names {test}, which is no test"
+            "docs/hazards.md or docs/guarantees.md names {test}, which is no test"
         );
     }
 }

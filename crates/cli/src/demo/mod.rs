@@ -341,6 +341,7 @@ fn job(place: &Path, shop: &Shop, name: &str, target: Target) -> Job {
         chunk_bytes: 16 << 20,
         lock_timeout: Duration::from_secs(5),
         memory: 256 << 20,
+        follows: false,
         stream: tidemark_pipeline::StreamJob::default(),
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
     }

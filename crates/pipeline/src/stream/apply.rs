@@ -179,6 +179,12 @@ impl Apply {
         if parts > 0 {
             return self.part(head, changes, false).await;
         }
+        if changes.is_empty() {
+            // Nothing of the job's tables: no commit on the target for it, only a position.
+            self.accepted = head.end_lsn;
+            self.is_idle = true;
+            return Ok(());
+        }
         if is_planted("half-transaction") && changes.len() > 1 {
             let rest = changes.split_off(changes.len() / 2);
             self.send(false).await?;
@@ -334,7 +340,7 @@ impl Apply {
         let ahead = self.accepted.bytes_since(self.ladder.view().durable);
         let is_time = ahead >= ADVANCE_BYTES
             || (self.rhythm.flush_every.is_none() && self.advanced_at.elapsed() >= ADVANCE_EVERY);
-        if self.is_idle && ahead > 0 && is_time && !is_gathering {
+        if self.is_idle && self.pending.is_empty() && ahead > 0 && is_time && !is_gathering {
             self.advance().await?;
         }
         Ok(())

@@ -35,7 +35,9 @@ use serde::{Deserialize, Serialize};
 use tidemark_ledger::Ledger;
 use tidemark_model::{Lsn, names};
 use tidemark_sink::StoredStage;
-use tidemark_source::{SlotOptions, drop_publication, drop_slot, emit_barrier, head};
+use tidemark_source::{
+    PublicationState, SlotOptions, drop_publication, drop_slot, emit_barrier, head,
+};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -62,6 +64,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 const SNAPSHOTS: u32 = 3;
 /// What the journal calls the making of a slot.
 const SLOT_EVENT: &str = "slot";
+/// What the journal calls the state of the publication at the snapshot.
+const PUBLICATION_EVENT: &str = "publication";
 
 /// When following ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,7 +246,10 @@ impl Sync<'_> {
             let copy = Box::pin(run.once(tools));
             let receive = async {
                 match begun.await {
-                    Ok(start) => Session::beside(self.job, &start, self.ladder).await.map(Some),
+                    Ok(start) => {
+                        self.note_publication(&start.run).await?;
+                        Session::beside(self.job, &start, self.ladder).await.map(Some)
+                    }
                     Err(_) => Ok(None),
                 }
             };
@@ -309,6 +316,17 @@ impl Sync<'_> {
             drop_publication(&client, &names::publication_name(&self.job.name)).await?;
         }
         self.note_slot(&names::slot_name(&self.job.name), "dropped").await
+    }
+
+    /// Keeps how the publication is, so that a later run can tell whether it was always so.
+    async fn note_publication(&self, run: &str) -> Result<()> {
+        let client = self.job.source.connect().await?;
+        let publications = [resume::publication_name(self.job)];
+        let state = PublicationState::read(&client, &publications).await?;
+        let ledger = Arc::clone(self.ledger);
+        let detail = serde_json::json!({ "run": run, "state": state });
+        blocking(move || ledger.write_journal(PUBLICATION_EVENT, &detail)).await??;
+        Ok(())
     }
 
     async fn note_slot(&self, slot: &str, state: &str) -> Result<()> {

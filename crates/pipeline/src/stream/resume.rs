@@ -10,13 +10,15 @@ use tidemark_ledger::Ledger;
 use tidemark_model::{Oid, RelationName, TablePlan, names};
 use tidemark_sink::Stored;
 use tidemark_source::{
-    Expected, Saved, check_continuation, check_publication, identify, inspect_slot, read_catalog,
+    Expected, PublicationState, Saved, check_continuation, check_publication, identify,
+    inspect_slot, read_catalog,
 };
 use tidemark_wire::Client;
 
 use super::ladder::Ladder;
 use super::session::{Session, SessionStart};
 use super::spool::Spool;
+use super::watch::publication_changed;
 use crate::job::{Job, Target};
 use crate::plan::plan_tables;
 use crate::snapshot::blocking;
@@ -64,6 +66,7 @@ pub(super) async fn resume(
     });
     let publications = [publication_name(job)];
     let expected = Expected { publications: &publications, tables: &tables, is_restricted: false };
+    still_published(&client, &publications, ledger, stored).await?;
     let others = check_publication(&client, &expected).await?;
     if !others.is_empty() {
         tracing::warn!(
@@ -97,6 +100,30 @@ async fn followed(
         return Ok(relations.into_iter().map(|found| (found.plan.oid, found.plan.name)).collect());
     }
     Ok(plans.iter().map(|plan| (plan.relation.oid, plan.relation.name.clone())).collect())
+}
+
+/// Compares the publication with what it was at the snapshot, where the ledger knows it.
+async fn still_published(
+    client: &Client,
+    publications: &[String],
+    ledger: &Arc<Ledger>,
+    stored: &Stored,
+) -> Result<()> {
+    let ledger = Arc::clone(ledger);
+    let journal = blocking(move || ledger.journal()).await??;
+    let known = journal.into_iter().rev().find(|entry| {
+        entry.event == super::PUBLICATION_EVENT && entry.detail["run"] == stored.run.as_str()
+    });
+    let Some(known) = known else { return Ok(()) };
+    let saved: Option<PublicationState> =
+        serde_json::from_value(known.detail["state"].clone()).ok();
+    let now = PublicationState::read(client, publications).await?;
+    match saved {
+        Some(saved) if !now.has_kept(&saved) => {
+            Err(publication_changed(&stored.end_lsn.to_string()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What an earlier process spooled, if it goes on from the stored position.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tidemark_model::{Budget, Lsn, TablePlan, names};
 use tidemark_sink::{Positions, SnapshotStart, StreamStart};
-use tidemark_source::{StreamOptions, identify};
+use tidemark_source::{PublicationState, StreamOptions, identify};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -120,6 +120,7 @@ impl Session {
             names::application_name(name),
         );
         options.binary = is_binary(job, &start.plans);
+        let publications = vec![publication_name(job)];
         let memory = usize::try_from(job.memory / OPEN_SHARE).unwrap_or(usize::MAX);
         let assembler = Assembler::new(
             &directory,
@@ -135,6 +136,7 @@ impl Session {
             queue: Arc::clone(&queue),
             ladder: Arc::clone(ladder),
             source_wal: job.stream.source_wal,
+            buffers: Budget::new(job.memory / OPEN_SHARE),
             is_skipping: false,
         };
         let mut tasks = JoinSet::new();
@@ -145,6 +147,8 @@ impl Session {
             ladder: Arc::clone(ladder),
             source_wal: job.stream.source_wal,
             queue: Arc::clone(&queue),
+            published: PublicationState::read(&client, &publications).await?,
+            publications,
             spool: SpoolPlace {
                 directory,
                 identity: spool_identity(job, &start),

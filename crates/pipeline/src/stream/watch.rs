@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemark_model::Lsn;
-use tidemark_source::{drop_slot, emit_barrier, retained_by_others};
+use tidemark_source::{PublicationState, drop_slot, emit_barrier, retained_by_others};
 use tidemark_wire::{Client, ConnectSpec};
 
 use super::ladder::Ladder;
@@ -20,6 +20,8 @@ use crate::{Error, Kind, Result};
 
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Between two looks at the publication.
+const LOOK_AT_PUBLICATION_EVERY: Duration = Duration::from_secs(5);
 /// Between two warnings of the same kind.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 /// Less than this is not worth going to disk for.
@@ -32,6 +34,9 @@ pub(crate) struct Watch {
     pub(crate) ladder: Arc<Ladder>,
     pub(crate) source_wal: u64,
     pub(crate) queue: Arc<Queue>,
+    /// The publications, and how they were when the session began.
+    pub(crate) publications: Vec<String>,
+    pub(crate) published: PublicationState,
     pub(crate) spool: SpoolPlace,
     /// What happens when both are full.
     pub(crate) on_full: OnFull,
@@ -66,6 +71,7 @@ impl Watch {
         let mut rates = Rates::default();
         let mut warned: Option<Instant> = None;
         let mut beaten = Instant::now();
+        let mut compared = Instant::now();
         loop {
             interval.tick().await;
             if client.as_ref().is_none_or(|client| client.is_closed()) {
@@ -89,6 +95,10 @@ impl Watch {
                 if let Err(error) = emit_barrier(open, "tidemark", "heartbeat").await {
                     tracing::debug!(%error, "no heartbeat could be written");
                 }
+            }
+            if compared.elapsed() >= LOOK_AT_PUBLICATION_EVERY {
+                compared = Instant::now();
+                self.compare_publication(open).await?;
             }
             self.turn_to_disk_if_needed(&seen)?;
             self.give_up_if_full(open, &seen).await?;
@@ -115,6 +125,20 @@ impl Watch {
         let restart: Option<Lsn> = lsn(1);
         let retained = restart.map_or(0, |restart| head.bytes_since(restart));
         Ok(Seen { head, sent: lsn(3), retained, safe: row.get(2) })
+    }
+
+    /// From 18 on a server leaves changes out without a word when the publication goes away under a running stream.
+    async fn compare_publication(&self, client: &Client) -> Result<()> {
+        match PublicationState::read(client, &self.publications).await {
+            Ok(now) if !now.has_kept(&self.published) => {
+                Err(publication_changed(&self.ladder.view().acknowledged.to_string()))
+            }
+            Ok(_) => Ok(()),
+            Err(error) => {
+                tracing::debug!(%error, "the publication could not be looked at");
+                Ok(())
+            }
+        }
     }
 
     /// Where the target is so far behind that the source keeps too much, what comes goes to our disk and is acknowledged.
@@ -186,6 +210,15 @@ impl Watch {
         );
         true
     }
+}
+
+/// A publication that was dropped, narrowed or altered, even if it was put back: changes may be missing in the stream.
+pub(crate) fn publication_changed(position: &str) -> Error {
+    Error::new(
+        Kind::SourceCannotContinue,
+        format!("follow the source: its publication was dropped or altered (stored position {position})"),
+    )
+    .hint("changes may have been left out of the stream meanwhile: tidemark cleanup, then sync takes a new snapshot")
 }
 
 /// The last looks, for rates.

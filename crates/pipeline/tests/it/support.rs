@@ -71,6 +71,7 @@ impl Fixture {
             chunk_bytes: 256 * 1024,
             lock_timeout: Duration::from_secs(5),
             memory: 64 << 20,
+            follows: false,
             stream: tidemark_pipeline::StreamJob::default(),
             tool_version: "test".to_owned(),
         };

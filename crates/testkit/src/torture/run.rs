@@ -9,6 +9,7 @@ mod inject;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -19,7 +20,7 @@ use super::plan::{Fault, Plan, Planned, Profile, Side};
 use super::report::{Failure, Outcome, Verdict};
 use super::rig::{DATABASE, Rig};
 use super::watch::{Seen, Watch, show};
-use crate::workload::storm;
+use crate::workload::storm::{self, Pace};
 use crate::{Storm, StormOptions, StormReport, Version, oracle, process};
 
 /// How long a clean stop may take: it drains what was received.
@@ -29,6 +30,8 @@ const COMES_BACK_WITHIN: Duration = Duration::from_secs(15);
 /// Of a busy job after a kill: the old sessions live on for a while.
 const HELD_MAX: u32 = 30;
 const RESTARTS_MAX: u32 = 400;
+/// By how many bytes of WAL the follower may be behind before the storm slows down.
+const BEHIND_MAX: u64 = 24 << 20;
 /// Reads a lake into statements.
 const LAKE: &str = include_str!("lake.py");
 
@@ -120,8 +123,7 @@ pub fn run(trial: &Trial) -> Result<Outcome> {
     let rig = Rig::start(trial.version, trial.seed.is_multiple_of(2))?;
     Storm::prepare(&rig.source, DATABASE)?;
     let follower = subject(trial, &rig)?;
-    let mut run = Run::new(trial, &plan, &rig, follower, began)?;
-    let mut storm = Some(Storm::start(
+    let storm = Storm::start(
         &rig.source,
         DATABASE,
         &StormOptions {
@@ -130,7 +132,9 @@ pub fn run(trial: &Trial) -> Result<Outcome> {
             swaps_one_in: plan.swaps_one_in,
             ..StormOptions::default()
         },
-    )?);
+    )?;
+    let mut run = Run::new(trial, &plan, &rig, follower, (began, storm.pace()))?;
+    let mut storm = Some(storm);
     let ended = run.all(&mut storm);
     // The storm first: it waits for a server that may be down.
     rig.proxy(Side::Source).heal();
@@ -196,6 +200,7 @@ struct Run<'a> {
     events: Vec<String>,
     restarts: u32,
     exits: BTreeMap<String, u32>,
+    pace: Arc<Pace>,
     storm: StormReport,
     verdict: Option<Verdict>,
     drained: Option<serde_json::Value>,
@@ -207,7 +212,7 @@ impl<'a> Run<'a> {
         plan: &'a Plan,
         rig: &'a Rig,
         follower: Box<dyn Follower>,
-        began: Instant,
+        (began, pace): (Instant, Arc<Pace>),
     ) -> Result<Self> {
         let questions = follower.questions();
         let target = (&rig.target, DATABASE);
@@ -226,6 +231,7 @@ impl<'a> Run<'a> {
             events: Vec::new(),
             restarts: 0,
             exits: BTreeMap::new(),
+            pace,
             storm: StormReport::default(),
             verdict: None,
             drained: None,
@@ -349,6 +355,8 @@ impl<'a> Run<'a> {
         if let Some(broken) = seen.broken.first() {
             return Err(Failure { seen_by: "promise", detail: broken.clone() });
         }
+        // On a busy machine the backlog would grow for as long as the run lasts; that case has tests of its own.
+        self.pace.slow_down(seen.follows && seen.head.saturating_sub(seen.position) > BEHIND_MAX);
         self.watch.follower_is(self.follower.pid());
         let Some(ended) = self.follower.ended().map_err(rig_error)? else {
             if self.started.elapsed() > Duration::from_secs(3) {

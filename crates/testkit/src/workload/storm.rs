@@ -22,6 +22,7 @@ mod actor;
 mod promise;
 mod script;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -84,6 +85,7 @@ impl StormReport {
 #[derive(Debug)]
 pub struct Storm {
     calm: Arc<Calm>,
+    pace: Arc<Pace>,
     threads: Vec<JoinHandle<Result<StormReport>>>,
 }
 
@@ -114,19 +116,25 @@ impl Storm {
     /// When a thread cannot be started.
     pub fn start(cluster: &Arc<Cluster>, database: &str, options: &StormOptions) -> Result<Self> {
         let calm = Arc::new(Calm::default());
+        let pace = Arc::new(Pace::default());
         let mut threads = Vec::new();
         let mut client = 0;
         for kind in Kind::ALL {
             let actor = Actor::new(kind, client, Arc::clone(cluster), database, options);
             client += kind.seats();
-            let calm = Arc::clone(&calm);
+            let (calm, pace) = (Arc::clone(&calm), Arc::clone(&pace));
             let thread = std::thread::Builder::new()
                 .name(format!("storm-{kind:?}"))
-                .spawn(move || actor.run(&calm))
+                .spawn(move || actor.run(&calm, &pace))
                 .context("start a thread of the storm")?;
             threads.push(thread);
         }
-        Ok(Self { calm, threads })
+        Ok(Self { calm, pace, threads })
+    }
+
+    /// How fast it blows, to be changed while it does.
+    pub fn pace(&self) -> Arc<Pace> {
+        Arc::clone(&self.pace)
     }
 
     /// Ends after the transactions in flight; the server must be up. Nothing prepared is left.
@@ -158,6 +166,23 @@ impl Drop for Storm {
             // A run that failed elsewhere must not be hidden by the storm's own result.
             thread.join().ok();
         }
+    }
+}
+
+/// How fast a storm blows.
+#[derive(Debug, Default)]
+pub struct Pace {
+    is_slow: AtomicBool,
+}
+
+impl Pace {
+    /// Makes all pauses eight times as long, or as they were.
+    pub fn slow_down(&self, is_slow: bool) {
+        self.is_slow.store(is_slow, Ordering::Relaxed);
+    }
+
+    fn factor(&self) -> u32 {
+        if self.is_slow.load(Ordering::Relaxed) { 8 } else { 1 }
     }
 }
 

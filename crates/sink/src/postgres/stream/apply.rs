@@ -228,8 +228,16 @@ impl Applier {
             (Some(steps), false) => {
                 for step in steps {
                     let statement = self.prepare(step.sql()).await;
-                    requests
-                        .push(Request::Step(step, statement.map_err(|cause| sort(step, cause))?));
+                    let statement = statement.map_err(|cause| sort(step, cause))?;
+                    let request = Request::Step(step, statement);
+                    match step.is_sorted() {
+                        true => requests.extend([
+                            Request::Run(SORTED),
+                            request,
+                            Request::Run(LOOKED_UP),
+                        ]),
+                        false => requests.push(request),
+                    }
                 }
             }
             _ => {
@@ -416,6 +424,10 @@ fn not_one_row(single: &Single, end_lsn: Lsn, touched: u64) -> Error {
     .on(&single.table.name)
     .hint("something else writes to the target's table, or it was not whole: mend the row there and run the same command again, or move the table again (tidemark reset)")
 }
+
+/// A join that has no index is made by sorting both sides; the session's own settings come back after it.
+const SORTED: &str = "SET LOCAL enable_mergejoin = on; SET LOCAL enable_nestloop = off";
+const LOOKED_UP: &str = "SET LOCAL enable_mergejoin = off; SET LOCAL enable_nestloop = on";
 
 /// Moves the position; exactly one row, or the job is another's.
 const POSITION: &str = "UPDATE tidemark.progress SET end_lsn = $1::text::pg_lsn \

@@ -67,7 +67,7 @@ impl Draft {
 
     fn finish(self, layout: &Layout, sql: String) -> Step {
         let table = Arc::clone(&layout.table);
-        Step::Execute { table, sql, parameters: self.parameters, rows: 1 }
+        Step::Execute { table, sql, parameters: self.parameters, rows: 1, is_sorted: false }
     }
 
     /// The condition that finds the row; `is_full` where the row says all of its values.

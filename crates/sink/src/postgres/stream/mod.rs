@@ -93,6 +93,16 @@ pub(super) async fn open(
     Ok(OpenStream { writer: Box::new(writer), position, columns })
 }
 
+/// An error once the session that holds the job is gone. Opening the stream again takes the job again, or says who has it.
+fn holds(control: &Control) -> Result<()> {
+    control.alive().map_err(|_| {
+        Error::new(
+            Disposition::Retry,
+            "go on after the session that holds the job on the target was lost",
+        )
+    })
+}
+
 /// What the applier is asked for.
 enum Work {
     Batch(Prepared),
@@ -211,7 +221,7 @@ impl PostgresStream {
 #[async_trait]
 impl StreamWriter for PostgresStream {
     async fn accept(&mut self, batch: StreamBatch) -> Result<()> {
-        self.control.alive()?;
+        holds(&self.control)?;
         let (last, is_open) = self.accepted;
         let end_lsn = batch.end_lsn();
         if (is_open && end_lsn != last) || (!is_open && end_lsn <= last) {
@@ -306,7 +316,7 @@ impl Task {
     }
 
     async fn work(&mut self, work: Work) -> Result<()> {
-        self.control.alive()?;
+        holds(&self.control)?;
         match work {
             Work::Batch(prepared) => {
                 self.applier.apply(&prepared).await?;

@@ -30,14 +30,22 @@ const COPY_ROWS: usize = 100;
 const STATEMENT_BYTES: usize = 32 << 20;
 /// Bytes of one piece of COPY data.
 const COPY_BYTES: usize = 256 << 10;
+/// From so many row images on, the table is sorted once instead of being read once for each.
+const SORTED_IMAGES: usize = 4;
 
 const TEXT_ARRAY: &str = "pg_catalog._text";
 
 /// One step of a batch on the target.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// A statement that must touch `rows` rows.
-    Execute { table: Arc<TargetTable>, sql: String, parameters: Vec<Parameter>, rows: u64 },
+    /// A statement that must touch `rows` rows; `is_sorted` where it joins by sorting, and not by looking up.
+    Execute {
+        table: Arc<TargetTable>,
+        sql: String,
+        parameters: Vec<Parameter>,
+        rows: u64,
+        is_sorted: bool,
+    },
     /// Rows by COPY.
     Copy { table: Arc<TargetTable>, sql: String, pieces: Vec<Bytes>, rows: u64 },
     /// A statement whose count means nothing.
@@ -50,6 +58,11 @@ impl Step {
         match self {
             Self::Execute { sql, .. } | Self::Copy { sql, .. } | Self::Truncate { sql, .. } => sql,
         }
+    }
+
+    /// Whether its plan is one of its own kind.
+    pub(super) fn is_sorted(&self) -> bool {
+        matches!(self, Self::Execute { is_sorted: true, .. })
     }
 
     /// How many rows it must touch.
@@ -226,7 +239,13 @@ fn delete(
         let only = layout.table.only();
         let sql = format!("DELETE FROM {only} AS t USING {} WHERE {condition}", source.rows());
         let parameters = source.parameters;
-        steps.push(Step::Execute { table: Arc::clone(&layout.table), sql, parameters, rows });
+        steps.push(Step::Execute {
+            table: Arc::clone(&layout.table),
+            sql,
+            parameters,
+            rows,
+            is_sorted: false,
+        });
     }
     Ok(())
 }
@@ -312,7 +331,13 @@ impl<'a> Group<'a> {
             source.rows(),
         );
         let parameters = source.parameters;
-        Ok(Some(Step::Execute { table: Arc::clone(&layout.table), sql, parameters, rows }))
+        Ok(Some(Step::Execute {
+            table: Arc::clone(&layout.table),
+            sql,
+            parameters,
+            rows,
+            is_sorted: false,
+        }))
     }
 }
 
@@ -409,7 +434,13 @@ fn insert(layout: &Layout, net: &Net, steps: &mut Vec<Step>) -> Result<(), Mixed
             source.rows(),
         );
         let parameters = source.parameters;
-        steps.push(Step::Execute { table: Arc::clone(&layout.table), sql, parameters, rows });
+        steps.push(Step::Execute {
+            table: Arc::clone(&layout.table),
+            sql,
+            parameters,
+            rows,
+            is_sorted: false,
+        });
     }
     Ok(())
 }
@@ -523,7 +554,16 @@ fn remove(
         columns.join(", "),
     );
     let parameters = source.parameters;
+    let is_sorted = removed.len() >= SORTED_IMAGES;
+    // Another text is another plan.
+    let sql = if is_sorted { format!("{sql} /* sorted */") } else { sql };
     let rows = removed.iter().map(|(_, count)| u64::try_from(*count).unwrap_or(0)).sum();
-    steps.push(Step::Execute { table: Arc::clone(&layout.table), sql, parameters, rows });
+    steps.push(Step::Execute {
+        table: Arc::clone(&layout.table),
+        sql,
+        parameters,
+        rows,
+        is_sorted,
+    });
     Ok(())
 }

@@ -295,22 +295,25 @@ async fn a_stream_that_dies_at_any_operation_is_taken_up_exactly() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_writer_that_was_taken_over_commits_no_more_and_takes_its_files_back() {
-    let store = Arc::new(InMemory::new());
-    let plans = plans();
-    snapshot(&*sink_on(Arc::clone(&store) as _), "r1", &plans).await;
-    let sink = sink_on(Arc::clone(&store) as _);
-    let mut old = sink.open_stream(&stream_start("r2", &plans)).await.unwrap();
-    send(&mut old.writer, vec![work(1)]).await.unwrap();
-    old.writer.flush().await.unwrap();
-    send(&mut old.writer, vec![work(2)]).await.unwrap();
+    // By another run, and by the same one that has opened the stream again.
+    for run in ["r3", "r2"] {
+        let store = Arc::new(InMemory::new());
+        let plans = plans();
+        snapshot(&*sink_on(Arc::clone(&store) as _), "r1", &plans).await;
+        let sink = sink_on(Arc::clone(&store) as _);
+        let mut old = sink.open_stream(&stream_start("r2", &plans)).await.unwrap();
+        send(&mut old.writer, vec![work(1)]).await.unwrap();
+        old.writer.flush().await.unwrap();
+        send(&mut old.writer, vec![work(2)]).await.unwrap();
 
-    let new =
-        sink_on(Arc::clone(&store) as _).open_stream(&stream_start("r3", &plans)).await.unwrap();
-    assert_eq!(new.position, lsn(1));
-    let error = old.writer.flush().await.unwrap_err();
-    assert_eq!(error.disposition, Disposition::Held);
-    follow(new).await.unwrap();
-    check(&files_of(&store).await, "taken over");
+        let next = sink_on(Arc::clone(&store) as _);
+        let new = next.open_stream(&stream_start(run, &plans)).await.unwrap();
+        assert_eq!(new.position, lsn(1));
+        let error = old.writer.flush().await.unwrap_err();
+        assert_eq!(error.disposition, Disposition::Held);
+        follow(new).await.unwrap();
+        check(&files_of(&store).await, "taken over");
+    }
 }
 
 /// A commit whose answer the dead writer never saw lands while the next one takes the lake.

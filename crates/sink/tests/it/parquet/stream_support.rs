@@ -110,9 +110,9 @@ pub(super) fn row_without_body(id: i64) -> TupleData {
     tuple(&[Cell::Binary(&id.to_be_bytes()), Cell::Unchanged])
 }
 
-/// An old row that holds only the id.
+/// An old row that holds only the id; what stands in the place of the rest is not a value.
 pub(super) fn key(id: i64) -> OldRow {
-    OldRow::Key(tuple(&[Cell::Binary(&id.to_be_bytes()), Cell::Null]))
+    OldRow::Key(tuple(&[Cell::Binary(&id.to_be_bytes()), Cell::Binary(b"nothing")]))
 }
 
 pub(super) fn insert(relation: &Arc<StreamRelation>, new: TupleData) -> Change {

@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::script::Pen;
-use super::{Calm, StormOptions, StormReport};
+use super::{Calm, Pace, StormOptions, StormReport};
 use crate::Cluster;
 use crate::session::{Ending, Session};
 
@@ -112,9 +112,9 @@ impl Actor {
         }
     }
 
-    pub(super) fn run(mut self, calm: &Calm) -> Result<StormReport> {
+    pub(super) fn run(mut self, calm: &Calm, pace: &Pace) -> Result<StormReport> {
         let named = format!("the {:?} client of the storm", self.kind);
-        while !calm.within(self.pause.mul_f64(self.random.random_range(0.3..1.7))) {
+        while !calm.within(pace.factor() * self.pause.mul_f64(self.random.random_range(0.3..1.7))) {
             let seat = self.random.random_range(0..self.seats.len());
             if self.connect(seat).with_context(|| named.clone())? {
                 self.play(seat).with_context(|| named.clone())?;
