@@ -8,6 +8,7 @@ use tidemark_sink::parquet::{ParquetOptions, ParquetSink};
 use tidemark_sink::postgres::{PostgresOptions, PostgresSink};
 use tidemark_source::dump;
 
+use crate::Result;
 use crate::job::{Job, LakeTarget, PostgresTarget, Target};
 
 pub(crate) fn sink(job: &Job, cpu: &Cpu, budget: &Budget) -> Arc<dyn Sink> {
@@ -41,5 +42,13 @@ fn lake_options(job: &Job, target: &LakeTarget, budget: &Budget) -> ParquetOptio
         writers: job.readers,
         not_empty: target.not_empty,
         memory: budget.total(),
+    }
+}
+
+/// `server_version_num` of the target, if it is a PostgreSQL.
+pub(crate) async fn target_version(job: &Job) -> Result<Option<u32>> {
+    match &job.target {
+        Target::Postgres(target) => Ok(Some(target.spec.connect().await?.server_version_num())),
+        Target::Lake(_) => Ok(None),
     }
 }

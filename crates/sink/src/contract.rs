@@ -31,8 +31,8 @@ use tidemark_model::{
     TablePlan, Tuples,
 };
 
-use crate::stream::{OpenStream, Stored, StreamStart};
 use crate::Result;
+use crate::stream::{OpenStream, Stored, StreamStart};
 
 /// What to do with a target that holds something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -141,6 +141,12 @@ pub trait Sink: Send + Sync + 'static {
 
     /// Where the target stands with this job; `None` where the job has never been. Changes nothing.
     async fn stored(&self) -> Result<Option<Stored>>;
+
+    /// Refuses where another instance that lives has the job on the target. Moves nothing.
+    ///
+    /// # Errors
+    /// [`Disposition::Held`](crate::Disposition).
+    async fn refuse_if_held(&self) -> Result<()>;
 
     /// Opens the target for the stream, and takes the job on it unless this run's snapshot has it already.
     ///

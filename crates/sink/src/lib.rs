@@ -8,6 +8,8 @@
 mod contract;
 mod error;
 pub mod parquet;
+#[doc(hidden)]
+pub mod plant;
 pub mod postgres;
 mod stream;
 

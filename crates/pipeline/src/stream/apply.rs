@@ -166,7 +166,9 @@ impl Apply {
                 self.part(head, std::mem::take(&mut changes), true).await?;
                 (bytes, parts) = (0, parts + 1);
             }
-            self.hold(block.len() as u64, &mut changes, (head, &mut bytes, &mut parts)).await?;
+            if !is_known {
+                self.hold(block.len() as u64, &mut changes, (head, &mut bytes, &mut parts)).await?;
+            }
             bytes += block.len() as u64;
             for message in messages(&block) {
                 self.decode(&message, &mut changes).await?;
@@ -220,6 +222,8 @@ impl Apply {
                     self.part(head, std::mem::take(changes), true).await?;
                     (*bytes, *parts) = (0, *parts + 1);
                 }
+                // What is still held was for rows that nobody wants: waiting with it would be waiting for ourselves.
+                self.held = None;
                 self.budget.reserve(wanted).await
             }
         };

@@ -198,6 +198,10 @@ impl Sync<'_> {
             true => None,
             false => tools.sink.stored().await?,
         };
+        if stored.is_some() {
+            // Before anything is compared: what the other one does meanwhile would look like a loss.
+            tools.sink.refuse_if_held().await?;
+        }
         let session = match stored {
             Some(stored) if stored.stage == StoredStage::Follow => {
                 resume::resume(self.job, &stored, self.ledger, self.ladder).await?

@@ -6,18 +6,7 @@
 #[cfg(feature = "planted-bugs")]
 use tidemark_model::{Cell, Change, Operation, TupleData};
 
-/// Whether this defect is switched on: `TIDEMARK_PLANT` in the environment.
-#[cfg(feature = "planted-bugs")]
-pub(super) fn is_planted(name: &str) -> bool {
-    static PLANT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
-    PLANT.get_or_init(|| std::env::var("TIDEMARK_PLANT").unwrap_or_default()) == name
-}
-
-/// Whether this defect is switched on: never.
-#[cfg(not(feature = "planted-bugs"))]
-pub(super) const fn is_planted(_name: &str) -> bool {
-    false
-}
+pub(super) use tidemark_sink::plant::is_planted;
 
 /// Spoils a change as the planted defect does.
 #[cfg(feature = "planted-bugs")]

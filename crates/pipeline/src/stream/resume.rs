@@ -19,9 +19,10 @@ use super::ladder::Ladder;
 use super::session::{Session, SessionStart};
 use super::spool::Spool;
 use super::watch::publication_changed;
-use crate::job::{Job, Target};
+use crate::job::Job;
 use crate::plan::plan_tables;
 use crate::snapshot::blocking;
+use crate::target::target_version;
 use crate::{Error, Kind, Result};
 
 /// The publication that the job reads.
@@ -49,12 +50,17 @@ pub(super) async fn resume(
         slot: slot.clone(),
     };
     let state = inspect_slot(&client, &slot).await?;
-    check_continuation(&saved, &identity, state.as_ref())?;
+    check_continuation(&saved, &identity, state.as_ref()).map_err(|error| {
+        let mut error = Error::from(error);
+        let moved = state.and_then(|slot| slot.confirmed_flush);
+        if error.kind == Kind::SourceCannotContinue && moved.is_some_and(|lsn| lsn > received) {
+            let more = "if the job ran with another state directory, run it with that one: its spool may hold what lies between";
+            error.hint = Some(error.hint.map_or(more.to_owned(), |hint| format!("{more}; {hint}")));
+        }
+        error
+    })?;
     let catalog = read_catalog(&client).await?;
-    let target_version = match &job.target {
-        Target::Postgres(target) => Some(target.spec.connect().await?.server_version_num()),
-        Target::Lake(_) => None,
-    };
+    let target_version = target_version(job).await?;
     let mut plans = plan_tables(job, &catalog, target_version)?;
     let tables = followed(ledger, stored, &plans).await?;
     plans.retain(|plan| {
@@ -80,6 +86,7 @@ pub(super) async fn resume(
         timeline: identity.timeline,
         database: identity.database,
         source_version: client.server_version_num(),
+        target_version,
         plans: Arc::new(plans),
         position: stored.end_lsn,
     };
@@ -120,7 +127,7 @@ async fn still_published(
     let now = PublicationState::read(client, publications).await?;
     match saved {
         Some(saved) if !now.has_kept(&saved) => {
-            Err(publication_changed(&stored.end_lsn.to_string()))
+            Err(publication_changed(publications, stored.end_lsn))
         }
         _ => Ok(()),
     }

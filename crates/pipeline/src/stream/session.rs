@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemark_model::{Budget, Lsn, TablePlan, names};
-use tidemark_sink::{Positions, SnapshotStart, StreamStart};
+use tidemark_sink::{Positions, SnapshotStart, StreamStart, parquet, postgres};
 use tidemark_source::{PublicationState, StreamOptions, identify};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -25,6 +25,7 @@ use super::spool::{Identity, Spool};
 use super::watch::{SpoolPlace, Watch};
 use crate::job::{Job, Target};
 use crate::snapshot::{Report, Tools};
+use crate::target::target_version;
 use crate::{Error, Kind, Result};
 
 /// Shares of `limits.memory`: transactions that wait, batches on their way to the target, transactions in progress.
@@ -45,6 +46,8 @@ pub(crate) struct SessionStart {
     pub(crate) timeline: u32,
     pub(crate) database: String,
     pub(crate) source_version: u32,
+    /// The PostgreSQL target's, if it is one.
+    pub(crate) target_version: Option<u32>,
     pub(crate) plans: Arc<Vec<TablePlan>>,
     /// The target has everything that ended before it.
     pub(crate) position: Lsn,
@@ -72,6 +75,7 @@ impl Session {
             timeline: identity.timeline,
             database: start.database.clone(),
             source_version: start.source_version,
+            target_version: target_version(job).await?,
             plans: Arc::clone(&start.tables),
             position: start.lsn,
         };
@@ -119,7 +123,10 @@ impl Session {
             publication_name(job),
             names::application_name(name),
         );
-        options.binary = is_binary(job, &start.plans);
+        options.binary = match start.target_version {
+            Some(target) => postgres::binary_is_safe(&start.plans, start.source_version, target),
+            None => parquet::binary_is_safe(&start.plans),
+        };
         let publications = vec![publication_name(job)];
         let memory = usize::try_from(job.memory / OPEN_SHARE).unwrap_or(usize::MAX);
         let assembler = Assembler::new(
@@ -278,16 +285,6 @@ pub(crate) async fn copy_beside(
         biased;
         copied = &mut copy => Ok((copied?, session)),
         error = Session::failed(&mut session.tasks) => Err(error),
-    }
-}
-
-/// Values in their binary form, where every table's can be passed through like that.
-fn is_binary(job: &Job, plans: &[TablePlan]) -> bool {
-    match job.target {
-        Target::Postgres(_) => {
-            plans.iter().all(|plan| plan.form == tidemark_model::TupleForm::PgBinary)
-        }
-        Target::Lake(_) => true,
     }
 }
 

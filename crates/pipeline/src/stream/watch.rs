@@ -131,7 +131,7 @@ impl Watch {
     async fn compare_publication(&self, client: &Client) -> Result<()> {
         match PublicationState::read(client, &self.publications).await {
             Ok(now) if !now.has_kept(&self.published) => {
-                Err(publication_changed(&self.ladder.view().acknowledged.to_string()))
+                Err(publication_changed(&self.publications, self.ladder.view().acknowledged))
             }
             Ok(_) => Ok(()),
             Err(error) => {
@@ -213,10 +213,13 @@ impl Watch {
 }
 
 /// A publication that was dropped, narrowed or altered, even if it was put back: changes may be missing in the stream.
-pub(crate) fn publication_changed(position: &str) -> Error {
+pub(crate) fn publication_changed(publications: &[String], position: Lsn) -> Error {
     Error::new(
         Kind::SourceCannotContinue,
-        format!("follow the source: its publication was dropped or altered (stored position {position})"),
+        format!(
+            "follow the source: publication {} was dropped or altered (stored position {position})",
+            publications.join(", ")
+        ),
     )
     .hint("changes may have been left out of the stream meanwhile: tidemark cleanup, then sync takes a new snapshot")
 }

@@ -381,6 +381,10 @@ impl Sink for ParquetSink {
         Ok(())
     }
 
+    async fn refuse_if_held(&self) -> Result<()> {
+        stream::Lock::take_if_there(&self.root).map(drop)
+    }
+
     async fn stored(&self) -> Result<Option<Stored>> {
         stream::stored(&self.root).await
     }

@@ -560,6 +560,12 @@ async fn beat(client: Arc<Client>, job: String, lost: Arc<AtomicBool>) {
     }
 }
 
+/// Refuses where a session whose heartbeat goes on has the job. The lock is given back with the session that takes it here.
+pub(super) async fn refuse_if_held(options: &PostgresOptions, sessions: &Sessions) -> Result<()> {
+    let client = sessions.plain().await?;
+    take_lock(&client, options).await
+}
+
 /// Takes the advisory lock, from a dead run if need be.
 async fn take_lock(client: &Client, options: &PostgresOptions) -> Result<()> {
     let attempt = |cause| server_error("take the job's advisory lock on the target", None, cause);

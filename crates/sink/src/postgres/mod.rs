@@ -206,6 +206,10 @@ impl Sink for PostgresSink {
         run.control.complete(summary, run.start.continues).await
     }
 
+    async fn refuse_if_held(&self) -> Result<()> {
+        control::refuse_if_held(&self.options, &self.sessions).await
+    }
+
     async fn stored(&self) -> Result<Option<Stored>> {
         stream::stored(&self.sessions, &self.options.job).await
     }

@@ -12,6 +12,6 @@ mod copy;
 mod foreign_keys;
 mod parquet;
 mod postgres;
+mod stream_postgres;
 #[path = "../../../columnar/tests/it/values.rs"]
 mod values;
-mod stream_postgres;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use tidemark_model::{ChunkSpec, Finding, RelationName, TablePlan};
 use tidemark_sink::postgres::{PostgresOptions, PostgresSink, SchemaMode, Triggers};
 use tidemark_sink::{
-    BeginChunk, NotEmpty, OpenStream, Result, Sink, SnapshotStart, SnapshotSummary, Stored, StreamStart,
+    BeginChunk, NotEmpty, OpenStream, Result, Sink, SnapshotStart, SnapshotSummary, Stored,
+    StreamStart,
 };
 use tidemark_testkit::{Database, shared};
 use tidemark_wire::ConnectSpec;
@@ -122,6 +123,10 @@ impl Sink for WithTables {
 
     async fn finish(&self, summary: &SnapshotSummary) -> Result<()> {
         self.sink.finish(summary).await
+    }
+
+    async fn refuse_if_held(&self) -> Result<()> {
+        self.sink.refuse_if_held().await
     }
 
     async fn stored(&self) -> Result<Option<Stored>> {

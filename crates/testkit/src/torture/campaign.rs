@@ -16,11 +16,10 @@ use super::run::{Subject, Trial, binary, run};
 use crate::Version;
 
 /// The planted defects, as `TIDEMARK_PLANT` names them in a build with `--features planted-bugs`.
-const PLANTS: [&str; 11] = [
+const PLANTS: [&str; 10] = [
     "skip-by-begin-lsn",
     "acknowledge-early",
     "drop-unchanged",
-    "strict-skip",
     "forget-subabort",
     "drop-truncate",
     "commit-without-progress",

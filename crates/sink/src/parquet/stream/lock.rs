@@ -23,15 +23,15 @@ pub(crate) struct Lock {
 impl Lock {
     /// Takes the lock of a lake that is there, where it is a directory; does not wait.
     pub(crate) fn take(root: &Root) -> Result<Self> {
-        Self::lock(root, OpenOptions::new().create(true).truncate(false).write(true))
+        Self::open(root, OpenOptions::new().create(true).truncate(false).write(true))
     }
 
     /// The same, but leaves alone what has never been locked, because it may not be ours.
     pub(crate) fn take_if_there(root: &Root) -> Result<Self> {
-        Self::lock(root, OpenOptions::new().write(true))
+        Self::open(root, OpenOptions::new().write(true))
     }
 
-    fn lock(root: &Root, how: &OpenOptions) -> Result<Self> {
+    fn open(root: &Root, how: &OpenOptions) -> Result<Self> {
         let attempt = || format!("lock the lake {root}");
         let Some(path) = root.local_path() else { return Ok(Self::default()) };
         let file = match how.open(path.join(DOCUMENTS).join("lock")) {

@@ -177,7 +177,7 @@ impl Applier {
 
     /// Stores a position that no rows belong to.
     pub(super) async fn advance(&mut self, lsn: Lsn) -> Result<()> {
-        let statement = self.prepare(POSITION).await.map_err(position_error)?;
+        let statement = self.prepare(position_statement()).await.map_err(position_error)?;
         let request = Request::Position(statement, lsn.to_string());
         let rows = self.request(&request).await.map_err(position_error)?;
         self.expect_own(rows)
@@ -213,7 +213,7 @@ impl Applier {
             false => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
         };
         let lsn = prepared.batch.end_lsn();
-        let position = self.prepare(POSITION).await.map_err(position_error)?;
+        let position = self.prepare(position_statement()).await.map_err(position_error)?;
         let end = match (prepared.batch.continues, self.is_open) {
             (true, true) => Some(Request::Run("RELEASE SAVEPOINT tidemark_part")),
             (true, false) => None,
@@ -428,6 +428,14 @@ fn not_one_row(single: &Single, end_lsn: Lsn, touched: u64) -> Error {
 /// A join that has no index is made by sorting both sides; the session's own settings come back after it.
 const SORTED: &str = "SET LOCAL enable_mergejoin = on; SET LOCAL enable_nestloop = off";
 const LOOKED_UP: &str = "SET LOCAL enable_mergejoin = off; SET LOCAL enable_nestloop = on";
+
+/// The statement that moves the position; the planted defect leaves it where it is.
+fn position_statement() -> &'static str {
+    if crate::plant::is_planted("commit-without-progress") { POSITION_KEPT } else { POSITION }
+}
+
+const POSITION_KEPT: &str = "UPDATE tidemark.progress SET end_lsn = least(end_lsn, $1::text::pg_lsn) \
+    WHERE job = $2 AND wave = '' AND run = $3 AND epoch = $4 AND phase = 'follow'";
 
 /// Moves the position; exactly one row, or the job is another's.
 const POSITION: &str = "UPDATE tidemark.progress SET end_lsn = $1::text::pg_lsn \

@@ -195,7 +195,7 @@ fn seeds() -> Vec<u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
     match number("TIDEMARK_STREAM_SEED") {
         Some(seed) => vec![seed],
-        None => (1..=number("TIDEMARK_STREAM_SEEDS").unwrap_or(3)).collect(),
+        None => (1..=number("TIDEMARK_STREAM_SEEDS").unwrap_or(2)).collect(),
     }
 }
 
