@@ -18,20 +18,20 @@ use crate::support::{
 };
 
 /// A filled source with a writer's tables, and an empty target; what a job leaves on the source goes with it.
-struct Pair {
-    source: Database,
-    target: Database,
+pub(crate) struct Pair {
+    pub(crate) source: Database,
+    pub(crate) target: Database,
     name: &'static str,
 }
 
 impl Pair {
-    fn new(name: &'static str) -> Self {
+    pub(crate) fn new(name: &'static str) -> Self {
         let (source, target) = (crate::support::filled(), shared().unwrap());
         source.psql("ALTER TABLE keyless REPLICA IDENTITY FULL").unwrap();
         Self { source, target, name }
     }
 
-    fn job(&self) -> Job {
+    pub(crate) fn job(&self) -> Job {
         Job::new(self.name, &self.source.url(), &self.target.url())
     }
 
@@ -42,7 +42,7 @@ impl Pair {
 
     /// The same rows on both sides, the writer's ledger whole on both.
     #[track_caller]
-    fn assert_equal(&self) {
+    pub(crate) fn assert_equal(&self) {
         assert_equal_rows(side(&self.source), side(&self.target));
     }
 }
@@ -74,13 +74,13 @@ fn assert_equal_rows(source: Side<'_>, target: Side<'_>) {
 
 /// Waits until the target says that it follows.
 #[track_caller]
-fn follows(running: &mut Running, target: &Database, job: &str) {
+pub(crate) fn follows(running: &mut Running, target: &Database, job: &str) {
     assert!(reached(running, || phase(side(target), job) == "follow"), "{}", running.stderr());
 }
 
 /// Writes a row and waits until it is on the target: everything before it is there, too.
 #[track_caller]
-fn passes(running: &mut Running, source: &Database, target: &Database) {
+pub(crate) fn passes(running: &mut Running, source: &Database, target: &Database) {
     let sql = "INSERT INTO pet (mood, tags, legs) VALUES ('glad', '{marker}', 4) RETURNING id";
     let id = source.psql(sql).unwrap();
     let there = format!("SELECT count(*) FROM pet WHERE id = {id}");

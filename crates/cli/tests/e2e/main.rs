@@ -9,6 +9,7 @@ mod crash;
 mod ending;
 mod existing;
 mod follow;
+mod following;
 mod instances;
 mod lake;
 mod mistakes;

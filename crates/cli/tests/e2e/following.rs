@@ -1,0 +1,138 @@
+//! What happens to a job while it follows: changed definitions, very large transactions, idle tables on a busy server, and
+//! what monitoring is told.
+//!
+//! **Invariant:** a state is waited for on the servers or over HTTP, never a time.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use rustix::process::Signal;
+
+use crate::follow::{Pair, follows, passes};
+use crate::support::{reached, wait_until};
+
+#[test]
+fn new_columns_are_carried_over_and_a_lost_one_stops_the_job() {
+    let pair = Pair::new("altered");
+    let job = pair.job();
+    let mut running = job.start(&["sync"]);
+    follows(&mut running, &pair.target, "altered");
+    pair.source
+        .psql(
+            "BEGIN; ALTER TABLE pet ADD note text, ADD rank integer DEFAULT 7; \
+             UPDATE pet SET note = 'first' WHERE id = (SELECT min(id) FROM pet); COMMIT; \
+             UPDATE pet SET rank = 8 WHERE id = (SELECT max(id) FROM pet)",
+        )
+        .unwrap();
+    passes(&mut running, &pair.source, &pair.target);
+    pair.assert_equal();
+    let values = "SELECT count(note), count(*) FILTER (WHERE rank = 7) > 0, max(rank) FROM pet";
+    assert_eq!(pair.target.psql(values).unwrap(), "1|t|8");
+    pair.source
+        .psql("ALTER TABLE pet DROP COLUMN note; UPDATE pet SET rank = 9 WHERE rank = 8")
+        .unwrap();
+    let ended = running.end().expect(7);
+    assert!(ended.error().contains("pet") && ended.error().contains("note"), "{}", ended.stderr);
+    // The way out that the message names.
+    pair.target.psql("ALTER TABLE pet DROP COLUMN note").unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+}
+
+#[test]
+fn a_default_that_is_no_constant_stops_the_job_and_keeps_the_position() {
+    let pair = Pair::new("volatile");
+    let job = pair.job();
+    let mut running = job.start(&["sync"]);
+    follows(&mut running, &pair.target, "volatile");
+    pair.source
+        .psql("ALTER TABLE pet ADD born timestamptz DEFAULT clock_timestamp(); UPDATE pet SET legs = legs")
+        .unwrap();
+    let ended = running.end().expect(7);
+    assert!(ended.error().contains("born"), "{}", ended.stderr);
+    let columns = "SELECT count(*) FROM information_schema.columns WHERE table_name = 'pet' AND column_name = 'born'";
+    assert_eq!(pair.target.psql(columns).unwrap(), "0");
+}
+
+#[test]
+fn a_transaction_far_larger_than_memory_arrives_whole() {
+    let pair = Pair::new("large");
+    pair.source.psql("CREATE TABLE bulk (id bigint PRIMARY KEY, body text NOT NULL)").unwrap();
+    let job = pair.job().configured("[limits]\nmemory = \"16MiB\"\n");
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.source
+        .psql(
+            "BEGIN; INSERT INTO bulk SELECT i, repeat(md5(i::text), 8) FROM generate_series(1, 120000) i; \
+             SAVEPOINT s; INSERT INTO bulk SELECT -i, 'rolled back' FROM generate_series(1, 5000) i; ROLLBACK TO s; \
+             UPDATE bulk SET body = 'changed' WHERE id % 10 = 0; DELETE FROM bulk WHERE id % 7 = 0; COMMIT",
+        )
+        .unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+    assert_eq!(pair.target.psql("SELECT count(*) FROM bulk WHERE id < 0").unwrap(), "0");
+}
+
+#[test]
+fn a_busy_server_with_idle_tables_of_ours_keeps_no_wal_for_us() {
+    let pair = Pair::new("idle");
+    let job = pair.job();
+    let mut running = job.start(&["sync"]);
+    follows(&mut running, &pair.target, "idle");
+    pair.source
+        .psql(
+            "CREATE TABLE others AS SELECT i, repeat(md5(i::text), 20) AS body FROM generate_series(1, 90000) i; \
+             UPDATE others SET i = -i",
+        )
+        .unwrap();
+    let behind = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), confirmed_flush_lsn) < 20000000 \
+        FROM pg_replication_slots WHERE slot_name = 'tidemark_idle'";
+    let moved = reached(&mut running, || pair.source.psql(behind).is_ok_and(|is| is == "t"));
+    assert!(moved, "{}", running.stderr());
+    running.signal(Signal::TERM);
+    running.end().expect(0);
+    pair.source.psql("DROP TABLE others").unwrap();
+    // What was acknowledged is stored on the target, too: the next run accepts the slot.
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+}
+
+/// Sends a request as it stands and gives the whole answer.
+fn ask(address: SocketAddr, request: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+fn get(address: SocketAddr, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    ask(address, &request).unwrap_or_default()
+}
+
+#[test]
+fn monitoring_is_told_the_lag_and_nobody_can_change_anything() {
+    let pair = Pair::new("served");
+    // Free now; another process that takes it in between would be told by exit code 2.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let job = pair.job().configured(&format!("[serve]\nlisten = \"{address}\"\n"));
+    let mut running = job.start(&["sync"]);
+    follows(&mut running, &pair.target, "served");
+    passes(&mut running, &pair.source, &pair.target);
+    wait_until("the metrics have the head", || {
+        get(address, "/metrics").contains("tidemark_position_bytes{job=\"served\",step=\"head\"}")
+    });
+    let metrics = get(address, "/metrics");
+    assert!(metrics.contains("tidemark_up{job=\"served\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("tidemark_phase{job=\"served\",phase=\"follow\"} 1\n"), "{metrics}");
+    assert!(get(address, "/status").contains("\"durable_lsn\""));
+    assert!(get(address, "/healthz").starts_with("HTTP/1.1 200 "));
+    assert!(get(address, "/anything").starts_with("HTTP/1.1 404 "));
+    let post = format!("POST /status HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\n\r\n");
+    assert!(ask(address, &post).unwrap().starts_with("HTTP/1.1 405 "));
+    let rebound = "GET /status HTTP/1.1\r\nHost: evil.example\r\n\r\n";
+    assert!(ask(address, rebound).unwrap().starts_with("HTTP/1.1 403 "));
+    running.signal(Signal::TERM);
+    running.end().expect(0);
+    assert!(ask(address, rebound).is_none(), "it ended with the job");
+}
