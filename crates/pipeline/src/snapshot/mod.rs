@@ -49,11 +49,13 @@ const CHUNK_BYTES_MIN: u64 = 16 << 20;
 const RUNS: u32 = 3;
 
 /// What libpq says when a connection cannot be made or was lost; `pg_dump`'s exit code is the same for everything.
-const CONNECTION_LOST: [&str; 4] = [
+const CONNECTION_LOST: [&str; 5] = [
     "server closed the connection",
     "terminating connection",
     "connection to server",
     "could not receive data",
+    // The session that exported it was lost before pg_dump imported it.
+    "invalid snapshot identifier",
 ];
 
 /// What a finished snapshot says.
