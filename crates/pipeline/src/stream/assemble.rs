@@ -119,8 +119,10 @@ impl Assembler {
         self.position
     }
 
-    /// Forgets what is open: a new connection sends it again from its beginning.
-    pub(crate) fn reconnected(&mut self) {
+    /// Forgets what is open, and what was given out after `position` and got lost on its way: a new connection sends both
+    /// again from their beginning.
+    pub(crate) fn reconnected(&mut self, position: Lsn) {
+        self.position = position;
         self.current = None;
         self.streaming = None;
         if is_planted("dup-on-reconnect") {

@@ -80,7 +80,8 @@ impl Feed {
 
     /// One connection, from its start to its end.
     async fn connection(&mut self) -> Result<()> {
-        self.assembler.reconnected();
+        // A push may have been given up when the connection was lost: what counts is what the queue has.
+        self.assembler.reconnected(self.queue.spools().1);
         if self.is_far_behind().await? {
             if let Err(error) = self.catch_up().await {
                 if error.kind != Kind::Preflight {
@@ -89,7 +90,7 @@ impl Feed {
                 // No free slot, or no right to copy one: the stream does it too, more slowly.
                 tracing::info!(%error, "a backlog cannot be read in rounds; it is received as a stream");
             }
-            self.assembler.reconnected();
+            self.assembler.reconnected(self.queue.spools().1);
         }
         self.options.start = self.assembler.position();
         let stream = ReplicationStream::start(&self.source, &self.options).await?;
@@ -133,7 +134,7 @@ impl Feed {
     }
 
     async fn read(&mut self, reader: &mut ReplicationReader) -> Result<()> {
-        while let Some(frames) = reader.next().await? {
+        while let Some(frames) = reader.next().await.map_err(undecodable)? {
             for frame in frames.iter() {
                 match frame.map_err(malformed)? {
                     Frame::XLogData { wal_start, wal_end, payload } => {
@@ -238,6 +239,22 @@ fn jitter(pause: Duration) -> Duration {
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.subsec_nanos());
     pause / 2 + pause / 2 * (nanos % 1000) / 1000
+}
+
+/// An internal error of the server while it decodes: it may be one of a moment, so it is tried again; one that stays ends the
+/// job when its patience does.
+fn undecodable(error: tidemark_source::Error) -> Error {
+    let is_internal = error.sqlstate() == Some("XX000");
+    let mut error = Error::from(error);
+    if is_internal && error.kind == Kind::Internal {
+        error.kind = Kind::Unavailable;
+        error.hint = Some(
+            "the server could not decode its own WAL; if it stays so after an update to its newest minor version, a new \
+             snapshot is needed: tidemark cleanup, then sync"
+                .to_owned(),
+        );
+    }
+    error
 }
 
 fn malformed(cause: Malformed) -> Error {

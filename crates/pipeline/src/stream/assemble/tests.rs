@@ -139,7 +139,7 @@ fn a_new_connection_begins_open_transactions_again() {
     let mut assembler = assembler(directory.path(), 1 << 20, 0);
     let all = vec![begin(1), row(None, "first"), commit(10), start(3, true), row(Some(3), "half")];
     feed(&mut assembler, all);
-    assembler.reconnected();
+    assembler.reconnected(Lsn::new(10));
     let again = vec![
         begin(1),
         row(None, "first"),
@@ -152,6 +152,17 @@ fn a_new_connection_begins_open_transactions_again() {
     ];
     let expected = vec![(10, texts(&["first"]), true), (20, texts(&["half", "whole"]), false)];
     assert_eq!(feed(&mut assembler, again), expected);
+}
+
+#[test]
+fn what_was_given_out_and_did_not_arrive_is_given_out_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut assembler = assembler(directory.path(), 1 << 20, 0);
+    feed(&mut assembler, vec![begin(1), row(None, "kept"), commit(10), begin(2), commit(20)]);
+    // The second one was on its way to the queue when the connection was lost.
+    assembler.reconnected(Lsn::new(10));
+    let again = vec![begin(2), row(None, "lost on the way"), commit(20)];
+    assert_eq!(feed(&mut assembler, again), [(20, texts(&["lost on the way"]), false)]);
 }
 
 #[test]
