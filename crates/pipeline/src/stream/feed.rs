@@ -38,6 +38,9 @@ const SPOOL_SYNC_BYTES: u64 = 8 << 20;
 /// source, which otherwise sends every message by itself (`prototypes.md` B).
 const CATCH_UP_BYTES: u64 = 32 << 20;
 
+/// So many internal errors of the server's decoding in a row are no accident.
+const DECODING_ATTEMPTS: u32 = 5;
+
 /// The receiving side of a stream.
 pub(crate) struct Feed {
     pub(crate) source: ConnectSpec,
@@ -49,6 +52,8 @@ pub(crate) struct Feed {
     pub(crate) source_wal: u64,
     /// Memory for what is read in rounds.
     pub(crate) buffers: Budget,
+    /// Decodings in a row that failed inside the server.
+    pub(crate) failures: u32,
     /// Only the defect `skip-by-begin-lsn` sets it.
     pub(crate) is_skipping: bool,
 }
@@ -118,10 +123,15 @@ impl Feed {
         options.publications.clone_from(&stream.publications);
         options.binary = stream.binary;
         options.start = self.assembler.position();
-        let mut rounds = CatchUp::open(&self.source, options).await?;
+        let mut rounds = match CatchUp::open(&self.source, options).await {
+            Ok(rounds) => rounds,
+            Err(error) => return Err(self.undecodable(error)),
+        };
         tracing::debug!(from = %self.assembler.position(), to = %rounds.goal(), "catching up");
-        while let Some(mut round) = rounds.round().await? {
-            while let Some(frames) = round.next(&self.buffers).await? {
+        while let Some(mut round) = rounds.round().await.map_err(|error| self.undecodable(error))? {
+            while let Some(frames) =
+                round.next(&self.buffers).await.map_err(|error| self.undecodable(error))?
+            {
                 for frame in frames.iter() {
                     if let Frame::XLogData { payload, .. } = frame.map_err(malformed)? {
                         self.message(payload).await?;
@@ -134,7 +144,7 @@ impl Feed {
     }
 
     async fn read(&mut self, reader: &mut ReplicationReader) -> Result<()> {
-        while let Some(frames) = reader.next().await.map_err(undecodable)? {
+        while let Some(frames) = reader.next().await.map_err(|error| self.undecodable(error))? {
             for frame in frames.iter() {
                 match frame.map_err(malformed)? {
                     Frame::XLogData { wal_start, wal_end, payload } => {
@@ -183,7 +193,27 @@ impl Feed {
             self.ladder.acknowledge(super::ladder::DurableLsn::answered(early));
         }
         self.queue.push(committed, is_repeated).await?;
+        self.failures = 0;
         Ok(())
+    }
+
+    /// What follows from an error of the source. An internal error of its decoding may be one of a moment: it is tried again,
+    /// and one that stays is a defect of the server that no client can get around.
+    fn undecodable(&mut self, error: tidemark_source::Error) -> Error {
+        let is_internal = error.sqlstate() == Some("XX000");
+        let mut error = Error::from(error);
+        if !is_internal {
+            return error;
+        }
+        self.failures += 1;
+        error.kind = match self.failures < DECODING_ATTEMPTS {
+            true => Kind::Unavailable,
+            false => Kind::SourceCannotContinue,
+        };
+        error.hint(
+            "the server cannot decode its own WAL, a defect of the server: update it to its newest minor version and take \
+             a new snapshot (tidemark cleanup, then sync); the position is kept",
+        )
     }
 
     /// With nothing of a committed transaction on its way, the server has nothing for us before `wal_end`.
@@ -239,22 +269,6 @@ fn jitter(pause: Duration) -> Duration {
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.subsec_nanos());
     pause / 2 + pause / 2 * (nanos % 1000) / 1000
-}
-
-/// An internal error of the server while it decodes: it may be one of a moment, so it is tried again; one that stays ends the
-/// job when its patience does.
-fn undecodable(error: tidemark_source::Error) -> Error {
-    let is_internal = error.sqlstate() == Some("XX000");
-    let mut error = Error::from(error);
-    if is_internal && error.kind == Kind::Internal {
-        error.kind = Kind::Unavailable;
-        error.hint = Some(
-            "the server could not decode its own WAL; if it stays so after an update to its newest minor version, a new \
-             snapshot is needed: tidemark cleanup, then sync"
-                .to_owned(),
-        );
-    }
-    error
 }
 
 fn malformed(cause: Malformed) -> Error {

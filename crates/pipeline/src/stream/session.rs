@@ -144,6 +144,7 @@ impl Session {
             ladder: Arc::clone(ladder),
             source_wal: job.stream.source_wal,
             buffers: Budget::new(job.memory / OPEN_SHARE),
+            failures: 0,
             is_skipping: false,
         };
         let mut tasks = JoinSet::new();
