@@ -1,26 +1,21 @@
 //! Builds what stands around the rows once they are in: indexes, keys, foreign keys, sequences, materialized views.
 //!
-//! A table that is in goes through VACUUM (while it has no index that is one pass over its pages), index builds, keys and ANALYZE,
-//! and then come the foreign keys that waited for it. VACUUM marks the pages as visible to all: the index builds after it
-//! need not ask for every row whether it counts, and foreign keys are validated from the indexes alone.
-//!
 //! **Invariant:** every definition is the source server's own text, with qualified names; a key is an index first (so that
 //! several are built on one table at once) and a constraint after.
 //!
 //! PostgreSQL manual: ALTER TABLE (`ADD CONSTRAINT .. USING INDEX`, `NOT VALID`), section 14.4 (populating a database).
 
-mod foreign_keys;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures::future::try_join_all;
-use tidemark_model::{ConstraintKind, IndexDef, RelationName, SchemaObjects, sql::Ident};
+use tidemark_model::{
+    ConstraintKind, ForeignKey, IndexDef, RelationName, SchemaObjects, sql::Ident,
+};
 use tidemark_wire::tokio_postgres;
 use tokio::sync::Semaphore;
 use tokio_postgres::error::SqlState;
 
-use self::foreign_keys::ForeignKeys;
 use super::session::{Pool, Purpose, Sessions, server_error, wait_for_end};
 use super::{PostgresOptions, SchemaMode};
 use crate::{Disposition, Result, SnapshotStart};
@@ -28,24 +23,6 @@ use crate::{Disposition, Result, SnapshotStart};
 /// Below this a table's indexes are built one after the other in one round trip: with tens of thousands of small tables the
 /// round trips are what takes the time.
 const SMALL_TABLE_BYTES: u64 = 16 << 20;
-
-/// From here on sorting gets all the memory of the session and parallel workers.
-const LARGE_TABLE_BYTES: u64 = 4 << 30;
-
-/// What a build begins with. The statements after it are in the same transaction, to which the settings are bound.
-///
-/// Measured on 6 million rows: sorting in 256 MB costs a fifth more CPU than in 64 MB, which the caches hold more of.
-/// With few rows a plan is not worth compiling.
-fn settings(heap_bytes: u64) -> &'static str {
-    if heap_bytes < LARGE_TABLE_BYTES {
-        "SET LOCAL jit = off; SET LOCAL maintenance_work_mem = '64MB'"
-    } else {
-        "SET LOCAL jit = off"
-    }
-}
-
-/// With several builds of one table at once, workers of each only add the merging of what they sorted.
-const WITHOUT_WORKERS: &str = "SET LOCAL max_parallel_maintenance_workers = 0";
 
 /// How often something is built while only connections are lost.
 const ATTEMPTS: u32 = 4;
@@ -58,7 +35,6 @@ pub(super) struct Builder {
     mode: SchemaMode,
     schema: Arc<SchemaObjects>,
     tables: HashMap<RelationName, TableBuild>,
-    foreign_keys: ForeignKeys,
 }
 
 /// What is built on one table.
@@ -87,10 +63,6 @@ impl Builder {
                 }
             }
         }
-        let foreign_keys = match mode {
-            SchemaMode::Create => ForeignKeys::new(&start.schema.foreign_keys),
-            SchemaMode::Exists => ForeignKeys::default(),
-        };
         Self {
             pool: Pool::new(sessions, Purpose::Build),
             job: options.job.clone(),
@@ -98,46 +70,28 @@ impl Builder {
             mode,
             schema: Arc::clone(&start.schema),
             tables,
-            foreign_keys,
         }
     }
 
-    /// Indexes, keys and statistics of one table, then the foreign keys that waited for it.
+    /// Indexes, keys and statistics of one table.
     pub(super) async fn table(&self, relation: &RelationName) -> Result<()> {
         let Some(table) = self.tables.get(relation) else { return Ok(()) };
+        let creations = table.indexes.iter().filter_map(creation);
         let mut after: Vec<String> = table.indexes.iter().flat_map(after_index).collect();
         if table.heap_bytes > 0 {
             // Statistics of an empty table say nothing.
             after.push(format!("ANALYZE {relation}"));
         }
         if table.heap_bytes < SMALL_TABLE_BYTES {
-            let creations = table.indexes.iter().filter_map(creation);
             let all: Vec<String> =
                 creations.map(|(_, statement)| statement.to_owned()).chain(after).collect();
-            self.execute(relation, "build the indexes and keys", &all).await?;
-        } else {
-            if self.mode == SchemaMode::Create {
-                self.execute(relation, "vacuum", &[format!("VACUUM {relation}")]).await?;
-            }
-            self.indexes(relation, table).await?;
-            self.execute(relation, "add the keys", &after).await?;
+            return self.execute(relation, "build the indexes and keys", &all).await;
         }
-        self.foreign_keys_of(relation).await
-    }
-
-    /// Builds the indexes of a table, several at once.
-    async fn indexes(&self, relation: &RelationName, table: &TableBuild) -> Result<()> {
-        let creations: Vec<_> = table.indexes.iter().filter_map(creation).collect();
-        let mut settings = settings(table.heap_bytes).to_owned();
-        if creations.len() > 1 && table.heap_bytes < LARGE_TABLE_BYTES {
-            settings = format!("{settings}; {WITHOUT_WORKERS}");
-        }
-        let builds = creations.iter().map(async |(attempt, statement)| {
-            let statements = [settings.clone(), (*statement).to_owned()];
-            self.execute(relation, attempt, &statements).await
-        });
-        try_join_all(builds).await?;
-        Ok(())
+        try_join_all(creations.map(|(attempt, statement)| async move {
+            self.execute(relation, &attempt, &[statement.to_owned()]).await
+        }))
+        .await?;
+        self.execute(relation, "add the keys", &after).await
     }
 
     async fn execute(
@@ -176,6 +130,47 @@ impl Builder {
             return Ok(());
         }
         Ok(())
+    }
+
+    /// Foreign keys: first all of them NOT VALID, which takes a moment, then validated several at once.
+    pub(super) async fn foreign_keys(&self) -> Result<()> {
+        if self.mode != SchemaMode::Create {
+            return Ok(());
+        }
+        for key in &self.schema.foreign_keys {
+            let attempt = format!("add foreign key {}", Ident(&key.name));
+            let statement = add_foreign_key(key, self.is_validated_later(key));
+            self.execute(&key.table, &attempt, &[statement]).await?;
+        }
+        // Two validations of one table would wait for each other's lock: a table's keys come one after the other.
+        let mut by_table: HashMap<&RelationName, Vec<&ForeignKey>> = HashMap::new();
+        for key in self.schema.foreign_keys.iter().filter(|key| self.is_validated_later(key)) {
+            by_table.entry(&key.table).or_default().push(key);
+        }
+        let mut tables: Vec<_> = by_table.into_values().collect();
+        tables.sort_by_key(|keys| std::cmp::Reverse(self.heap_bytes(&keys[0].table)));
+        try_join_all(tables.into_iter().map(|keys| self.validate(keys))).await?;
+        Ok(())
+    }
+
+    async fn validate(&self, keys: Vec<&ForeignKey>) -> Result<()> {
+        for key in keys {
+            let statement =
+                format!("ALTER TABLE {} VALIDATE CONSTRAINT {}", key.table, Ident(&key.name));
+            let attempt = format!("validate foreign key {}", Ident(&key.name));
+            self.execute(&key.table, &attempt, &[statement]).await?;
+        }
+        Ok(())
+    }
+
+    fn heap_bytes(&self, relation: &RelationName) -> u64 {
+        self.tables.get(relation).map_or(0, |table| table.heap_bytes)
+    }
+
+    /// A key on a partitioned table cannot be NOT VALID; of one that points to a partitioned table, VALIDATE CONSTRAINT would
+    /// leave the parts for its partitions marked NOT VALID.
+    fn is_validated_later(&self, key: &ForeignKey) -> bool {
+        key.is_valid && !key.on_partitioned && self.tables.contains_key(&key.references)
     }
 
     /// Sets every sequence that the target has to where the source's stood under the snapshot.
@@ -272,4 +267,15 @@ fn after_index(index: &IndexDef) -> Vec<String> {
         statements.push(format!("ALTER TABLE ONLY {table} REPLICA IDENTITY USING INDEX {name}"));
     }
     statements
+}
+
+fn add_foreign_key(key: &ForeignKey, is_validated_later: bool) -> String {
+    let only = if key.on_partitioned { "" } else { "ONLY " };
+    let suffix = if is_validated_later { " NOT VALID" } else { "" };
+    format!(
+        "ALTER TABLE {only}{} ADD CONSTRAINT {} {}{suffix}",
+        key.table,
+        Ident(&key.name),
+        key.definition
+    )
 }

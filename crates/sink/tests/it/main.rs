@@ -9,7 +9,6 @@ mod conformance;
 #[expect(dead_code, reason = "the decoder's own tests use all of it")]
 #[path = "../../../columnar/tests/it/copy.rs"]
 mod copy;
-mod foreign_keys;
 mod parquet;
 mod postgres;
 mod stream_postgres;
