@@ -625,13 +625,18 @@ pub(super) fn held(job: &str) -> Error {
     error
 }
 
-async fn heartbeat_of(client: &Client, job: &str) -> Result<Option<String>> {
-    let attempt = |cause| server_error("read the job's heartbeat on the target", None, cause);
+/// Whether any job has ever been recorded on the target.
+pub(super) async fn has_records(client: &Client) -> Result<bool> {
     let row = client
         .query_one("SELECT to_regclass('tidemark.progress') IS NOT NULL", &[])
         .await
-        .map_err(attempt)?;
-    if !row.get::<_, bool>(0) {
+        .map_err(|cause| server_error("look for the jobs' records on the target", None, cause))?;
+    Ok(row.get(0))
+}
+
+async fn heartbeat_of(client: &Client, job: &str) -> Result<Option<String>> {
+    let attempt = |cause| server_error("read the job's heartbeat on the target", None, cause);
+    if !has_records(client).await? {
         return Ok(None);
     }
     let row = client

@@ -23,6 +23,7 @@ use tidemark_model::names::origin_name;
 use tidemark_wire::Client;
 use tokio::time::Instant;
 
+use super::super::control::has_records;
 use super::super::session::{Sessions, may_replicate, server_error};
 use super::super::{PostgresOptions, Triggers};
 use super::apply::Fence;
@@ -38,11 +39,7 @@ const SETTINGS: &str = "SET synchronous_commit = on; SET plan_cache_mode = force
 /// Where the target stands; reads only, also a record that an older version made.
 pub(super) async fn stored(client: &Client, job: &str) -> Result<Option<Stored>> {
     let attempt = |cause| server_error("read the job's record on the target", None, cause);
-    let row = client
-        .query_one("SELECT to_regclass('tidemark.progress') IS NOT NULL", &[])
-        .await
-        .map_err(attempt)?;
-    if !row.get::<_, bool>(0) {
+    if !has_records(client).await? {
         return Ok(None);
     }
     let row = client
