@@ -7,6 +7,7 @@
 mod chunk;
 mod engine;
 mod finish;
+mod ranges;
 mod readers;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -39,11 +40,8 @@ use crate::{Error, Kind, Result};
 pub use chunk::{ChunkRunner, run_chunk};
 pub(crate) use engine::blocking;
 use engine::{Engine, TableWork};
+use ranges::{chunk_specs, leaf_bounds, plan_chunks};
 use readers::ReaderOptions;
-
-/// So many pieces for each reader, if they are not smaller than this.
-const CHUNKS_PER_READER: u64 = 16;
-const CHUNK_BYTES_MIN: u64 = 16 << 20;
 
 /// How often a run begins again after its snapshot was lost.
 const RUNS: u32 = 3;
@@ -578,91 +576,6 @@ pub(crate) fn refuse_blocking(looked: &Looked) -> Result<()> {
             .hint("mend what is listed; tidemark check shows all findings");
     error.findings = blocking;
     Err(error)
-}
-
-async fn leaf_bounds(client: &Client, plans: &[TablePlan]) -> Result<HashMap<u32, LeafBounds>> {
-    let relations: Vec<_> = plans.iter().map(|plan| plan.relation.clone()).collect();
-    let mut texts = tidemark_source::leaf_bounds(client, &relations).await?;
-    let bounds = plans.iter().filter_map(|plan| {
-        let (column_name, bounds) = texts.remove(&plan.relation.oid)?;
-        let index = plan.columns.iter().position(|column| column.name == column_name)?;
-        Some((
-            plan.relation.oid,
-            LeafBounds::from_text_bounds(&plan.columns[index], index, &bounds),
-        ))
-    });
-    Ok(bounds.collect())
-}
-
-async fn plan_chunks(
-    job: &Job,
-    client: &Client,
-    catalog: &Catalog,
-    plans: &[TablePlan],
-) -> tidemark_source::Result<HashMap<u32, Vec<ChunkRange>>> {
-    let version = catalog.server.version_num;
-    let chunk_bytes = effective_chunk_bytes(job, plans);
-    let one_piece = one_piece_bytes(job, plans);
-    let mut chunks = HashMap::with_capacity(plans.len());
-    for plan in plans {
-        let relation = &plan.relation;
-        if one_piece.contains(&bytes_of(plan)) {
-            chunks.insert(relation.oid, vec![ChunkRange::Whole]);
-            continue;
-        }
-        let parts = tidemark_source::parts_of(relation, chunk_bytes);
-        let ranges = if version < 140_000 && parts > 1 {
-            tidemark_source::key_bounds(client, relation, parts).await?
-        } else {
-            tidemark_source::plan_chunks(relation, version, chunk_bytes)
-        };
-        chunks.insert(relation.oid, ranges);
-    }
-    Ok(chunks)
-}
-
-/// The user's size, or less where that many would leave readers without work while the last ones run: each reader gets at
-/// least [`CHUNKS_PER_READER`], so that the tail is a small share of the run.
-fn effective_chunk_bytes(job: &Job, plans: &[TablePlan]) -> u64 {
-    let share = share_of_reader(job, plans) / CHUNKS_PER_READER;
-    share.clamp(CHUNK_BYTES_MIN.min(job.chunk_bytes), job.chunk_bytes)
-}
-
-/// The sizes of tables that are loaded in one piece into a PostgreSQL that we create: only so can COPY write frozen rows, which
-/// nobody has to mark as visible later, neither the index builds nor the validation of foreign keys nor the first VACUUM.
-/// Smaller ones are one piece anyway or were cut by the user's choice; larger ones would be the tail of the run, or too much to
-/// read again after a lost connection.
-fn one_piece_bytes(job: &Job, plans: &[TablePlan]) -> std::ops::RangeInclusive<u64> {
-    let is_created =
-        matches!(&job.target, Target::Postgres(target) if target.schema == SchemaMode::Create);
-    let longest = share_of_reader(job, plans).saturating_mul(3) / 2;
-    let most = job.chunk_bytes.saturating_mul(CHUNKS_PER_READER).min(longest);
-    CHUNK_BYTES_MIN..=if is_created { most } else { 0 }
-}
-
-fn share_of_reader(job: &Job, plans: &[TablePlan]) -> u64 {
-    plans.iter().map(bytes_of).sum::<u64>() / job.readers.max(1) as u64
-}
-
-fn bytes_of(plan: &TablePlan) -> u64 {
-    plan.relation.heap_bytes + plan.relation.toast_bytes
-}
-
-fn chunk_specs(start: &SnapshotStart, plan: &TablePlan, ranges: &[ChunkRange]) -> Vec<ChunkSpec> {
-    let spec = |(chunk, range): (usize, &ChunkRange)| ChunkSpec {
-        job: start.job.clone(),
-        run: start.run.clone(),
-        snapshot_id: start.snapshot_id.clone(),
-        relation_oid: plan.relation.oid,
-        relation: plan.relation.name.clone(),
-        chunk: chunk as u32,
-        range: range.clone(),
-        filter: plan.filter.clone(),
-        columns: plan.select.clone(),
-        form: plan.form,
-        estimated_bytes: tidemark_source::estimated_bytes(&plan.relation, range, ranges.len()),
-    };
-    ranges.iter().enumerate().map(spec).collect()
 }
 
 fn report_of(engine: &Engine, start: &SnapshotStart, readers: usize) -> Report {
