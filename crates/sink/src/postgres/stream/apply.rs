@@ -422,7 +422,7 @@ fn not_one_row(single: &Single, end_lsn: Lsn, touched: u64) -> Error {
         format!("{}: the target has {touched} such rows", naming(single, end_lsn)),
     )
     .on(&single.table.name)
-    .hint("something else writes to the target's table, or it was not whole: mend the row there and run the same command again, or move the table again (tidemark reset)")
+    .hint("something else writes to the target's table, or it was not whole: mend the row there and run the same command again, or take a new snapshot (tidemark cleanup, then sync)")
 }
 
 /// A join that has no index is made by sorting both sides; the session's own settings come back after it.

@@ -149,7 +149,7 @@ fn nothing_to_keep(layout: &Layout, column: &str) -> Error {
         ),
     )
     .on(&layout.table.name)
-    .hint("the source's row filter made an insert of an update: give the table REPLICA IDENTITY FULL, or move it again (tidemark reset)")
+    .hint("the source's row filter made an insert of an update: give the table REPLICA IDENTITY FULL, or take a new snapshot (tidemark cleanup, then sync)")
 }
 
 fn delete(layout: &Layout, old: &OldRow) -> Result<Step> {

@@ -136,7 +136,7 @@ impl Followed {
 
 fn missing(name: &RelationName) -> Error {
     Error::new(Disposition::Refused, "follow a table that the target has not").on(name).hint(
-        "create the table on the target as the source has it, or move it again (tidemark reset)",
+        "create the table on the target as the source has it, or take a new snapshot (tidemark cleanup, then sync)",
     )
 }
 

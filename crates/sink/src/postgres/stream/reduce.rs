@@ -176,7 +176,7 @@ impl Rows {
 pub(super) fn no_identity(table: &TargetTable) -> Error {
     Error::new(Disposition::Refused, "apply an update or a delete that says no key")
         .on(&table.name)
-        .hint("give the source's table a primary key or REPLICA IDENTITY FULL, then move the table again (tidemark reset)")
+        .hint("give the source's table a primary key or REPLICA IDENTITY FULL, then take a new snapshot (tidemark cleanup, then sync)")
 }
 
 /// Where a row of a keyed table was before the batch.
