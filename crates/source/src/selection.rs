@@ -58,6 +58,14 @@ impl Selection {
             None => Ok(chosen),
         }
     }
+
+    /// Whether a table of this name is left out, be it there or not.
+    ///
+    /// # Errors
+    /// A pattern is not valid.
+    pub fn excludes(&self, name: &RelationName) -> Result<bool> {
+        Ok(patterns(&self.exclude)?.iter().any(|pattern| pattern.matches(name)))
+    }
 }
 
 /// Whether globs are asked at all.

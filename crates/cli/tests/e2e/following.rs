@@ -136,3 +136,21 @@ fn monitoring_is_told_the_lag_and_nobody_can_change_anything() {
     running.end().expect(0);
     assert!(ask(address, rebound).is_none(), "it ended with the job");
 }
+
+#[test]
+fn a_table_that_was_dropped_stops_the_job_until_it_is_left_out() {
+    let pair = Pair::new("dropped");
+    pair.source.psql("CREATE TABLE going (id integer PRIMARY KEY)").unwrap();
+    let job = pair.job();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.source.psql("DROP TABLE going; UPDATE pet SET legs = legs + 1").unwrap();
+    let refused = job.run(&["sync", "--until", "now"]).expect(6);
+    assert!(refused.error().contains("going"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("select.exclude"), "{}", refused.stderr);
+    // The way out that the message names.
+    job.configured("[select]\nexclude = [\"public.going\"]\n")
+        .run(&["sync", "--until", "now"])
+        .expect(0);
+    pair.target.psql("DROP TABLE going").unwrap();
+    pair.assert_equal();
+}

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidemark_ledger::Ledger;
+use tidemark_ledger::{Ledger, NewRelation};
 use tidemark_model::{Oid, RelationName, TablePlan, names};
 use tidemark_sink::Stored;
 use tidemark_source::{
@@ -62,7 +62,7 @@ pub(super) async fn resume(
     let catalog = read_catalog(&client).await?;
     let target_version = target_version(job).await?;
     let mut plans = plan_tables(job, &catalog, target_version)?;
-    let tables = followed(ledger, stored, &plans).await?;
+    let tables = followed(job, ledger, stored, &plans).await?;
     plans.retain(|plan| {
         let is_followed = tables.iter().any(|(oid, _)| *oid == plan.relation.oid);
         if !is_followed {
@@ -72,8 +72,8 @@ pub(super) async fn resume(
     });
     let publications = [publication_name(job)];
     let expected = Expected { publications: &publications, tables: &tables, is_restricted: false };
-    still_published(&client, &publications, ledger, stored).await?;
     let others = check_publication(&client, &expected).await?;
+    still_published(&client, &expected, ledger, stored).await?;
     if !others.is_empty() {
         tracing::warn!(
             tables = others.len(),
@@ -93,8 +93,9 @@ pub(super) async fn resume(
     Session::resumed(job, start, spool, ladder).await
 }
 
-/// The tables that the job's snapshot copied; all chosen ones where the ledger was lost.
+/// The tables that the job's snapshot copied and that are not left out since; all chosen ones where the ledger was lost.
 async fn followed(
+    job: &Job,
     ledger: &Arc<Ledger>,
     stored: &Stored,
     plans: &[TablePlan],
@@ -104,7 +105,13 @@ async fn followed(
         blocking(move || Ok::<_, tidemark_ledger::Error>((ledger.run()?, ledger.relations()?)))
             .await??;
     if run.is_some_and(|run| run.run == stored.run) {
-        return Ok(relations.into_iter().map(|found| (found.plan.oid, found.plan.name)).collect());
+        let mut tables = Vec::with_capacity(relations.len());
+        for NewRelation { oid, name, .. } in relations.into_iter().map(|found| found.plan) {
+            if !job.selection.excludes(&name)? {
+                tables.push((oid, name));
+            }
+        }
+        return Ok(tables);
     }
     Ok(plans.iter().map(|plan| (plan.relation.oid, plan.relation.name.clone())).collect())
 }
@@ -112,7 +119,7 @@ async fn followed(
 /// Compares the publication with what it was at the snapshot, where the ledger knows it.
 async fn still_published(
     client: &Client,
-    publications: &[String],
+    expected: &Expected<'_>,
     ledger: &Arc<Ledger>,
     stored: &Stored,
 ) -> Result<()> {
@@ -124,10 +131,10 @@ async fn still_published(
     let Some(known) = known else { return Ok(()) };
     let saved: Option<PublicationState> =
         serde_json::from_value(known.detail["state"].clone()).ok();
-    let now = PublicationState::read(client, publications).await?;
-    match saved {
+    let now = PublicationState::read(client, expected.publications).await?;
+    match saved.map(|saved| saved.of_tables(expected.tables)) {
         Some(saved) if !now.has_kept(&saved) => {
-            Err(publication_changed(publications, stored.end_lsn))
+            Err(publication_changed(expected.publications, stored.end_lsn))
         }
         _ => Ok(()),
     }

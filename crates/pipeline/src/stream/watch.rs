@@ -221,7 +221,7 @@ pub(crate) fn publication_changed(publications: &[String], position: Lsn) -> Err
             publications.join(", ")
         ),
     )
-    .hint("changes may have been left out of the stream meanwhile: tidemark cleanup, then sync takes a new snapshot")
+    .hint("if a followed table was dropped, leave it out (select.exclude) and run again; otherwise changes may have been left out of the stream meanwhile: tidemark cleanup, then sync takes a new snapshot")
 }
 
 /// The last looks, for rates.

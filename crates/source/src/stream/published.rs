@@ -61,6 +61,16 @@ impl PublicationState {
     pub fn has_kept(&self, saved: &Self) -> bool {
         saved.0.is_subset(&self.0)
     }
+
+    /// The same state without the tables that are not among these: what became of them no longer counts.
+    #[must_use]
+    pub fn of_tables(mut self, tables: &[(Oid, RelationName)]) -> Self {
+        self.0.retain(|entry| {
+            let relation = entry.strip_prefix("table ").and_then(|rest| rest.rsplit(' ').next());
+            relation.is_none_or(|oid| tables.iter().any(|(own, _)| own.to_string() == oid))
+        });
+        self
+    }
 }
 
 /// Checks the publications. Gives the tables that are published and not followed: their changes are ignored.
@@ -162,7 +172,7 @@ async fn not_published(client: &Client, oid: Oid, name: &RelationName) -> Result
     )
     .on(name)
     .hint(
-        "if it is gone for good, take it out of the job (exclude); if it was made again, its rows need a new snapshot: \
-         tidemark reset",
+        "if it is gone for good, take it out of the job (select.exclude); if it was made again, its rows need a new \
+         snapshot: tidemark cleanup, then sync",
     ))
 }
