@@ -12,7 +12,6 @@
 use bytes::{Bytes, BytesMut};
 use postgres_protocol::message::backend::Message;
 use tidemark_model::{Budget, Reservation, TupleForm, Tuples};
-use tokio::io::AsyncReadExt;
 
 use crate::connection::RawConnection;
 use crate::error::{Fault, Result};
@@ -128,7 +127,7 @@ impl<'a> CopyOut<'a> {
                         return Ok(self.take(budget));
                     }
                     self.make_room(target, pending, budget).await;
-                    if self.connection.session.transport.read_buf(&mut self.buf).await? == 0 {
+                    if self.connection.session.transport.read_vec(&mut self.buf).await? == 0 {
                         return Err(Fault::Closed);
                     }
                 }

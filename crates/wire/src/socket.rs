@@ -4,6 +4,7 @@
 //! a minute and a half.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,12 +12,17 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
 use crate::error::Fault;
 use crate::spec::{ConnectSpec, Host, Keepalive};
+
+mod pace;
+mod paced;
+
+pub(crate) use paced::Socket;
 
 /// One address of a server; a cancel request goes to the same one.
 #[derive(Debug, Clone)]
@@ -55,12 +61,12 @@ impl Endpoint {
     pub(crate) async fn dial(&self, keepalive: &Keepalive) -> Result<Socket, Fault> {
         match self {
             Self::Unix(path) => {
-                UnixStream::connect(path).await.map(Socket::Unix).map_err(Fault::Unreachable)
+                UnixStream::connect(path).await.map(Socket::from).map_err(Fault::Unreachable)
             }
             Self::Tcp(address) => {
                 let stream = TcpStream::connect(address).await.map_err(Fault::Unreachable)?;
                 configure(&stream, keepalive).map_err(Fault::Unreachable)?;
-                Ok(Socket::Tcp(stream))
+                Ok(Socket::from(stream))
             }
         }
     }
@@ -95,12 +101,6 @@ pub(crate) async fn within<T>(
         .unwrap_or_else(|_| Err(Fault::TimedOut(limit.as_secs())))
 }
 
-/// A socket without TLS.
-pub(crate) enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
 /// A stream to the server.
 pub(crate) enum Transport {
     Plain(Socket),
@@ -114,7 +114,15 @@ impl Transport {
 
     /// Whether nobody on a network can read what is sent.
     pub(crate) fn is_private(&self) -> bool {
-        !matches!(self, Self::Plain(Socket::Tcp(_)))
+        !matches!(self, Self::Plain(socket) if !socket.is_unix())
+    }
+
+    /// Reads into the spare room of `buf`; 0 is the end.
+    pub(crate) async fn read_vec(&mut self, buf: &mut Vec<u8>) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => poll_fn(|cx| socket.poll_read_vec(cx, buf)).await,
+            Self::Tls(stream) => stream.read_buf(buf).await,
+        }
     }
 
     /// The certificate that the server showed.
@@ -129,8 +137,8 @@ impl Transport {
 impl fmt::Debug for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Plain(Socket::Tcp(_)) => "Tcp",
-            Self::Plain(Socket::Unix(_)) => "Unix",
+            Self::Plain(socket) if socket.is_unix() => "Unix",
+            Self::Plain(_) => "Tcp",
             Self::Tls(_) => "Tls",
         })
     }
@@ -140,11 +148,7 @@ impl fmt::Debug for Transport {
 macro_rules! each {
     ($self:ident, $stream:ident => $call:expr) => {
         match $self.get_mut() {
-            Transport::Plain(Socket::Tcp(stream)) => {
-                let $stream = Pin::new(stream);
-                $call
-            }
-            Transport::Plain(Socket::Unix(stream)) => {
+            Transport::Plain(stream) => {
                 let $stream = Pin::new(stream);
                 $call
             }
@@ -181,45 +185,5 @@ impl AsyncWrite for Transport {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, stream => stream.poll_shutdown(cx))
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
     }
 }

@@ -23,7 +23,6 @@ use tidemark_model::sql::Ident;
 use tidemark_wire::{ConnectSpec, CopyBoth, CopyBothReader, CopyBothWriter, Mode};
 
 use super::frames::Frames;
-use super::pace::ReadPace;
 use super::zombie;
 use crate::{Disposition, Error, Result, sql};
 
@@ -122,15 +121,8 @@ impl ReplicationStream {
     /// The two halves, for two tasks.
     pub fn split(self) -> (ReplicationReader, ReplicationWriter) {
         let (reader, writer) = self.stream.split();
-        let pace = ReadPace::new(Instant::now());
-        let reader = ReplicationReader {
-            reader,
-            slot: self.slot.clone(),
-            pid: self.pid,
-            pace,
-            pause: None,
-            is_over: false,
-        };
+        let reader =
+            ReplicationReader { reader, slot: self.slot.clone(), pid: self.pid, is_over: false };
         (reader, ReplicationWriter { writer, slot: self.slot })
     }
 }
@@ -246,8 +238,6 @@ pub struct ReplicationReader {
     reader: CopyBothReader,
     slot: String,
     pid: i32,
-    pace: ReadPace,
-    pause: Option<Duration>,
     /// The server has ended the stream.
     is_over: bool,
 }
@@ -262,10 +252,6 @@ impl ReplicationReader {
     /// # Cancel safety
     /// A dropped future loses nothing; call again.
     pub async fn next(&mut self) -> Result<Option<Frames>> {
-        if let Some(pause) = self.pause {
-            tokio::time::sleep(pause).await;
-            self.pause = None;
-        }
         let messages = self.reader.next().await.map_err(|cause| {
             explain(Error::wire("read the stream", cause).on(Ident(&self.slot)))
         })?;
@@ -273,7 +259,6 @@ impl ReplicationReader {
             self.is_over = true;
             return Ok(None);
         };
-        self.pause = self.pace.after(Instant::now(), messages.bytes());
         Ok(Some(Frames::of_stream(messages)))
     }
 

@@ -23,7 +23,6 @@ mod frames;
 #[doc(hidden)]
 pub mod fuzz;
 mod message;
-mod pace;
 mod published;
 mod slot;
 mod zombie;
