@@ -14,6 +14,7 @@ mod finding;
 mod lsn;
 pub mod names;
 mod plan;
+mod read_snapshot;
 mod relation;
 mod schema;
 mod secret;
@@ -30,6 +31,7 @@ pub use cpu::Cpu;
 pub use finding::{Finding, Severity};
 pub use lsn::{Lsn, ParseLsnError};
 pub use plan::{TablePlan, Unrepresentable};
+pub use read_snapshot::{JoinPoint, MalformedSnapshot, ReadSnapshot};
 pub use relation::{
     Column, DataType, Generated, Identity, Index, Key, Persistence, Relation, RelationKind,
     RelationName, ReplicaIdentity, TypeKind,

@@ -46,7 +46,8 @@ pub use filter::check_filters;
 pub use reader::Reader;
 pub use selection::Selection;
 pub use snapshot::{
-    Hook, SlotOptions, Snapshot, SnapshotOptions, drop_publication, drop_slot, waiting_for_us,
+    Hook, SlotOptions, Snapshot, SnapshotOptions, drop_publication, drop_slot, publish_for_join,
+    waiting_for_us,
 };
 #[doc(hidden)]
 pub use stream::fuzz as fuzz_stream;

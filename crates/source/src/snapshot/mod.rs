@@ -14,6 +14,7 @@
 //!
 //! PostgreSQL manual: `SET TRANSACTION`, section 9.28.5 (`pg_export_snapshot`), 55.4 (`CREATE_REPLICATION_SLOT`).
 
+mod joining;
 mod locks;
 mod publication;
 mod shape;
@@ -32,6 +33,7 @@ use crate::catalog::{Sequence, read_sequences, reread};
 use crate::reader::snapshot_gone;
 use crate::{Disposition, Error, Result, sql};
 
+pub use joining::publish_for_join;
 pub use locks::waiting_for_us;
 pub(crate) use locks::{PER_STATEMENT, behind_an_alter, milliseconds};
 pub use publication::drop_publication;

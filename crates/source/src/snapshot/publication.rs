@@ -28,16 +28,7 @@ pub(crate) fn has_identity(relation: &Relation) -> bool {
 
 /// Makes the publication, or checks the one that is there. Gives whether it was made.
 pub(super) async fn ensure(client: &Client, name: &str, tables: &[&Relation]) -> Result<bool> {
-    let published: Vec<&Relation> =
-        tables.iter().copied().filter(|t| t.persistence == Persistence::Permanent).collect();
-    if let Some(table) = published.iter().find(|table| !has_identity(table)) {
-        return Err(Error::new(Disposition::Refused, "publish a table without a replica identity")
-            .on(&table.name)
-            .hint(format!(
-                "the application's UPDATE and DELETE would fail: add a primary key, or ALTER TABLE {} REPLICA IDENTITY FULL",
-                table.name
-            )));
-    }
+    let published = publishable(tables)?;
     if exists(client, name).await? {
         check(client, name, &published).await?;
         return Ok(false);
@@ -48,6 +39,60 @@ pub(super) async fn ensure(client: &Client, name: &str, tables: &[&Relation]) ->
         return Err(error);
     }
     Ok(true)
+}
+
+/// Those that a publication can have.
+fn publishable<'a>(tables: &[&'a Relation]) -> Result<Vec<&'a Relation>> {
+    let published: Vec<&Relation> =
+        tables.iter().copied().filter(|t| t.persistence == Persistence::Permanent).collect();
+    match published.iter().find(|table| !has_identity(table)) {
+        None => Ok(published),
+        Some(table) => Err(Error::new(Disposition::Refused, "publish a table without a replica identity")
+            .on(&table.name)
+            .hint(format!(
+                "the application's UPDATE and DELETE would fail: add a primary key, or ALTER TABLE {} REPLICA IDENTITY FULL",
+                table.name
+            ))),
+    }
+}
+
+/// Makes the publication of a job have these tables, newly: also one that it has already is taken out and put in again, in
+/// one transaction, so that no moment is without it.
+pub(super) async fn add_anew(client: &Client, name: &str, tables: &[&Relation]) -> Result<()> {
+    let added = publishable(tables)?;
+    let there = members(client, name).await?;
+    for part in added.chunks(PER_STATEMENT) {
+        let list = |tables: &[&Relation]| {
+            let names: Vec<String> =
+                tables.iter().map(|table| format!("ONLY {}", table.name)).collect();
+            names.join(", ")
+        };
+        let old: Vec<&Relation> =
+            part.iter().copied().filter(|table| there.contains(&table.oid)).collect();
+        let drop = match old.is_empty() {
+            true => String::new(),
+            false => format!("ALTER PUBLICATION {} DROP TABLE {};", Ident(name), list(&old)),
+        };
+        let add = format!("ALTER PUBLICATION {} ADD TABLE {}", Ident(name), list(part));
+        let text = format!("BEGIN; {drop} {add}; COMMIT");
+        if let Err(error) = sql::execute(client, "add tables to the publication", &text).await {
+            // The session is in a transaction that failed; where it is gone, so is that.
+            sql::execute(client, "go back", "ROLLBACK").await.ok();
+            return Err(explain(error, name));
+        }
+    }
+    Ok(())
+}
+
+/// The tables that the publication names itself.
+async fn members(client: &Client, name: &str) -> Result<HashSet<Oid>> {
+    let text = format!(
+        "SELECT r.prrelid FROM pg_catalog.pg_publication_rel r \
+         JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid WHERE p.pubname = {}",
+        Literal(name)
+    );
+    let rows = sql::rows(client, "read the publication's tables", &text).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// In several statements, so that few locks are held at a time; what was made is taken back when one of them fails.

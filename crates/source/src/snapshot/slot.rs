@@ -237,7 +237,7 @@ async fn explain_slot(error: Error, side: &Client) -> Error {
 }
 
 /// Who a new slot waits for, the oldest first.
-async fn oldest_transactions(side: &Client) -> Result<String> {
+pub(super) async fn oldest_transactions(side: &Client) -> Result<String> {
     let text = "SELECT string_agg(what, ', ') FROM (SELECT what FROM (\
                   SELECT 'process ' || pid || coalesce(' (' || nullif(application_name, '') || ')', ''), xact_start \
                     FROM pg_catalog.pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
