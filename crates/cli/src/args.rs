@@ -19,8 +19,8 @@ const STYLES: Styles = Styles::styled()
     .placeholder(AnsiColor::Cyan.on_default());
 
 /// Commands of the design that this version does not have.
-pub const LATER_COMMANDS: [&str; 7] =
-    ["verify", "repair", "delta", "reset", "cutover", "fallback", "complete"];
+pub const LATER_COMMANDS: [&str; 6] =
+    ["verify", "repair", "delta", "cutover", "fallback", "complete"];
 
 /// Move a live PostgreSQL database to PostgreSQL or Parquet.
 ///
@@ -186,6 +186,14 @@ Examples:
   tidemark status --watch
   tidemark status --json | jq .snapshot")]
     Status(StatusArgs),
+    /// Give tables up: the next sync empties them on the target and copies them again, while the others go on.
+    ///
+    /// They join the stream at a read snapshot of their own. Needs a job that follows and does not run.
+    #[command(after_help = "\
+Examples:
+  tidemark reset public.orders --yes
+  tidemark reset public.orders public.lines --job shop --yes")]
+    Reset(ResetArgs),
     /// Drop what the job left on source and target, by exact name.
     ///
     /// Takes our slot, publication and progress rows away. The moved data stays.
@@ -300,6 +308,17 @@ pub struct StatusArgs {
     /// Print it as JSON; with --watch one object per line.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `reset`.
+#[derive(Debug, Clone, Args)]
+pub struct ResetArgs {
+    /// The tables, each written schema.table.
+    #[arg(required = true, value_name = "TABLE")]
+    pub tables: Vec<String>,
+    /// Do it; without it nothing is changed.
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// Arguments of `cleanup`.

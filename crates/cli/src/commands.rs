@@ -4,6 +4,7 @@
 //! argument demands (`--yes`, `--snapshot-only`) is asked for here, before any server is.
 
 use clap::CommandFactory as _;
+use tidemark_model::RelationName;
 
 use crate::args::{Cli, Command, ConfigCommand, Global, NotEmpty, SyncArgs};
 use crate::config::{self, Config, Needs};
@@ -29,6 +30,17 @@ pub fn run(cli: &Cli, screen: &Screen) -> Result<ExitCode, Failure> {
         }
         Command::Check(args) => jobs::check(&load(&cli.global, Needs::Both)?, args, screen),
         Command::Status(args) => jobs::status(&load(&cli.global, Needs::Job)?, args),
+        Command::Reset(args) => {
+            if !args.yes {
+                return Err(Failure::usage(
+                    "reset empties tables on the target; the next sync copies them again",
+                )
+                .hint("add --yes if that is meant"));
+            }
+            let tables =
+                args.tables.iter().map(|text| table_name(text)).collect::<Result<_, _>>()?;
+            jobs::reset(&load(&cli.global, Needs::Both)?, tables)
+        }
         Command::Cleanup(args) => {
             let config = load(&cli.global, Needs::Both)?;
             if !args.yes {
@@ -84,6 +96,15 @@ pub fn demands_of_sync(args: &SyncArgs) -> Result<(), Failure> {
         .hint("add --yes if that is meant"));
     }
     Ok(())
+}
+
+/// One table, not a pattern.
+fn table_name(text: &str) -> Result<RelationName, Failure> {
+    let parsed = config::TableGlob::parse(text).ok().and_then(|glob| glob.exact());
+    parsed.ok_or_else(|| {
+        Failure::usage(format!("reset: {text:?} is no table's name"))
+            .hint("write schema.table, such as public.orders")
+    })
 }
 
 fn cleanup_without_yes(config: &Config) -> Failure {

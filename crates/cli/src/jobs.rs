@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidemark_model::Severity;
+use tidemark_model::{RelationName, Severity};
 use tidemark_pipeline as pipeline;
 use tidemark_pipeline::{Job, Progress, Report, Status};
 use tokio_util::sync::CancellationToken;
@@ -65,7 +65,9 @@ pub fn sync(config: &Config, args: &SyncArgs, screen: &Screen) -> Result<ExitCod
         };
         shown(screen, run).await
     })?;
-    let code = report.snapshot.as_ref().map_or(ExitCode::Done, copied);
+    let copies = [report.snapshot.as_ref(), report.joined.as_ref()];
+    let codes = copies.into_iter().flatten().map(copied);
+    let code = codes.max_by_key(|code| code.number()).unwrap_or(ExitCode::Done);
     if args.json {
         output::print_json(&report)?;
         return Ok(code);
@@ -78,7 +80,7 @@ pub fn sync(config: &Config, args: &SyncArgs, screen: &Screen) -> Result<ExitCod
         output::count(report.changes),
         Duration::from_millis(report.duration_ms).as_secs_f64(),
     );
-    if let Some(report) = report.snapshot {
+    for report in [report.snapshot, report.joined].into_iter().flatten() {
         output::print(&output::summary(&report.into(), screen.color_stdout))?;
     }
     output::print(&text)?;
@@ -112,6 +114,17 @@ pub fn status(config: &Config, args: &StatusArgs) -> Result<ExitCode, Failure> {
             }
         }
     })
+}
+
+/// `tidemark reset TABLE... --yes`.
+pub fn reset(config: &Config, tables: Vec<RelationName>) -> Result<ExitCode, Failure> {
+    let job = job::job(config, NotEmpty::Refuse, true)?;
+    let mut text = String::new();
+    for table in runtime()?.block_on(pipeline::reset(&job, &tables))? {
+        text.push_str(&format!("{table} joins again with the next tidemark sync\n"));
+    }
+    output::print(&text)?;
+    Ok(ExitCode::Done)
 }
 
 /// `tidemark cleanup --yes`.

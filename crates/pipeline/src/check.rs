@@ -1,6 +1,8 @@
 //! Collects what source and sink find before anything moves.
 
-use tidemark_model::{Finding, Severity, TablePlan};
+use std::collections::HashSet;
+
+use tidemark_model::{Finding, Oid, Severity, TablePlan};
 use tidemark_sink::Sink;
 use tidemark_source::{
     AddressOf, Catalog, Needs, check_filters, dump, pooler_behind, pooler_that_refused,
@@ -43,6 +45,15 @@ pub async fn check(job: &Job) -> Result<Vec<Finding>> {
 }
 
 pub(crate) async fn look(job: &Job, sink: &dyn Sink) -> Result<Looked> {
+    look_at(job, sink, None).await
+}
+
+/// The same, of `only` these tables, which join a job that follows.
+pub(crate) async fn look_at(
+    job: &Job,
+    sink: &dyn Sink,
+    only: Option<&HashSet<Oid>>,
+) -> Result<Looked> {
     let (client, mut findings) = connect(&job.source, AddressOf::Source).await?;
     // A size is not waited for behind an application's exclusive lock for ever.
     client
@@ -58,7 +69,8 @@ pub(crate) async fn look(job: &Job, sink: &dyn Sink) -> Result<Looked> {
         }
         Target::Lake(_) => None,
     };
-    let plans = plan_tables(job, &catalog, target_version)?;
+    let mut plans = plan_tables(job, &catalog, target_version)?;
+    plans.retain(|plan| only.is_none_or(|only| only.contains(&plan.relation.oid)));
     check_filters(&client, &plans).await?;
     let needs = Needs {
         replication: job.follows,
@@ -69,6 +81,10 @@ pub(crate) async fn look(job: &Job, sink: &dyn Sink) -> Result<Looked> {
     findings.extend(password_findings(job));
     findings.extend(schema_tool_findings(job, &catalog).await);
     findings.extend(sink.check(&plans).await?);
+    if only.is_some() {
+        // The target holds the job's other tables: what it has of these is looked at when they are prepared.
+        findings.retain(|finding| finding.code != "target-not-empty");
+    }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Ok(Looked { catalog, plans, findings, client })
 }

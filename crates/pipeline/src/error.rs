@@ -94,6 +94,18 @@ impl Error {
             .hint("run the same command again: it goes on from the stored position")
     }
 
+    /// An error while tables joined: nothing of the others is lost.
+    pub(crate) fn of_a_join(mut self) -> Self {
+        if self.kind == Kind::Interrupted {
+            self.message = "interrupted: the tables that join are not whole".to_owned();
+            self.hint = Some(
+                "run the same command again: they begin anew, the others stay as they are"
+                    .to_owned(),
+            );
+        }
+        self
+    }
+
     /// What stops a run that was interrupted.
     pub fn interrupted() -> Self {
         Self::new(Kind::Interrupted, "interrupted: the snapshot is not finished")

@@ -19,6 +19,7 @@ mod error;
 mod job;
 mod plan;
 mod progress;
+mod reset;
 mod snapshot;
 mod status;
 mod stream;
@@ -32,6 +33,7 @@ pub use job::{
     DdlPolicy, Job, LakeTarget, OnFull, PostgresTarget, StreamJob, TableOptions, Target,
 };
 pub use progress::{ActiveTable, Phase, Progress, ProgressView};
+pub use reset::reset;
 pub use snapshot::{ChunkRunner, Report, TableReport, run_chunk, snapshot_only};
 pub use status::{Lag, SnapshotStatus, Status, StreamStatus, stored_status};
 pub use stream::{SyncReport, Until, sync};

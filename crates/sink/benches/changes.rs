@@ -200,6 +200,7 @@ async fn snapshot(sink: &ParquetSink, plans: &[TablePlan]) {
         schema_archive: None,
         excluded: Arc::default(),
         continues: true,
+        joins: None,
     };
     sink.prepare(&start).await.unwrap();
     let tables = plans.iter().map(|plan| TableSummary {

@@ -9,7 +9,11 @@
 //!   table_loaded               once per table, after the last of its chunks is committed; several at once
 //! finish                       once, after every table; what it returns Ok for is durable
 //! stored, open_stream          the way on from there: the contract of [`crate::stream`]
+//! forget                       instead of a run: tables of a job that follows are to join it anew
 //! ```
+//!
+//! A run with [`SnapshotStart::joins`] brings single tables into a job that follows: the others stay as they are, and
+//! `finish` makes the tables and where they joined durable together. Until then [`Sink::stored`] does not name them.
 //!
 //! - **Accepted** (`accept` returned `Ok`): the sink holds the rows and will refuse no later than at `commit`; nothing is
 //!   visible to a reader of the target, nothing survives a crash.
@@ -27,8 +31,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tidemark_model::{
-    ChunkResult, ChunkSpec, Finding, Lsn, Oid, RelationName, Reservation, RowSum, SchemaObjects,
-    TablePlan, Tuples,
+    ChunkResult, ChunkSpec, Finding, JoinPoint, Lsn, Oid, RelationName, Reservation, RowSum,
+    SchemaObjects, TablePlan, Tuples,
 };
 
 use crate::Result;
@@ -75,6 +79,19 @@ pub struct SnapshotStart {
     pub excluded: Arc<HashSet<Oid>>,
     /// A stream continues from the snapshot: `finish` leaves the target at the stage `Follow`.
     pub continues: bool,
+    /// These tables join a job that follows already.
+    pub joins: Option<Join>,
+}
+
+/// How tables join a job that follows.
+#[derive(Debug, Clone)]
+pub struct Join {
+    /// The run that the job has on the target, which stays. The start's own run names what this join writes.
+    pub run: String,
+    /// Where they join.
+    pub point: JoinPoint,
+    /// The partitioned tables above them, which may have to be created, too.
+    pub above: Vec<(Oid, RelationName)>,
 }
 
 /// What came of one table.
@@ -147,6 +164,13 @@ pub trait Sink: Send + Sync + 'static {
     /// # Errors
     /// [`Disposition::Held`](crate::Disposition).
     async fn refuse_if_held(&self) -> Result<()>;
+
+    /// Notes that these tables are to be emptied and to join anew with the next run. Gives those that it noted: the others
+    /// the job does not have.
+    ///
+    /// # Errors
+    /// Another instance has the job, or the target holds no snapshot that a stream continues from.
+    async fn forget(&self, tables: &[RelationName]) -> Result<Vec<RelationName>>;
 
     /// Opens the target for the stream, and takes the job on it unless this run's snapshot has it already.
     ///

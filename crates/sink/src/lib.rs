@@ -14,11 +14,11 @@ pub mod postgres;
 mod stream;
 
 pub use contract::{
-    BeginChunk, ChunkWriter, Committed, NotEmpty, Sink, SnapshotStart, SnapshotSummary,
+    BeginChunk, ChunkWriter, Committed, Join, NotEmpty, Sink, SnapshotStart, SnapshotSummary,
     TableSummary,
 };
 pub use error::{Disposition, Error, Result};
 pub use stream::{
-    Flushed, NewColumn, OpenStream, Positions, Stored, StoredStage, StreamCounters, StreamStart,
-    StreamWriter,
+    Flushed, NewColumn, OpenStream, Positions, Stored, StoredStage, StoredTable, StreamCounters,
+    StreamStart, StreamWriter,
 };

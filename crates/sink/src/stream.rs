@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tidemark_model::{Column, Lsn, RelationName, StreamBatch, TablePlan};
+use tidemark_model::{Column, JoinPoint, Lsn, Oid, RelationName, StreamBatch, TablePlan};
 use tokio::sync::watch;
 
 use crate::Result;
@@ -44,7 +44,8 @@ pub struct StreamStart {
     pub database: String,
     /// The source's `server_version_num`.
     pub source_version: u32,
-    /// Every table that is followed, as the source has it; changes name them by `relation.oid`.
+    /// Every table that is followed, as the source has it; changes name them by `relation.oid`. A table that the target has
+    /// and that is not among them misses changes from here on: it must join anew.
     pub tables: Arc<Vec<TablePlan>>,
 }
 
@@ -63,6 +64,19 @@ pub struct Stored {
     pub database: String,
     /// The source's timeline when the stream was opened last; none before.
     pub timeline: Option<u32>,
+    /// The tables that are whole, once the stage is `Follow`; none in records of before tables could join.
+    pub tables: Option<Vec<StoredTable>>,
+}
+
+/// A table that a target has whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredTable {
+    /// Its name.
+    pub name: RelationName,
+    /// `pg_class.oid` on the source.
+    pub oid: Oid,
+    /// Where it joined the stream; none for tables of the job's first snapshot.
+    pub join: Option<JoinPoint>,
 }
 
 /// How far the run came that a target knows.

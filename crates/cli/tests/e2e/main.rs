@@ -11,6 +11,7 @@ mod existing;
 mod follow;
 mod following;
 mod instances;
+mod joining;
 mod lake;
 mod mistakes;
 mod network;

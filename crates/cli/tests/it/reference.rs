@@ -30,7 +30,9 @@ fn the_reference_names_every_key_and_every_code() {
         let row = format!("| {} | {}", code.number(), code.meaning());
         assert!(page("exit-codes.md").contains(&row), "{row}");
     }
-    for command in ["demo", "check", "sync", "status", "cleanup", "config check", "completions"] {
+    for command in
+        ["demo", "check", "sync", "status", "reset", "cleanup", "config check", "completions"]
+    {
         assert!(page("commands.md").contains(&format!("## `tidemark {command}`")), "{command}");
     }
 }

@@ -28,6 +28,10 @@ impl Run<'_> {
         let Target::Postgres(target) = &self.job.target else {
             return self.or_stop_late(finish).await;
         };
+        if self.joining().is_some() {
+            // Whether it has joined is asked when the job goes on.
+            return self.or_stop(finish).await;
+        }
         let Err(error) = self.or_stop(finish).await else { return Ok(()) };
         if !matches!(error.kind, Kind::Interrupted | Kind::Unavailable) {
             return Err(error);

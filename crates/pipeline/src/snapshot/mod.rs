@@ -7,6 +7,7 @@
 mod chunk;
 mod engine;
 mod finish;
+mod joining;
 mod ranges;
 mod readers;
 
@@ -29,7 +30,7 @@ use tidemark_wire::Client;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::check::{Looked, look};
+use crate::check::{Looked, look_at};
 use crate::control::{self, Shared};
 use crate::job::{Job, Target};
 use crate::plan::{excluded_relations, refresh};
@@ -40,6 +41,7 @@ use crate::{Error, Kind, Result};
 pub use chunk::{ChunkRunner, run_chunk};
 pub(crate) use engine::blocking;
 use engine::{Engine, TableWork};
+pub(crate) use joining::Joining;
 use ranges::{chunk_specs, leaf_bounds, plan_chunks};
 use readers::ReaderOptions;
 
@@ -158,13 +160,35 @@ impl Tools {
 
 /// The stream that continues from a snapshot, as far as the snapshot needs to know it.
 pub(crate) struct Continuation {
-    /// The slot that the snapshot is taken with.
-    pub(crate) slot: SlotOptions,
+    /// How the two meet.
+    pub(crate) point: Point,
     /// Told once the target is prepared: from here on the stream can be received.
     pub(crate) begun: Mutex<Option<oneshot::Sender<SnapshotStart>>>,
 }
 
+/// How a snapshot and its stream meet.
+pub(crate) enum Point {
+    /// The snapshot is taken with this new slot, whose stream begins there.
+    Slot(SlotOptions),
+    /// Tables join a stream that goes on.
+    Join(Joining),
+}
+
 impl Continuation {
+    fn slot(&self) -> Option<&SlotOptions> {
+        match &self.point {
+            Point::Slot(slot) => Some(slot),
+            Point::Join(_) => None,
+        }
+    }
+
+    fn joining(&self) -> Option<&Joining> {
+        match &self.point {
+            Point::Slot(_) => None,
+            Point::Join(joining) => Some(joining),
+        }
+    }
+
     fn take_begun(&self) -> Option<oneshot::Sender<SnapshotStart>> {
         self.begun.lock().expect("no holder panics").take()
     }
@@ -185,7 +209,8 @@ impl Run<'_> {
         let job = self.job;
         let sink = tools.sink.as_ref();
         self.progress.enter(Phase::Check, "checking source and target");
-        let looked = self.or_stop(look(job, sink)).await?;
+        let only = self.joining().map(|joining| &joining.tables);
+        let looked = self.or_stop(look_at(job, sink, only)).await?;
         refuse_blocking(&looked)?;
         self.progress.enter(Phase::Prepare, "taking the snapshot");
         let snapshot = self.or_stop(self.take(&looked)).await?;
@@ -197,7 +222,9 @@ impl Run<'_> {
         let max_locks = looked.catalog.server.max_locks;
         let opened = options.open_all(job.readers.max(1), &snapshot, max_locks);
         let readers = self.or_stop(opened).await?;
-        self.or_stop(nothing_came(job, &looked)).await?;
+        if self.joining().is_none() {
+            self.or_stop(nothing_came(job, &looked)).await?;
+        }
         let copied = async {
             let prepared = self.or_stop(self.prepare(looked, &snapshot, sink)).await?;
             let runner = ChunkRunner {
@@ -214,6 +241,10 @@ impl Run<'_> {
         report
     }
 
+    fn joining(&self) -> Option<&Joining> {
+        self.continuation.and_then(Continuation::joining)
+    }
+
     /// Runs `work` until it is done or the user stops the job.
     async fn or_stop<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
@@ -228,7 +259,7 @@ impl Run<'_> {
         let name = tidemark_source::names::slot_name(&self.job.name);
         let mut options = SnapshotOptions::new(tables, name);
         options.lock_timeout = self.job.lock_timeout;
-        options.slot = self.continuation.map(|continuation| continuation.slot.clone());
+        options.slot = self.continuation.and_then(Continuation::slot).cloned();
         Snapshot::take(&self.job.source, &options).await.map_err(|error| {
             let again = error.disposition() == tidemark_source::Disposition::Retry;
             let mut error = Error::from(error);
@@ -257,6 +288,10 @@ impl Run<'_> {
             error.lost_snapshot |= is_blocked;
             error
         })?;
+        let joins = match self.joining() {
+            Some(joining) => Some(joining.join(&client, snapshot, &catalog, &plans).await?),
+            None => None,
+        };
         let run = run_name();
         self.progress.enter(Phase::Prepare, "preparing the target");
         let archive = self.dump_schema(&catalog, snapshot).await?;
@@ -264,7 +299,7 @@ impl Run<'_> {
             job: self.job.name.clone(),
             run,
             snapshot_id: snapshot.id().to_owned(),
-            lsn: snapshot.lsn(),
+            lsn: joins.as_ref().map_or(snapshot.lsn(), |join| join.point.lsn),
             system_identifier: catalog.server.system_identifier,
             database: catalog.server.database.clone(),
             source_version: catalog.server.version_num,
@@ -273,6 +308,7 @@ impl Run<'_> {
             schema_archive: archive.as_ref().map(|archive| archive.path.clone()),
             excluded: Arc::new(excluded),
             continues: self.continuation.is_some(),
+            joins,
         };
         sink.prepare(&start).await?;
         if let Some(begun) = self.continuation.and_then(Continuation::take_begun) {
@@ -304,6 +340,10 @@ impl Run<'_> {
         // One that we may not read has a finding already, and no position that could be set.
         let readable = snapshot.sequences().iter().filter(|sequence| sequence.can_select);
         objects.sequences = readable.map(sequence).collect();
+        if let Some(joining) = self.joining() {
+            joining::restrict(&mut objects, joining, catalog, plans);
+            return Ok(objects);
+        }
         let mut chosen: HashSet<_> = plans.iter().map(|plan| plan.relation.name.clone()).collect();
         chosen.extend(plans.iter().flat_map(|plan| catalog.ancestors(&plan.relation)).cloned());
         schema::restrict(&mut objects, &chosen);
@@ -381,7 +421,11 @@ impl Run<'_> {
         self.finish(engine.runner.sink.as_ref(), &summary, &start.run).await?;
         let ledger = Arc::clone(self.ledger);
         let follows = self.continuation.is_some();
+        let joins = self.joining().is_some();
         blocking(move || {
+            if joins {
+                return Ok(());
+            }
             ledger.finish_run()?;
             if follows { ledger.set_phase("follow") } else { Ok(()) }
         })
@@ -462,13 +506,18 @@ impl Run<'_> {
             .collect();
         let start = start.clone();
         let job = self.job.name.clone();
+        let joins = start.joins.as_ref().map(|join| join.run.clone());
         blocking(move || {
             let earlier = ledger.run()?.and_then(|run| DigestKey::from_hex(&run.digest_key).ok());
             let key = earlier.unwrap_or_else(DigestKey::random);
+            if joins.is_some() && ledger.run()?.is_some() {
+                ledger.add_relations(&relations)?;
+                return Ok(key);
+            }
             ledger.begin_run(&RunRecord {
                 job,
-                run: start.run.clone(),
-                phase: "snapshot".to_owned(),
+                phase: if joins.is_some() { "follow" } else { "snapshot" }.to_owned(),
+                run: joins.unwrap_or(start.run),
                 system_identifier: start.system_identifier,
                 database: start.database.clone(),
                 server_version: start.source_version,

@@ -4,14 +4,13 @@
 //! in parts, with nothing else between them. While the target is busy transactions gather in the queue, so that batches
 //! grow by themselves; an idle target gets what is there at once.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tidemark_model::{
-    Budget, Change, Lsn, Oid, Operation, Reservation, StreamBatch, StreamRelation, TablePlan,
-    Transaction, TransactionHead,
+    Budget, Change, Lsn, Operation, Reservation, StreamBatch, StreamRelation, Transaction,
+    TransactionHead,
 };
 use tidemark_sink::{OpenStream, StreamWriter};
 use tidemark_source::{Decoded, Relations, RowKind};
@@ -19,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::messages;
 use super::ddl::Ddl;
+use super::followed::Followed;
 use super::ladder::{DurableLsn, Ladder};
 use super::plant::is_planted;
 use super::queue::{Item, Queue, Queued};
@@ -59,7 +59,7 @@ pub(crate) struct Apply {
     ladder: Arc<Ladder>,
     writer: Box<dyn StreamWriter>,
     relations: Relations,
-    followed: HashSet<Oid>,
+    followed: Followed,
     ddl: Ddl,
     budget: Budget,
     rhythm: Rhythm,
@@ -82,7 +82,7 @@ impl Apply {
         queue: &Arc<Queue>,
         ladder: &Arc<Ladder>,
         open: OpenStream,
-        plans: &[TablePlan],
+        followed: Followed,
         ddl: Ddl,
         (budget, rhythm): (Budget, Rhythm),
     ) -> Self {
@@ -91,7 +91,7 @@ impl Apply {
             ladder: Arc::clone(ladder),
             writer: open.writer,
             relations: Relations::new(),
-            followed: plans.iter().map(|plan| plan.relation.oid).collect(),
+            followed,
             ddl,
             budget,
             rhythm,
@@ -144,7 +144,7 @@ impl Apply {
     async fn item(&mut self, item: Item) -> Result<()> {
         match item {
             Item::Relation(message) => {
-                self.decode(&message, &mut Vec::new()).await?;
+                self.decode(&message, None, &mut Vec::new()).await?;
             }
             Item::Transaction(queued) => self.transaction(queued).await?,
             Item::Idle(lsn) => self.idle(lsn).await?,
@@ -171,7 +171,7 @@ impl Apply {
             }
             bytes += block.len() as u64;
             for message in messages(&block) {
-                self.decode(&message, &mut changes).await?;
+                self.decode(&message, Some(head.xid), &mut changes).await?;
             }
         }
         drop(reservation);
@@ -234,7 +234,13 @@ impl Apply {
         Ok(())
     }
 
-    async fn decode(&mut self, message: &Bytes, changes: &mut Vec<Change>) -> Result<()> {
+    /// `xid` is none of a description that stands by itself.
+    async fn decode(
+        &mut self,
+        message: &Bytes,
+        xid: Option<u64>,
+        changes: &mut Vec<Change>,
+    ) -> Result<()> {
         let kind = message.first().and_then(|tag| RowKind::from_tag(*tag));
         let kind = kind.ok_or_else(|| {
             Error::new(Kind::Internal, "decode a transaction: a message of an unknown kind")
@@ -243,18 +249,19 @@ impl Apply {
             Error::new(Kind::Internal, "decode a transaction of the stream").because(cause)
         })?;
         match decoded {
-            Decoded::Change(change) => changes.extend(self.ours(change)),
-            Decoded::Relation(relation) => self.described(&relation).await?,
+            Decoded::Change(change) => changes.extend(self.ours(change, xid)),
+            Decoded::Relation(relation) => self.described(&relation, xid).await?,
             Decoded::Nothing => {}
         }
         Ok(())
     }
 
     /// The change, if it is of a table that is followed; a TRUNCATE names several.
-    fn ours(&self, mut change: Change) -> Option<Change> {
+    fn ours(&self, mut change: Change, xid: Option<u64>) -> Option<Change> {
+        let is_ours = |oid| self.followed.takes(oid, xid);
         if let Operation::Truncate { with, .. } = &mut change.operation {
-            with.retain(|relation| self.followed.contains(&relation.oid));
-            if !self.followed.contains(&change.relation.oid) {
+            with.retain(|relation| is_ours(relation.oid));
+            if !is_ours(change.relation.oid) {
                 if with.is_empty() {
                     return None;
                 }
@@ -262,15 +269,15 @@ impl Apply {
             }
             return spoiled(change);
         }
-        if !self.followed.contains(&change.relation.oid) {
+        if !is_ours(change.relation.oid) {
             return None;
         }
         spoiled(change)
     }
 
     /// A description that is new: columns that the target lacks are added before any change that has them.
-    async fn described(&mut self, relation: &Arc<StreamRelation>) -> Result<()> {
-        if !self.followed.contains(&relation.oid) {
+    async fn described(&mut self, relation: &Arc<StreamRelation>, xid: Option<u64>) -> Result<()> {
+        if !self.followed.takes(relation.oid, xid) {
             return Ok(());
         }
         let Some((name, columns)) = self.ddl.new_columns(relation).await? else { return Ok(()) };

@@ -19,6 +19,8 @@ mod assemble;
 mod body;
 mod ddl;
 mod feed;
+mod followed;
+mod join;
 mod ladder;
 mod plant;
 mod queue;
@@ -44,7 +46,7 @@ use tokio_util::sync::CancellationToken;
 use crate::control::{self, Shared};
 use crate::job::Job;
 use crate::progress::{Phase, Progress};
-use crate::snapshot::{Continuation, Report, Run, Tools, blocking, note_error};
+use crate::snapshot::{Continuation, Point, Report, Run, Tools, blocking, note_error};
 use crate::{Error, Kind, NotEmpty, Result, Target};
 
 pub use ddl::DdlPolicy;
@@ -83,6 +85,9 @@ pub struct SyncReport {
     pub job: String,
     /// The snapshot, if this call made one.
     pub snapshot: Option<Report>,
+    /// The tables that joined the stream in this call, if any did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joined: Option<Report>,
     /// Everything up to here is durable on the target.
     pub end_lsn: Lsn,
     /// Transactions of the stream that were applied.
@@ -117,7 +122,7 @@ pub async fn sync(
     let ladder = Arc::new(Ladder::default());
     let sync = Sync { job, progress, stop, ledger: &ledger, ladder: &ladder, until };
     let ended = sync.run().await;
-    let (snapshot, end_lsn) = match ended {
+    let (reports, end_lsn) = match ended {
         Ok(ended) => ended,
         Err(error) => {
             note_error(&ledger, &error).await;
@@ -127,12 +132,19 @@ pub async fn sync(
     let view = ladder.view();
     Ok(SyncReport {
         job: job.name.clone(),
-        snapshot,
+        snapshot: reports.snapshot,
+        joined: reports.joined,
         end_lsn,
         transactions: view.transactions,
         changes: view.changes,
         duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
     })
+}
+
+/// What was copied on the way.
+struct Reports {
+    snapshot: Option<Report>,
+    joined: Option<Report>,
 }
 
 /// One call of [`sync`].
@@ -146,18 +158,20 @@ struct Sync<'a> {
 }
 
 impl Sync<'_> {
-    async fn run(&self) -> Result<(Option<Report>, Lsn)> {
+    async fn run(&self) -> Result<(Reports, Lsn)> {
         let head = self.head_at_start().await?;
         let mut snapshots = 0;
-        let mut report = None;
+        let (mut report, mut joined) = (None, None);
         let mut since = Instant::now();
         let mut pause = PAUSE_MIN;
         loop {
             let before = self.ladder.view().durable;
             let tools = Tools::new(self.job, self.progress)?;
-            let ended = self.once(&tools, head, &mut report).await;
+            let ended = self.once(&tools, head, (&mut report, &mut joined)).await;
             let error = match ended {
-                Ok(Ended::Reached(lsn) | Ended::Stopped(lsn)) => return Ok((report, lsn)),
+                Ok(Ended::Reached(lsn) | Ended::Stopped(lsn)) => {
+                    return Ok((Reports { snapshot: report, joined }, lsn));
+                }
                 Err(error) => error,
             };
             if self.ladder.view().durable > before {
@@ -192,7 +206,12 @@ impl Sync<'_> {
     }
 
     /// From whatever the target has stored to the end, or to an error.
-    async fn once(&self, tools: &Tools, head: Lsn, report: &mut Option<Report>) -> Result<Ended> {
+    async fn once(
+        &self,
+        tools: &Tools,
+        head: Lsn,
+        (report, joined): (&mut Option<Report>, &mut Option<Report>),
+    ) -> Result<Ended> {
         self.progress.enter(Phase::Check, "looking where the target stands");
         let stored = match self.wants_new_snapshot() && report.is_none() {
             true => None,
@@ -204,7 +223,8 @@ impl Sync<'_> {
         }
         let session = match stored {
             Some(stored) if stored.stage == StoredStage::Follow => {
-                resume::resume(self.job, &stored, self.ledger, self.ladder).await?
+                let resumable = resume::look(self.job, &stored, self.ledger).await?;
+                Box::pin(self.resume(resumable, tools, joined)).await?
             }
             Some(stored) if stored.stage == StoredStage::Complete => {
                 return Err(Error::new(
@@ -235,7 +255,7 @@ impl Sync<'_> {
         let failover = self.job.stream.failover;
         let (send, begun) = oneshot::channel();
         let continuation = Continuation {
-            slot: SlotOptions { slot: slot.clone(), publication, failover },
+            point: Point::Slot(SlotOptions { slot: slot.clone(), publication, failover }),
             begun: Mutex::new(Some(send)),
         };
         self.note_slot(&slot, "making").await?;

@@ -3,11 +3,12 @@
 //! **Invariant:** slot, server and publication are compared with what the target has stored before anything is written
 //! (`design.md` 3, invariant 4). What the spool holds counts only if it continues the stored position without a gap.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemark_ledger::{Ledger, NewRelation};
-use tidemark_model::{Oid, RelationName, TablePlan, names};
+use tidemark_model::{JoinPoint, Oid, RelationName, TablePlan, names};
 use tidemark_sink::Stored;
 use tidemark_source::{
     Expected, PublicationState, Saved, check_continuation, check_publication, identify,
@@ -15,11 +16,10 @@ use tidemark_source::{
 };
 use tidemark_wire::Client;
 
-use super::ladder::Ladder;
-use super::session::{Session, SessionStart};
+use super::session::SessionStart;
 use super::spool::Spool;
 use super::watch::publication_changed;
-use crate::job::Job;
+use crate::job::{Job, Target};
 use crate::plan::plan_tables;
 use crate::snapshot::blocking;
 use crate::target::target_version;
@@ -30,13 +30,18 @@ pub(super) fn publication_name(job: &Job) -> String {
     job.stream.publication.clone().unwrap_or_else(|| names::publication_name(&job.name))
 }
 
-/// Checks that the stream can go on, and begins to receive it.
-pub(super) async fn resume(
-    job: &Job,
-    stored: &Stored,
-    ledger: &Arc<Ledger>,
-    ladder: &Arc<Ladder>,
-) -> Result<Session> {
+/// A stream that can go on.
+pub(super) struct Resumable {
+    /// What it goes on with.
+    pub(super) start: SessionStart,
+    /// What an earlier process has received.
+    pub(super) spool: Option<Spool>,
+    /// Chosen tables that the target does not have whole: they join first.
+    pub(super) joining: Vec<TablePlan>,
+}
+
+/// Checks that the stream can go on.
+pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Result<Resumable> {
     let client = job.source.connect().await?;
     let identity = identify(&job.source).await?;
     let slot = names::slot_name(&job.name);
@@ -63,13 +68,13 @@ pub(super) async fn resume(
     let target_version = target_version(job).await?;
     let mut plans = plan_tables(job, &catalog, target_version)?;
     let tables = followed(job, ledger, stored, &plans).await?;
-    plans.retain(|plan| {
-        let is_followed = tables.iter().any(|(oid, _)| *oid == plan.relation.oid);
-        if !is_followed {
-            tracing::warn!(table = %plan.relation.name, "a table that came after the snapshot is not followed");
+    let is_followed = |plan: &TablePlan| tables.iter().any(|(oid, _)| *oid == plan.relation.oid);
+    let mut joining: Vec<TablePlan> = plans.extract_if(.., |plan| !is_followed(plan)).collect();
+    if matches!(job.target, Target::Lake(_)) {
+        for plan in joining.drain(..) {
+            tracing::warn!(table = %plan.relation.name, "a table that came after the snapshot is not followed: tables cannot join a lake yet");
         }
-        is_followed
-    });
+    }
     let publications = [publication_name(job)];
     let expected = Expected { publications: &publications, tables: &tables, is_restricted: false };
     let others = check_publication(&client, &expected).await?;
@@ -89,17 +94,35 @@ pub(super) async fn resume(
         target_version,
         plans: Arc::new(plans),
         position: stored.end_lsn,
+        joins: joins(stored),
     };
-    Session::resumed(job, start, spool, ladder).await
+    Ok(Resumable { start, spool, joining })
 }
 
-/// The tables that the job's snapshot copied and that are not left out since; all chosen ones where the ledger was lost.
+/// Where tables joined that the stream has not passed yet.
+fn joins(stored: &Stored) -> HashMap<Oid, JoinPoint> {
+    let tables = stored.tables.iter().flatten();
+    let joined = tables.filter_map(|table| Some((table.oid, table.join.clone()?)));
+    joined.filter(|(_, join)| stored.end_lsn < join.lsn).collect()
+}
+
+/// The tables that the target has whole and that are not left out since. Where a version stored the record that did not tell
+/// them apart: those that the job's snapshot copied, or all chosen ones where the ledger was lost.
 async fn followed(
     job: &Job,
     ledger: &Arc<Ledger>,
     stored: &Stored,
     plans: &[TablePlan],
 ) -> Result<Vec<(Oid, RelationName)>> {
+    if let Some(tables) = &stored.tables {
+        let mut followed = Vec::with_capacity(tables.len());
+        for table in tables {
+            if !job.selection.excludes(&table.name)? {
+                followed.push((table.oid, table.name.clone()));
+            }
+        }
+        return Ok(followed);
+    }
     let ledger = Arc::clone(ledger);
     let (run, relations) =
         blocking(move || Ok::<_, tidemark_ledger::Error>((ledger.run()?, ledger.relations()?)))

@@ -3,11 +3,11 @@
 //! **Invariant:** the tasks of a session end together: when one of them fails, or the session is dropped, nothing of it goes
 //! on, and nothing says to the source any more that somebody is there (`hazards.md` C37).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidemark_model::{Budget, Lsn, TablePlan, names};
+use tidemark_model::{Budget, JoinPoint, Lsn, Oid, TablePlan, names};
 use tidemark_sink::{Positions, SnapshotStart, StreamStart, parquet, postgres};
 use tidemark_source::{PublicationState, StreamOptions, identify};
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use super::apply::{Apply, Ended, Rhythm};
 use super::assemble::Assembler;
 use super::ddl::Ddl;
 use super::feed::Feed;
+use super::followed::Followed;
 use super::ladder::{DurableLsn, Ladder};
 use super::queue::Queue;
 use super::resume::{next_xid, publication_name};
@@ -51,6 +52,8 @@ pub(crate) struct SessionStart {
     pub(crate) plans: Arc<Vec<TablePlan>>,
     /// The target has everything that ended before it.
     pub(crate) position: Lsn,
+    /// Tables that joined where the stream has not been yet.
+    pub(crate) joins: HashMap<Oid, JoinPoint>,
 }
 
 /// The receiving half, begun.
@@ -78,10 +81,30 @@ impl Session {
             target_version: target_version(job).await?,
             plans: Arc::clone(&start.tables),
             position: start.lsn,
+            joins: HashMap::new(),
         };
         let directory = job.state_dir.join("spool");
         let spool = spool_identity(job, &start);
         let spool = tokio::task::block_in_place(|| Spool::create(&directory, spool))?;
+        Self::begin(job, start, Some((spool, true)), ladder).await
+    }
+
+    /// Begins to receive while tables are copied that join: everything goes to a spool, behind what an earlier process has
+    /// received.
+    pub(crate) async fn beside_join(
+        job: &Job,
+        start: SessionStart,
+        spool: Option<Spool>,
+        ladder: &Arc<Ladder>,
+    ) -> Result<Self> {
+        let spool = match spool {
+            Some(spool) => spool,
+            None => {
+                let identity = spool_identity(job, &start);
+                let directory = job.state_dir.join("spool");
+                tokio::task::block_in_place(|| Spool::create(&directory, identity))?
+            }
+        };
         Self::begin(job, start, Some((spool, true)), ladder).await
     }
 
@@ -233,7 +256,8 @@ impl Session {
             .collect();
         let ddl = Ddl::new(&job.source, job.stream.ddl, &start.tables, &open.columns, &chosen);
         let batches = (Budget::new(job.memory / BATCH_SHARE), rhythm(job));
-        let apply = Apply::new(&self.queue, &self.ladder, open, &start.tables, ddl, batches);
+        let followed = Followed::new(&start.tables, &self.start.joins);
+        let apply = Apply::new(&self.queue, &self.ladder, open, followed, ddl, batches);
         self.queue.let_go();
         let ended = tokio::select! {
             biased;

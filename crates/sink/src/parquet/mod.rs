@@ -315,6 +315,11 @@ impl Sink for ParquetSink {
     }
 
     async fn prepare(&self, start: &SnapshotStart) -> Result<()> {
+        if start.joins.is_some() {
+            let attempt = format!("let tables join the lake {}", self.root);
+            return Err(Error::new(Disposition::Refused, attempt)
+                .hint("tables cannot join a lake yet: --target-not-empty truncate --yes makes a new snapshot of all"));
+        }
         let mut tables = HashMap::with_capacity(start.tables.len());
         let mut directories = Vec::with_capacity(start.tables.len());
         for plan in start.tables.iter() {
@@ -387,6 +392,15 @@ impl Sink for ParquetSink {
 
     async fn stored(&self) -> Result<Option<Stored>> {
         stream::stored(&self.root).await
+    }
+
+    async fn forget(&self, tables: &[RelationName]) -> Result<Vec<RelationName>> {
+        let mut error = Error::new(
+            Disposition::Refused,
+            format!("let tables join the lake {} anew", self.root),
+        );
+        error.relation = tables.first().cloned();
+        Err(error.hint("tables cannot join a lake yet: --target-not-empty truncate --yes makes a new snapshot of all"))
     }
 
     async fn open_stream(&self, start: &StreamStart) -> Result<OpenStream> {

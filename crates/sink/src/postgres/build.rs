@@ -56,6 +56,8 @@ pub(super) struct Builder {
     slots: Arc<Semaphore>,
     mode: SchemaMode,
     schema: Arc<SchemaObjects>,
+    /// The tables join a job whose other tables are in use.
+    joins: bool,
     tables: HashMap<RelationName, TableBuild>,
 }
 
@@ -91,6 +93,7 @@ impl Builder {
             slots: Arc::new(Semaphore::new(options.build_jobs.max(1))),
             mode,
             schema: Arc::clone(&start.schema),
+            joins: start.joins.is_some(),
             tables,
         }
     }
@@ -201,6 +204,33 @@ impl Builder {
         Ok(())
     }
 
+    /// Foreign keys that are not checked against rows: while the tables are not as of one moment they need not hold. One on a
+    /// partitioned table would be checked at once, and is left out.
+    pub(super) async fn foreign_keys_unchecked(&self) -> Result<()> {
+        if self.mode != SchemaMode::Create {
+            return Ok(());
+        }
+        for key in &self.schema.foreign_keys {
+            let name = Ident(&key.name);
+            if key.on_partitioned {
+                tracing::warn!(
+                    table = %key.table,
+                    "foreign key {name} is not made: add it once the job has caught up: ALTER TABLE {} ADD CONSTRAINT {name} {}",
+                    key.table, key.definition
+                );
+                continue;
+            }
+            let statement = add_foreign_key(key, true);
+            self.execute(&key.table, &format!("add foreign key {name}"), &[statement]).await?;
+            tracing::warn!(
+                table = %key.table,
+                "foreign key {name} is NOT VALID until the job has caught up and somebody says: ALTER TABLE {} VALIDATE CONSTRAINT {name}",
+                key.table
+            );
+        }
+        Ok(())
+    }
+
     async fn validate(&self, keys: Vec<&ForeignKey>) -> Result<()> {
         for key in keys {
             let statement =
@@ -225,7 +255,7 @@ impl Builder {
     pub(super) async fn sequences(&self) -> Result<()> {
         let client = self.pool.take().await?;
         // In tables that were there before us a sequence may be ahead: set back, it would give numbers twice.
-        let may_go_back = self.mode == SchemaMode::Create;
+        let may_go_back = self.mode == SchemaMode::Create && !self.joins;
         for group in self.schema.sequences.chunks(1000) {
             let names: Vec<String> =
                 group.iter().map(|sequence| sequence.name.to_string()).collect();

@@ -48,6 +48,9 @@ DO $$ BEGIN
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tidemark.progress'::regclass AND attname = 'epoch') THEN
     ALTER TABLE tidemark.progress ADD COLUMN source_timeline int8, ADD COLUMN epoch int8 NOT NULL DEFAULT 0;
   END IF;
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tidemark.relation'::regclass AND attname = 'state') THEN
+    ALTER TABLE tidemark.relation ADD COLUMN relation_oid oid, ADD COLUMN state text, ADD COLUMN read_snapshot text, ADD COLUMN joined_lsn pg_lsn;
+  END IF;
 END $$";
 
 const RELATIONS_THERE: &str = "
@@ -384,11 +387,18 @@ impl Control {
             .unzip();
         let identifier = start.system_identifier.to_string();
         let lsn = start.lsn.to_string();
-        // Two autocommitted statements: the relations first, so that a record never names less than was made.
+        // Autocommitted statements: the relations first, so that a record never names less than was made.
+        self.client
+            .execute(
+                "UPDATE tidemark.relation SET state = NULL, read_snapshot = NULL, joined_lsn = NULL WHERE job = $1",
+                &[&self.job],
+            )
+            .await
+            .map_err(attempt)?;
         self.client
             .execute(
                 "WITH gone AS (DELETE FROM tidemark.chunk WHERE job = $1) \
-                 INSERT INTO tidemark.relation SELECT $1, s, r FROM unnest($2::text[], $3::text[]) AS t(s, r) \
+                 INSERT INTO tidemark.relation (job, schema_name, relation_name) SELECT $1, s, r FROM unnest($2::text[], $3::text[]) AS t(s, r) \
                  ON CONFLICT DO NOTHING",
                 &[&self.job, &schemas, &names],
             )
@@ -470,9 +480,14 @@ impl Control {
     }
 
     /// Closes the record. This commit waits for the disk and with it for every commit before it.
-    pub(super) async fn complete(&self, summary: &SnapshotSummary, continues: bool) -> Result<()> {
+    pub(super) async fn complete(
+        &self,
+        start: &SnapshotStart,
+        summary: &SnapshotSummary,
+    ) -> Result<()> {
         self.alive()?;
-        let phase = if continues { "follow" } else { "complete" };
+        let (schemas, names, oids) = super::join::columns(&start.tables);
+        let phase = if start.continues { "follow" } else { "complete" };
         let lsn = summary.lsn.to_string();
         self.client
             .batch_execute("SET synchronous_commit = on")
@@ -481,9 +496,12 @@ impl Control {
         let changed = self
             .client
             .execute(
-                "UPDATE tidemark.progress SET phase = $4, end_lsn = $3::text::pg_lsn, finished_at = now() \
+                "WITH whole AS (UPDATE tidemark.relation r SET state = 'joined', relation_oid = t.o \
+                   FROM unnest($5::text[], $6::text[], $7::oid[]) AS t(s, n, o) \
+                   WHERE r.job = $1 AND r.schema_name = t.s AND r.relation_name = t.n) \
+                 UPDATE tidemark.progress SET phase = $4, end_lsn = $3::text::pg_lsn, finished_at = now() \
                  WHERE job = $1 AND run = $2",
-                &[&self.job, &self.run, &lsn, &phase],
+                &[&self.job, &self.run, &lsn, &phase, &schemas, &names, &oids],
             )
             .await
             .map_err(|cause| server_error("close the job's record on the target", None, cause))?;
@@ -564,6 +582,23 @@ async fn beat(client: Arc<Client>, job: String, lost: Arc<AtomicBool>) {
 pub(super) async fn refuse_if_held(options: &PostgresOptions, sessions: &Sessions) -> Result<()> {
     let client = sessions.plain().await?;
     take_lock(&client, options).await
+}
+
+/// Takes the job for a command that ends at once; where nothing knows of any job that is an error.
+pub(super) async fn take_the_job(client: &Client, options: &PostgresOptions) -> Result<()> {
+    if heartbeat_of(client, &options.job).await?.is_none() {
+        return Err(Error::new(
+            Disposition::Usage,
+            format!("take job {:?} on the target: the target does not know it", options.job),
+        )
+        .hint("tidemark sync starts the job"));
+    }
+    take_lock(client, options).await?;
+    end_other_sessions(client, &options.job).await?;
+    client
+        .batch_execute(&format!("SET client_min_messages = warning; {TABLES}"))
+        .await
+        .map_err(|cause| server_error("bring the job's record up to date", None, cause))
 }
 
 /// Takes the advisory lock, from a dead run if need be.

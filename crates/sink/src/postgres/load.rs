@@ -32,6 +32,15 @@ const TRAILER: &[u8] = &[0xff, 0xff];
 /// socket stay small even when a row is not.
 const MESSAGE_BYTES: usize = 256 * 1024;
 
+/// Which record of the job says that a chunk may commit.
+#[derive(Debug, Clone)]
+pub(super) struct Owner {
+    /// The job's run.
+    pub(super) run: String,
+    /// Where the run stays and tables join it: how often it was taken over.
+    pub(super) epoch: Option<i64>,
+}
+
 /// What the chunks of one run share.
 #[derive(Clone)]
 pub(super) struct Loader {
@@ -42,6 +51,7 @@ struct Inner {
     pool: Pool,
     job: String,
     run: String,
+    owner: Owner,
     /// Whether a table of one chunk may be truncated and frozen: nobody else can have rows in it, no key points at it.
     may_freeze: bool,
     /// Chunks whose commit was asked for, with the backend that was asked: only their markers can be there.
@@ -54,12 +64,18 @@ impl Loader {
         sessions: &Sessions,
         start: &SnapshotStart,
         mode: SchemaMode,
+        joins_as: Option<Owner>,
     ) -> Self {
+        let may_freeze = mode == SchemaMode::Create
+            && options.not_empty != NotEmpty::Append
+            && joins_as.is_none();
+        let owner = joins_as.unwrap_or_else(|| Owner { run: start.run.clone(), epoch: None });
         let inner = Inner {
             pool: Pool::new(sessions, Purpose::Load),
             job: options.job.clone(),
             run: start.run.clone(),
-            may_freeze: mode == SchemaMode::Create && options.not_empty != NotEmpty::Append,
+            owner,
+            may_freeze,
             asked: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -222,8 +238,9 @@ impl ChunkWriter for PostgresChunk {
 /// One statement text for marker and commit: one round trip, no plan to prepare. Where another run has taken the job over
 /// there is no row to lock and the division ends the transaction: a run that was stopped and goes on cannot add its rows.
 fn marker_statement(inner: &Inner, spec: &ChunkSpec, rows: u64, result: &ChunkResult) -> String {
+    let epoch = inner.owner.epoch.map_or_else(String::new, |epoch| format!(" AND epoch = {epoch}"));
     format!(
-        "WITH owner AS (SELECT FROM tidemark.progress WHERE job = {job} AND wave = '' AND run = {run} FOR KEY SHARE) \
+        "WITH owner AS (SELECT FROM tidemark.progress WHERE job = {job} AND wave = '' AND run = {owner}{epoch} FOR KEY SHARE) \
          INSERT INTO tidemark.chunk (job, run, relation_oid, chunk, rows, digest_raw, xid) \
          SELECT {job}, {run}, {}, {}, {rows} / (SELECT count(*) FROM owner), '{:032x}', pg_current_xact_id()::text::int8",
         spec.relation_oid,
@@ -231,6 +248,7 @@ fn marker_statement(inner: &Inner, spec: &ChunkSpec, rows: u64, result: &ChunkRe
         result.sum.raw,
         job = Literal(&inner.job),
         run = Literal(&inner.run),
+        owner = Literal(&inner.owner.run),
     )
 }
 

@@ -19,6 +19,7 @@ mod build;
 mod check;
 mod control;
 mod form;
+mod join;
 mod load;
 mod restore;
 mod session;
@@ -33,8 +34,8 @@ use tidemark_wire::ConnectSpec;
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::{
-    BeginChunk, Committed, Disposition, Error, NotEmpty, OpenStream, Result, Sink, SnapshotStart,
-    SnapshotSummary, Stored, StreamStart,
+    BeginChunk, Committed, Disposition, Error, Join, NotEmpty, OpenStream, Result, Sink,
+    SnapshotStart, SnapshotSummary, Stored, StreamStart,
 };
 
 pub use control::{JobRecord, cleanup, closed_run, read_job_record};
@@ -122,6 +123,61 @@ impl PostgresSink {
             .hint("tidemark check names the GRANT, or set target.triggers = \"as-is\""))
     }
 
+    /// The part of `prepare` that is about tables that join.
+    async fn prepare_join(
+        &self,
+        control: Arc<Control>,
+        start: &SnapshotStart,
+        join: &Join,
+    ) -> Result<Run> {
+        if self.options.schema == SchemaMode::Exists {
+            self.triggers_are_quiet(control.client()).await?;
+        }
+        let joining = join::begin(&control, &self.options, start, join).await?;
+        let mut contents = None;
+        if !joining.to_make.is_empty() {
+            let only = Some(&joining.to_make);
+            let list = restore::Contents::read(&self.options, start, only).await?;
+            restore::pre_data(&self.options, &list, false, restore::is_atomic(start)).await?;
+            contents = Some(list);
+        }
+        let start = join::without_what_is_there(control.client(), start).await?;
+        Ok(Run {
+            load: Loader::new(
+                &self.options,
+                &self.sessions,
+                &start,
+                self.options.schema,
+                Some(joining.owner),
+            ),
+            build: Builder::new(&self.options, &self.sessions, &start, self.options.schema),
+            start,
+            mode: self.options.schema,
+            contents,
+            control,
+        })
+    }
+
+    /// The part of `finish` that is about tables that join. Materialized views are not filled anew, and what reads more than
+    /// one table holds only once the stream has passed the join: foreign keys stay NOT VALID.
+    async fn finish_join(&self, run: &Run, join: &Join) -> Result<()> {
+        if let Some(contents) = &run.contents {
+            restore::post_data(&self.options, contents).await?;
+        }
+        run.build.foreign_keys_unchecked().await?;
+        if let Some(contents) = &run.contents {
+            restore::after_foreign_keys(&self.options, contents).await?;
+        }
+        run.build.sequences().await?;
+        join::joined(&run.control, &run.start, join).await
+    }
+
+    fn set_run(&self, run: Run) -> Result<()> {
+        self.run.set(run).map_err(|_| {
+            Error::new(Disposition::Internal, "prepare a PostgreSQL target a second time")
+        })
+    }
+
     fn run(&self) -> Result<&Run> {
         self.run.get().ok_or_else(|| {
             Error::new(Disposition::Internal, "use a PostgreSQL target before it was prepared")
@@ -138,11 +194,15 @@ impl Sink for PostgresSink {
     async fn prepare(&self, start: &SnapshotStart) -> Result<()> {
         let control = Arc::new(Control::open(&self.options, &self.sessions, &start.run).await?);
         self.hold.lock().await.control = Some(Arc::clone(&control));
+        if let Some(join) = &start.joins {
+            let run = self.prepare_join(control, start, join).await?;
+            return self.set_run(run);
+        }
         let begun = control.begin(&self.options, start).await?;
         let mut contents = None;
         match begun.mode {
             SchemaMode::Create => {
-                let list = restore::Contents::read(&self.options, start).await?;
+                let list = restore::Contents::read(&self.options, start, None).await?;
                 if !begun.replaces_own {
                     control.set_schema_state("making").await?;
                 }
@@ -155,16 +215,14 @@ impl Sink for PostgresSink {
         }
         control.set_phase("snapshot").await?;
         let run = Run {
-            load: Loader::new(&self.options, &self.sessions, start, begun.mode),
+            load: Loader::new(&self.options, &self.sessions, start, begun.mode, None),
             build: Builder::new(&self.options, &self.sessions, start, begun.mode),
             start: start.clone(),
             mode: begun.mode,
             contents,
             control,
         };
-        self.run.set(run).map_err(|_| {
-            Error::new(Disposition::Internal, "prepare a PostgreSQL target a second time")
-        })
+        self.set_run(run)
     }
 
     async fn begin_chunk(&self, spec: &ChunkSpec) -> Result<BeginChunk> {
@@ -186,6 +244,9 @@ impl Sink for PostgresSink {
         let run = self.run()?;
         run.control.alive()?;
         run.control.expect_markers(summary).await?;
+        if let Some(join) = &run.start.joins {
+            return self.finish_join(run, join).await;
+        }
         run.control.set_phase("finish").await?;
         // The links between partitions' indexes come with the post-data half; a foreign key may need the key they make.
         if let Some(contents) = &run.contents {
@@ -203,7 +264,7 @@ impl Sink for PostgresSink {
         if run.mode == SchemaMode::Exists {
             check::keys_hold(run.control.client(), &run.start.tables).await?;
         }
-        run.control.complete(summary, run.start.continues).await
+        run.control.complete(&run.start, summary).await
     }
 
     async fn refuse_if_held(&self) -> Result<()> {
@@ -212,6 +273,10 @@ impl Sink for PostgresSink {
 
     async fn stored(&self) -> Result<Option<Stored>> {
         stream::stored(&self.sessions, &self.options.job).await
+    }
+
+    async fn forget(&self, tables: &[RelationName]) -> Result<Vec<RelationName>> {
+        join::forget(&self.options, &self.sessions, tables).await
     }
 
     async fn open_stream(&self, start: &StreamStart) -> Result<OpenStream> {

@@ -65,7 +65,12 @@ impl Entry<'_> {
 
 impl Contents {
     /// Reads the archive's table of contents and leaves out what was not chosen and what we build ourselves.
-    pub(super) async fn read(options: &PostgresOptions, start: &SnapshotStart) -> Result<Self> {
+    /// With `only`, what is not one of these relations or belongs to them is left out as well.
+    pub(super) async fn read(
+        options: &PostgresOptions,
+        start: &SnapshotStart,
+        only: Option<&HashSet<Oid>>,
+    ) -> Result<Self> {
         let Some(archive) = start.schema_archive.clone() else {
             return Err(Error::new(
                 Disposition::Internal,
@@ -84,8 +89,14 @@ impl Contents {
         let after_keys = with_dependents(&entries, |(catalog, oid)| {
             catalog == PG_CONSTRAINT && foreign.contains(&oid)
         });
-        let is_kept =
-            |entry: &&Entry<'_>| !dropped.contains(&entry.id) && !built.contains(&entry.object);
+        let wanted = only.map(|only| {
+            with_dependents(&entries, |(catalog, oid)| catalog == PG_CLASS && only.contains(&oid))
+        });
+        let is_kept = |entry: &&Entry<'_>| {
+            !dropped.contains(&entry.id)
+                && !built.contains(&entry.object)
+                && wanted.as_ref().is_none_or(|wanted| wanted.contains(&entry.id))
+        };
         let event_triggers = with_dependents(&entries, |(catalog, _)| catalog == PG_EVENT_TRIGGER);
         let (last, others): (Vec<&Entry<'_>>, Vec<&Entry<'_>>) =
             entries.iter().filter(is_kept).partition(|entry| event_triggers.contains(&entry.id));

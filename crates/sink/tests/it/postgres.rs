@@ -133,6 +133,10 @@ impl Sink for WithTables {
         self.sink.stored().await
     }
 
+    async fn forget(&self, tables: &[RelationName]) -> Result<Vec<RelationName>> {
+        self.sink.forget(tables).await
+    }
+
     async fn open_stream(&self, start: &StreamStart) -> Result<OpenStream> {
         self.sink.open_stream(start).await
     }

@@ -61,6 +61,7 @@ pub(super) async fn stored(root: &Root) -> Result<Option<Stored>> {
         system_identifier: source.system_identifier,
         database: source.database,
         timeline: None,
+        tables: None,
     }))
 }
 
@@ -72,6 +73,7 @@ fn stored_by(commit: Commit, stage: StoredStage) -> Stored {
         system_identifier: commit.source.system_identifier,
         database: commit.source.database,
         timeline: commit.source.timeline,
+        tables: None,
     }
 }
 

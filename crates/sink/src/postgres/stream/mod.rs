@@ -85,6 +85,7 @@ pub(super) async fn open(
     }
     open::compare(open::stored(control.client(), &start.job).await?, start)?;
     let (fence, position) = open::claim(control.client(), start).await?;
+    super::join::leave_others(control.client(), start).await?;
     let client = open::session(options, sessions).await?;
     hold.backend = Some(client.backend_pid());
     let layouts = Layouts::read(control.client(), &start.tables).await?;

@@ -60,6 +60,10 @@ pub(super) async fn stored(client: &Client, job: &str) -> Result<Option<Stored>>
     let end_lsn = row.get::<_, &str>(2).parse().map_err(|cause| {
         Error::new(Disposition::Internal, "read the position that the target stores").because(cause)
     })?;
+    let tables = match stage {
+        StoredStage::Follow => super::super::join::whole(client, job).await?,
+        StoredStage::Snapshot | StoredStage::Complete => None,
+    };
     Ok(Some(Stored {
         run: row.get(0),
         stage,
@@ -67,6 +71,7 @@ pub(super) async fn stored(client: &Client, job: &str) -> Result<Option<Stored>>
         system_identifier: row.get(3),
         database: row.get(4),
         timeline: row.get::<_, Option<i64>>(5).and_then(|timeline| u32::try_from(timeline).ok()),
+        tables,
     }))
 }
 

@@ -107,6 +107,7 @@ impl Pair {
             schema_archive: None,
             excluded: Arc::default(),
             continues: true,
+            joins: None,
         };
         sink.prepare(&start).await.unwrap();
         sink.finish(&SnapshotSummary { lsn: Lsn::new(1), tables: Vec::new() }).await.unwrap();

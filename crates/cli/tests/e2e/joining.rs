@@ -1,0 +1,335 @@
+//! Tables that join a job that follows: against every interleaving with the transactions of the source, killed at every step,
+//! given up and taken in again.
+//!
+//! **Invariant:** equality is the oracle's; that an interleaving came about is asked of the source
+//! (`pg_visible_in_snapshot`), not assumed.
+
+use std::io::Write as _;
+use std::process::{Child, ChildStdin, Stdio};
+
+use rustix::process::Signal;
+use tidemark_testkit::Database;
+
+use crate::follow::{Pair, follows, passes};
+use crate::support::{Running, reached, wait_until};
+
+/// A session of the application that keeps its transaction open.
+struct Open<'a> {
+    database: &'a Database,
+    name: &'static str,
+    child: Child,
+    input: Option<ChildStdin>,
+}
+
+impl<'a> Open<'a> {
+    /// Begins a transaction and does something in it.
+    #[track_caller]
+    fn begin(database: &'a Database, name: &'static str, sql: &str) -> Self {
+        let mut command = database.cluster().psql_command(database.name());
+        command.env("PGAPPNAME", name).stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        writeln!(input, "BEGIN; {sql};").unwrap();
+        input.flush().unwrap();
+        let waits = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}' \
+             AND datname = current_database() AND state = 'idle in transaction' AND backend_xid IS NOT NULL \
+             AND query NOT LIKE 'BEGIN%'"
+        );
+        wait_until("the transaction is open", || database.psql(&waits).unwrap() == "1");
+        Self { database, name, child, input: Some(input) }
+    }
+
+    /// Its transaction id.
+    fn xid(&self) -> String {
+        let sql = format!(
+            "SELECT backend_xid FROM pg_stat_activity WHERE application_name = '{}' AND datname = current_database()",
+            self.name
+        );
+        self.database.psql(&sql).unwrap()
+    }
+
+    #[track_caller]
+    fn commit(mut self) {
+        writeln!(self.input.as_mut().unwrap(), "COMMIT;").unwrap();
+        drop(self.input.take());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        drop(self.input.take());
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// A table that comes after the job has begun, with values out of line.
+const LATE: &str = "CREATE TABLE late (id integer PRIMARY KEY, n integer, body text); \
+    ALTER TABLE late ALTER body SET STORAGE EXTERNAL; CREATE INDEX late_n ON late (n); \
+    INSERT INTO late SELECT i, i % 10, repeat(md5(i::text), 100) FROM generate_series(1, 3000) i; \
+    CREATE TABLE later (late integer REFERENCES late, note text); ALTER TABLE later REPLICA IDENTITY FULL; \
+    INSERT INTO later SELECT 1 + i % 100, 'n' || i % 7 FROM generate_series(1, 500) i";
+
+/// Every kind of change, in rows that only this `part` (0 to 9) of them has: inserts, an update that leaves the value out of
+/// line alone and moves the row, one of that value, key changes, deletes, a savepoint that is rolled back.
+fn changes(part: u32) -> String {
+    let mine = format!("id <= 3000 AND id % 10 = {part}");
+    format!(
+        "SELECT 1; INSERT INTO late SELECT 10000 + {part} * 1000 + i, i, repeat('new', 900) FROM generate_series(1, 40) i; \
+         UPDATE late SET n = n + 100 WHERE {mine} AND id < 2000; \
+         UPDATE late SET body = repeat('changed', 400) WHERE {mine} AND id BETWEEN 500 AND 900; \
+         UPDATE late SET id = id + 100000 WHERE {mine} AND id BETWEEN 1000 AND 1400; \
+         DELETE FROM late WHERE {mine} AND id BETWEEN 2000 AND 2300; \
+         DELETE FROM late WHERE id = 10000 + {part} * 1000 + 7; \
+         INSERT INTO later VALUES (NULL, 'part {part}'), (NULL, 'part {part}'); \
+         DELETE FROM later WHERE ctid IN (SELECT ctid FROM later WHERE note = 'n{part}' LIMIT 3); \
+         SAVEPOINT s; DELETE FROM late WHERE {mine} AND id > 2300; ROLLBACK TO s; \
+         SAVEPOINT t; UPDATE late SET n = -{part} WHERE id = 10000 + {part} * 1000 + 8; RELEASE t; \
+         INSERT INTO region VALUES (100 + {part}, 'part', '')"
+    )
+}
+
+/// Waits until the job waits for transactions that began before its tables were published: it has taken its id by then.
+#[track_caller]
+fn waits_for_writers(running: &mut Running, pair: &Pair) {
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'tidemark%' \
+        AND datname = current_database() AND query LIKE '%pg_snapshot_xmin%'";
+    let is_waiting = reached(running, || pair.source.psql(waits).unwrap() != "0");
+    assert!(is_waiting, "{}", running.stderr());
+}
+
+fn state(pair: &Pair, table: &str) -> String {
+    let sql = format!("SELECT state FROM tidemark.relation WHERE relation_name = '{table}'");
+    pair.target.psql(&sql).unwrap_or_default()
+}
+
+#[track_caller]
+fn ends(running: Running) {
+    running.signal(Signal::TERM);
+    running.end().expect(0);
+}
+
+#[test]
+fn a_table_that_joins_has_every_change_once_whenever_its_transaction_began_and_ended() {
+    let pair = Pair::new("joining");
+    let job = pair.job();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.source.psql(LATE).unwrap();
+    // Committed before the table is published.
+    pair.source.psql(&format!("BEGIN; {}; COMMIT", changes(0))).unwrap();
+    // Begun before, committed after: these changes are not in the stream.
+    let early = Open::begin(&pair.source, "early", &changes(1));
+    let early_xid = early.xid();
+    let mut running = job.start(&["sync"]);
+    waits_for_writers(&mut running, &pair);
+    // Begun and committed between the publication and the snapshot, one of them in two phases.
+    pair.source.psql(&format!("BEGIN; {}; COMMIT", changes(2))).unwrap();
+    let prepared = format!(
+        "BEGIN; {}; PREPARE TRANSACTION 'joining2'; COMMIT PREPARED 'joining2'",
+        changes(3)
+    );
+    pair.source.psql(&prepared).unwrap();
+    // In progress at the snapshot, committed after it.
+    let late = Open::begin(&pair.source, "late", &changes(4));
+    let late_xid = late.xid();
+    pair.source.psql(&format!("BEGIN; {}; PREPARE TRANSACTION 'joining1'", changes(5))).unwrap();
+    let aborted = Open::begin(&pair.source, "aborted", &changes(6));
+    early.commit();
+    let is_taken = reached(&mut running, || !state(&pair, "late").is_empty());
+    assert!(is_taken, "{}", running.stderr());
+    late.commit();
+    pair.source.psql("COMMIT PREPARED 'joining1'").unwrap();
+    drop(aborted);
+    // After it.
+    pair.source.psql(&format!("BEGIN; {}; COMMIT", changes(7))).unwrap();
+    passes(&mut running, &pair.source, &pair.target);
+    pair.source.psql("VACUUM FULL late").unwrap();
+    pair.source.psql(&format!("BEGIN; {}; COMMIT", changes(8))).unwrap();
+    pair.source
+        .psql(
+            "BEGIN; DELETE FROM later; DELETE FROM region WHERE r_regionkey = 99; COMMIT; \
+        INSERT INTO later VALUES (1, 'last')",
+        )
+        .unwrap();
+    passes(&mut running, &pair.source, &pair.target);
+    pair.assert_equal();
+    let joined =
+        "SELECT DISTINCT read_snapshot FROM tidemark.relation WHERE read_snapshot IS NOT NULL";
+    let snapshot = pair.target.psql(joined).unwrap();
+    let shown = |xid: &str| {
+        let sql =
+            format!("SELECT pg_visible_in_snapshot('{xid}'::xid8, '{snapshot}'::pg_snapshot)");
+        pair.source.psql(&sql).unwrap() == "t"
+    };
+    assert!(shown(&early_xid) && !shown(&late_xid), "{early_xid} {late_xid} {snapshot}");
+    let indexes = "SELECT count(*) FROM pg_indexes WHERE tablename = 'late'";
+    assert_eq!(pair.target.psql(indexes).unwrap(), "2", "key and index are there");
+    ends(running);
+    // Where it joined is behind the stream now, and goes on as any other.
+    pair.source.psql(&format!("BEGIN; {}; COMMIT", changes(9))).unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+}
+
+#[test]
+fn a_truncate_of_several_tables_counts_for_each_as_its_snapshot_says() {
+    let pair = Pair::new("emptied");
+    let job = pair.job();
+    pair.source
+        .psql("CREATE TABLE old (id integer PRIMARY KEY); INSERT INTO old VALUES (1), (2)")
+        .unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.source
+        .psql("CREATE TABLE young (id integer PRIMARY KEY); INSERT INTO young VALUES (1)")
+        .unwrap();
+    let early = Open::begin(
+        &pair.source,
+        "early",
+        "SELECT 1; UPDATE region SET r_comment = 'x' WHERE r_regionkey = 2",
+    );
+    let mut running = job.start(&["sync"]);
+    waits_for_writers(&mut running, &pair);
+    pair.source
+        .psql("TRUNCATE young, old; INSERT INTO young VALUES (5); INSERT INTO old VALUES (6)")
+        .unwrap();
+    pair.source
+        .psql("TRUNCATE old, young; INSERT INTO young VALUES (7); INSERT INTO old VALUES (8)")
+        .unwrap();
+    early.commit();
+    passes(&mut running, &pair.source, &pair.target);
+    pair.assert_equal();
+    pair.source
+        .psql("INSERT INTO young VALUES (9); TRUNCATE young, old; INSERT INTO old VALUES (10)")
+        .unwrap();
+    passes(&mut running, &pair.source, &pair.target);
+    pair.assert_equal();
+    ends(running);
+}
+
+/// Lets tables join, and kills the run at its first moment of each kind; ends it undisturbed.
+#[test]
+fn a_run_killed_at_any_step_of_a_join_begins_the_join_again_and_ends_equal() {
+    let pair = Pair::new("killjoin");
+    let job = pair.job().configured("[snapshot]\nreaders = 2\nchunk_bytes = \"256KiB\"\n");
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.source.psql(LATE).unwrap();
+    let published = "SELECT count(*) FROM pg_publication_tables WHERE tablename = 'late'";
+    let chunks = "SELECT count(*) FROM tidemark.chunk c JOIN tidemark.relation r USING (job, relation_oid) \
+        WHERE r.relation_name = 'late' AND r.state <> 'joined'";
+    let moments: [(&str, &dyn Fn() -> bool); 5] = [
+        ("published", &|| pair.source.psql(published).unwrap() != "0"),
+        ("making", &|| state(&pair, "late") == "making"),
+        ("loading", &|| pair.target.psql(chunks).unwrap() != "0"),
+        ("keys", &|| pair.target.psql("SELECT to_regclass('late_n')").unwrap() == "late_n"),
+        ("joined", &|| state(&pair, "late") == "joined"),
+    ];
+    for (number, (moment, is_there)) in (0_u32..).zip(moments) {
+        let mut running = job.start(&["sync"]);
+        let came = reached(&mut running, is_there);
+        assert!(came, "{moment}: {}", running.stderr());
+        running.signal(Signal::KILL);
+        running.end().expect(137);
+        pair.source.psql(&format!("BEGIN; {}; COMMIT", changes(number))).unwrap();
+    }
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+    assert_eq!(state(&pair, "late"), "joined");
+}
+
+#[test]
+fn tables_that_were_given_up_are_copied_again_while_the_others_go_on() {
+    let pair = Pair::new("resets");
+    let job = pair.job();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    job.run(&["reset", "public.pet"]).expect(2).says(&["--yes"]);
+    job.run(&["reset", "public.nothing", "--yes"]).expect(2).says(&["nothing"]);
+    let mut running = job.start(&["sync"]);
+    follows(&mut running, &pair.target, "resets");
+    passes(&mut running, &pair.source, &pair.target);
+    job.run(&["reset", "public.pet", "--yes"]).expect(9);
+    ends(running);
+    // Rows that nobody but a new copy puts right; a foreign key leads to orders.
+    pair.target.psql("SET session_replication_role = replica; DELETE FROM pet WHERE id % 3 = 0; UPDATE orders SET o_comment = 'x'").unwrap();
+    pair.source
+        .psql("UPDATE pet SET legs = 8 WHERE id % 5 = 0; DELETE FROM pet WHERE id % 7 = 0")
+        .unwrap();
+    job.run(&["reset", "public.pet", "public.orders", "--yes"]).expect(0);
+    job.run(&["reset", "public.pet", "--yes"]).expect(0);
+    let ran = job.run(&["sync", "--until", "now", "--json"]).expect(0);
+    let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(report["joined"]["tables"].as_array().map(Vec::len), Some(2), "{report}");
+    assert!(report["snapshot"].is_null(), "{report}");
+    pair.assert_equal();
+    let ran = job.run(&["sync", "--until", "now", "--json"]).expect(0);
+    assert!(!ran.stdout.contains("\"joined\""), "nothing joins twice: {}", ran.stdout);
+}
+
+#[test]
+fn a_table_that_was_left_out_for_a_while_is_not_taken_for_whole() {
+    let pair = Pair::new("leftout");
+    let all = "[snapshot]\nreaders = 2\n";
+    let job = pair.job().configured(all);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let job = job.configured("[snapshot]\nreaders = 2\n[select]\nexclude = [\"public.pet\"]\n");
+    pair.source.psql("DELETE FROM pet WHERE id % 2 = 0").unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let job = job.configured(all);
+    job.run(&["sync", "--until", "now"])
+        .expect(2)
+        .says(&["pet", "tidemark reset public.pet --yes"]);
+    job.run(&["reset", "public.pet", "--yes"]).expect(0);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+}
+
+#[test]
+fn a_new_partition_and_what_belongs_to_a_new_table_are_made_on_the_target() {
+    let pair = Pair::new("monthly");
+    let job = pair.job();
+    pair.source
+        .psql(
+            "CREATE TABLE month (day date, id integer, note text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day); \
+             CREATE INDEX month_note ON month (note); \
+             CREATE TABLE month_1 PARTITION OF month FOR VALUES FROM ('2024-01-01') TO ('2024-02-01'); \
+             INSERT INTO month SELECT '2024-01-05', i, 'n' FROM generate_series(1, 100) i",
+        )
+        .unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.source
+        .psql(
+            "CREATE TABLE month_2 PARTITION OF month FOR VALUES FROM ('2024-02-01') TO ('2024-03-01'); \
+             INSERT INTO month SELECT '2024-02-05', i, 'n' FROM generate_series(1, 100) i; \
+             CREATE TABLE owner (id serial PRIMARY KEY, pet integer REFERENCES pet, name text UNIQUE CHECK (name <> '')); \
+             INSERT INTO owner (pet, name) SELECT i, 'o' || i FROM generate_series(1, 50) i",
+        )
+        .unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.source
+        .psql("INSERT INTO month VALUES ('2024-02-06', 7, 'later'); UPDATE owner SET name = 'new' WHERE id = 3")
+        .unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+    let made = "SELECT (SELECT count(*) FROM pg_inherits WHERE inhparent = 'month'::regclass), \
+        (SELECT string_agg(contype::text, '' ORDER BY contype) FROM pg_constraint WHERE conrelid = 'owner'::regclass AND contype <> 'n'), \
+        nextval('owner_id_seq')";
+    assert_eq!(pair.target.psql(made).unwrap(), "2|cfpu|51");
+}
+
+#[test]
+fn a_table_that_the_target_lacks_is_named_where_nothing_is_created_there() {
+    let pair = Pair::new("lacking");
+    let job = pair.job();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.source
+        .psql("CREATE TABLE extra (id integer PRIMARY KEY); INSERT INTO extra VALUES (1)")
+        .unwrap();
+    let exists = job.configured("schema = \"exists\"\n[snapshot]\nreaders = 2\n");
+    let ran = exists.run(&["sync", "--until", "now"]);
+    assert!([2, 5].contains(&ran.code), "{ran:?}");
+    assert!(ran.stderr.contains("extra"), "{}", ran.stderr);
+    pair.target.psql("CREATE TABLE extra (id integer PRIMARY KEY)").unwrap();
+    exists.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+}

@@ -1,0 +1,77 @@
+//! What is different where single tables join a job that follows.
+//!
+//! **Invariant:** the run that the job has stays: nothing of the other tables is forgotten, on the target or in the ledger.
+//! The read snapshot is taken after the tables were published, and the join point's position after the snapshot.
+
+use std::collections::HashSet;
+
+use tidemark_model::{JoinPoint, Oid, Relation, RelationName, SchemaObjects, TablePlan};
+use tidemark_sink::Join;
+use tidemark_source::{Catalog, Snapshot, head};
+use tidemark_wire::Client;
+
+use crate::{Error, Kind, Result};
+
+/// Which tables join, and whom.
+#[derive(Debug, Clone)]
+pub(crate) struct Joining {
+    /// The run that the job has on the target.
+    pub(crate) run: String,
+    /// The tables.
+    pub(crate) tables: HashSet<Oid>,
+    /// Those that are followed already.
+    pub(crate) followed: Vec<Relation>,
+}
+
+impl Joining {
+    /// Where the tables join, once their snapshot is held.
+    pub(super) async fn join(
+        &self,
+        client: &Client,
+        snapshot: &Snapshot,
+        catalog: &Catalog,
+        plans: &[TablePlan],
+    ) -> Result<Join> {
+        let read = snapshot.read_snapshot().parse().map_err(|cause| {
+            Error::new(Kind::Internal, "understand the source's read snapshot").because(cause)
+        })?;
+        let point = JoinPoint { snapshot: read, lsn: head(client).await? };
+        let above = above(catalog, plans);
+        Ok(Join { run: self.run.clone(), point, above })
+    }
+}
+
+/// The partitioned tables above these, each once.
+fn above(catalog: &Catalog, plans: &[TablePlan]) -> Vec<(Oid, RelationName)> {
+    let names: HashSet<_> =
+        plans.iter().flat_map(|plan| catalog.ancestors(&plan.relation)).collect();
+    let relations = catalog.relations.iter().filter(|relation| names.contains(&relation.name));
+    relations.map(|relation| (relation.oid, relation.name.clone())).collect()
+}
+
+/// Leaves what stands around the tables that join: of foreign keys also those that lead to them from followed ones, of
+/// sequences only their own.
+pub(super) fn restrict(
+    objects: &mut SchemaObjects,
+    joining: &Joining,
+    catalog: &Catalog,
+    plans: &[TablePlan],
+) {
+    let mut chosen: HashSet<_> = plans.iter().map(|plan| plan.relation.name.clone()).collect();
+    objects
+        .sequences
+        .retain(|sequence| sequence.owner.as_ref().is_some_and(|owner| chosen.contains(owner)));
+    chosen.extend(plans.iter().flat_map(|plan| catalog.ancestors(&plan.relation)).cloned());
+    objects.indexes.retain(|index| chosen.contains(&index.table));
+    objects
+        .foreign_keys
+        .retain(|key| chosen.contains(&key.table) || chosen.contains(&key.references));
+    for relation in &joining.followed {
+        chosen.insert(relation.name.clone());
+        chosen.extend(catalog.ancestors(relation).into_iter().cloned());
+    }
+    objects
+        .foreign_keys
+        .retain(|key| chosen.contains(&key.table) && chosen.contains(&key.references));
+    objects.materialized_views.clear();
+}

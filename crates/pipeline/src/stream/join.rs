@@ -1,0 +1,98 @@
+//! Tables join a stream that goes on: those that the selection has got, and those that were given up (`tidemark reset`).
+//!
+//! **Invariant:** the target's position does not move until the tables are whole there and where they joined is durable with
+//! them; a process that dies before begins the join again, with a new read snapshot, and nothing of the other tables is
+//! touched meanwhile. What the source sends goes to the spool.
+//!
+//! ```text
+//! publish the tables, wait for who wrote before      source::publish_for_join
+//! read snapshot S, under locks on the tables         source::Snapshot (without a slot)
+//! receive into the spool; copy under S               session.rs; snapshot::Run
+//! joined, with S: durable                            Sink::finish
+//! follow: of these tables only what S does not show  followed.rs
+//! ```
+//!
+//! `docs/adr/2026-11-21-a-table-joins-the-stream.md` proves it.
+
+use std::sync::{Arc, Mutex};
+
+use tidemark_source::{SnapshotOptions, publish_for_join};
+use tokio::sync::oneshot;
+
+use super::Sync;
+use super::resume::{self, Resumable};
+use super::session::{self, Session};
+use crate::progress::Phase;
+use crate::snapshot::{Continuation, Joining, Point, Report, Run, Tools};
+use crate::{Error, Result};
+
+impl Sync<'_> {
+    /// Begins to receive, and lets tables join that the target does not have whole.
+    pub(super) async fn resume(
+        &self,
+        resumable: Resumable,
+        tools: &Tools,
+        joined: &mut Option<Report>,
+    ) -> Result<Session> {
+        let Resumable { mut start, spool, joining } = resumable;
+        if joining.is_empty() {
+            return Session::resumed(self.job, start, spool, self.ladder).await;
+        }
+        self.refuse_filters()?;
+        let names: Vec<String> =
+            joining.iter().map(|plan| plan.relation.name.to_string()).collect();
+        tracing::info!(tables = names.join(", "), "tables join the stream");
+        self.publish(&joining, &start.run).await?;
+        let (send, begun) = oneshot::channel();
+        let continuation = Continuation {
+            point: Point::Join(Joining {
+                run: start.run.clone(),
+                tables: joining.iter().map(|plan| plan.relation.oid).collect(),
+                followed: start.plans.iter().map(|plan| plan.relation.clone()).collect(),
+            }),
+            begun: Mutex::new(Some(send)),
+        };
+        let run = Run {
+            job: self.job,
+            progress: self.progress,
+            stop: self.stop,
+            ledger: self.ledger,
+            continuation: Some(&continuation),
+        };
+        let copy = Box::pin(run.once(tools));
+        let receive = async {
+            // Who begins the snapshot may have given up.
+            let Ok(begun) = begun.await else { return Ok(None) };
+            let plans = start.plans.iter().chain(begun.tables.iter()).cloned().collect();
+            start.plans = Arc::new(plans);
+            if let Some(join) = &begun.joins {
+                let point =
+                    |plan: &tidemark_model::TablePlan| (plan.relation.oid, join.point.clone());
+                start.joins.extend(begun.tables.iter().map(point));
+            }
+            Session::beside_join(self.job, start, spool, self.ladder).await.map(Some)
+        };
+        let (copied, session) =
+            session::copy_beside(copy, receive).await.map_err(Error::of_a_join)?;
+        *joined = Some(copied);
+        Ok(session)
+    }
+
+    /// Brings the tables into the stream, and keeps how the publication is then.
+    async fn publish(&self, joining: &[tidemark_model::TablePlan], run: &str) -> Result<()> {
+        self.progress.enter(Phase::Prepare, "publishing the tables that join");
+        let tables = joining.iter().map(|plan| plan.relation.clone()).collect();
+        let name = tidemark_model::names::application_name(&self.job.name);
+        let mut options = SnapshotOptions::new(tables, name);
+        options.lock_timeout = self.job.lock_timeout;
+        let publication = resume::publication_name(self.job);
+        let is_ours = self.job.stream.publication.is_none();
+        let published = publish_for_join(&self.job.source, &options, &publication, is_ours);
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return Err(Error::interrupted_following()),
+            published = published => published?,
+        }
+        self.note_publication(run).await
+    }
+}

@@ -1,0 +1,350 @@
+//! Single tables of a job that follows: which ones are whole, and how others join.
+//!
+//! **Invariant:** `tidemark.relation.state` says `joined` of exactly those tables that have every change up to the job's
+//! position, but for the transactions that their `read_snapshot` does not show; it is written with the last of the rows
+//! durable before it. A table that the stream goes on without is `left` before its first change is passed over.
+//!
+//! ```text
+//! (new) ---> making ------> joined ---> left       making    we create it: dropped when the join begins again
+//!     \----> joining ---/     |          |         joining   it was there, empty or ours: emptied when the join begins
+//!                ^----------- reset <----/         reset     the user gave it up: emptied, joins
+//! ```
+//!
+//! A table that is neither ours to make nor ours to empty is refused as long as it has rows. The run of the job stays the
+//! same; the record's epoch tells one process from the next, so that chunks of one that was taken over cannot commit.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use tidemark_model::{JoinPoint, Lsn, Oid, ReadSnapshot, RelationName, TablePlan};
+use tidemark_wire::Client;
+use tidemark_wire::tokio_postgres::{self, error::SqlState};
+
+use super::control::{Control, held, take_the_job};
+use super::load::Owner;
+use super::session::{Sessions, may_replicate, server_error};
+use super::{PostgresOptions, SchemaMode};
+use crate::{Disposition, Error, Join, Result, SnapshotStart, StoredTable, StreamStart};
+
+/// What [`begin`] has decided.
+pub(super) struct Joining {
+    /// Relations that are to be created, by their OID on the source.
+    pub(super) to_make: HashSet<Oid>,
+    /// Whose chunks may commit.
+    pub(super) owner: Owner,
+}
+
+/// Names and OIDs as columns of a statement.
+pub(super) fn columns(plans: &[TablePlan]) -> (Vec<&str>, Vec<&str>, Vec<Oid>) {
+    let mut columns = (Vec::new(), Vec::new(), Vec::new());
+    for plan in plans {
+        columns.0.push(plan.relation.name.schema.as_str());
+        columns.1.push(plan.relation.name.name.as_str());
+        columns.2.push(plan.relation.oid);
+    }
+    columns
+}
+
+/// The tables that are whole; `None` where a version wrote the record that did not tell them apart.
+pub(super) async fn whole(client: &Client, job: &str) -> Result<Option<Vec<StoredTable>>> {
+    let attempt = "read which tables the target has whole";
+    let rows = client
+        .query(
+            "SELECT r.schema_name, r.relation_name, (j ->> 'relation_oid')::oid, j ->> 'state', \
+               j ->> 'read_snapshot', j ->> 'joined_lsn' \
+             FROM tidemark.relation r, LATERAL (SELECT to_jsonb(r) AS j) x \
+             WHERE r.job = $1 AND j ->> 'state' IS NOT NULL",
+            &[&job],
+        )
+        .await
+        .map_err(|cause| server_error(attempt, None, cause))?;
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let mut tables = Vec::with_capacity(rows.len());
+    for row in rows.iter().filter(|row| row.get::<_, &str>(3) == "joined") {
+        let name = RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
+        let malformed = || Error::new(Disposition::Internal, attempt).on(&name);
+        let join = match (row.get::<_, Option<&str>>(4), row.get::<_, Option<&str>>(5)) {
+            (None, _) => None,
+            (Some(snapshot), lsn) => {
+                let snapshot: ReadSnapshot =
+                    snapshot.parse().map_err(|cause| malformed().because(cause))?;
+                let lsn: Lsn = lsn.and_then(|lsn| lsn.parse().ok()).ok_or_else(malformed)?;
+                Some(JoinPoint { snapshot, lsn })
+            }
+        };
+        let oid = row.get::<_, Option<Oid>>(2).ok_or_else(malformed)?;
+        tables.push(StoredTable { name, oid, join });
+    }
+    Ok(Some(tables))
+}
+
+/// Notes that the stream goes on without the tables that it does not follow: from here on they miss changes.
+pub(super) async fn leave_others(client: &Client, start: &StreamStart) -> Result<()> {
+    let (schemas, names, oids) = columns(&start.tables);
+    let attempt = |cause| server_error("note which tables are not followed any more", None, cause);
+    // A record of a version that did not tell them apart.
+    client
+        .execute(
+            "UPDATE tidemark.relation r SET state = 'joined', relation_oid = t.o \
+             FROM unnest($2::text[], $3::text[], $4::oid[]) AS t(s, n, o) \
+             WHERE r.job = $1 AND r.state IS NULL AND r.schema_name = t.s AND r.relation_name = t.n",
+            &[&start.job, &schemas, &names, &oids],
+        )
+        .await
+        .map_err(attempt)?;
+    client
+        .execute(
+            "UPDATE tidemark.relation r SET state = 'left' WHERE job = $1 AND state = 'joined' \
+             AND NOT EXISTS (SELECT FROM unnest($2::text[], $3::text[]) AS t(s, n) \
+                             WHERE t.s = r.schema_name AND t.n = r.relation_name)",
+            &[&start.job, &schemas, &names],
+        )
+        .await
+        .map_err(attempt)?;
+    Ok(())
+}
+
+/// Decides what becomes of each table, notes it, and empties or drops what an earlier attempt left.
+pub(super) async fn begin(
+    control: &Control,
+    options: &PostgresOptions,
+    start: &SnapshotStart,
+    join: &Join,
+) -> Result<Joining> {
+    let client = control.client();
+    let owner = claim(client, &start.job, join).await?;
+    let states = states(client, &start.job).await?;
+    let names = start.tables.iter().map(|plan| &plan.relation.name);
+    let there = present(client, names.chain(join.above.iter().map(|(_, name)| name))).await?;
+    let mut to_make: HashSet<Oid> =
+        join.above.iter().filter(|(_, name)| !there.contains(name)).map(|(oid, _)| *oid).collect();
+    let (mut making, mut joining) = (Vec::new(), Vec::new());
+    for plan in start.tables.iter() {
+        let name = &plan.relation.name;
+        let state = states.get(name).map_or("", String::as_str);
+        match (there.contains(name), state) {
+            (false, _) if options.schema == SchemaMode::Exists => return Err(missing(name)),
+            (false, _) => making.push(plan.clone()),
+            (true, "making") if options.schema == SchemaMode::Create => making.push(plan.clone()),
+            (true, "joining" | "making" | "reset") => joining.push(plan.clone()),
+            (true, _) => {
+                refuse_rows(client, name).await?;
+                joining.push(plan.clone());
+            }
+        }
+    }
+    super::check::matching_or_refuse(client, &joining).await?;
+    to_make.extend(making.iter().map(|plan| plan.relation.oid));
+    note(client, start, &making, "making").await?;
+    note(client, start, &joining, "joining").await?;
+    for plan in making.iter().filter(|plan| there.contains(&plan.relation.name)) {
+        let name = &plan.relation.name;
+        let dropped = client.batch_execute(&format!("DROP TABLE {name} CASCADE")).await;
+        dropped.map_err(|cause| {
+            server_error("drop what an earlier attempt to join left", Some(name), cause)
+        })?;
+    }
+    empty(client, &joining).await?;
+    Ok(Joining { to_make, owner })
+}
+
+fn missing(name: &RelationName) -> Error {
+    Error::new(Disposition::Usage, "let a table join the job: it is not there on the target")
+        .on(name)
+        .hint(
+            "create it there, or set target.schema = \"create\", or leave it out (select.exclude)",
+        )
+}
+
+/// Takes the job's record for the tables that join: chunks of a process that had it before cannot commit any more.
+async fn claim(client: &Client, job: &str, join: &Join) -> Result<Owner> {
+    let row = client
+        .query_opt(
+            "UPDATE tidemark.progress SET epoch = epoch + 1, heartbeat = clock_timestamp() \
+             WHERE job = $1 AND wave = '' AND run = $2 AND phase = 'follow' RETURNING epoch",
+            &[&job, &join.run],
+        )
+        .await
+        .map_err(|cause| server_error("take the job's record on the target over", None, cause))?;
+    let row = row.ok_or_else(|| held(job))?;
+    Ok(Owner { run: join.run.clone(), epoch: Some(row.get(0)) })
+}
+
+async fn states(client: &Client, job: &str) -> Result<HashMap<RelationName, String>> {
+    let rows = client
+        .query(
+            "SELECT schema_name, relation_name, state FROM tidemark.relation WHERE job = $1 AND state IS NOT NULL",
+            &[&job],
+        )
+        .await
+        .map_err(|cause| server_error("read the states of the job's tables", None, cause))?;
+    let state = |row: &tokio_postgres::Row| {
+        (RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)), row.get(2))
+    };
+    Ok(rows.iter().map(state).collect())
+}
+
+/// Those of the names that a table or a partitioned table has.
+async fn present(
+    client: &Client,
+    names: impl Iterator<Item = &RelationName>,
+) -> Result<HashSet<RelationName>> {
+    let (schemas, relations): (Vec<&str>, Vec<&str>) =
+        names.map(|name| (name.schema.as_str(), name.name.as_str())).unzip();
+    let rows = client
+        .query(
+            "SELECT s, r FROM unnest($1::text[], $2::text[]) AS w(s, r) \
+             JOIN pg_namespace n ON n.nspname = w.s \
+             JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.r",
+            &[&schemas, &relations],
+        )
+        .await
+        .map_err(|cause| server_error("look which tables the target has", None, cause))?;
+    Ok(rows
+        .iter()
+        .map(|row| RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)))
+        .collect())
+}
+
+async fn refuse_rows(client: &Client, name: &RelationName) -> Result<()> {
+    let row =
+        client.query_one(&format!("SELECT EXISTS (SELECT FROM ONLY {name})"), &[]).await.map_err(
+            |cause| server_error("look whether the target's table is empty", Some(name), cause),
+        )?;
+    if !row.get::<_, bool>(0) {
+        return Ok(());
+    }
+    Err(Error::new(Disposition::Usage, "let a table join the job: it has rows on the target")
+        .on(name)
+        .hint(format!(
+            "tidemark reset {} --yes gives them up, or leave the table out (select.exclude)",
+            name.plain()
+        )))
+}
+
+async fn note(
+    client: &Client,
+    start: &SnapshotStart,
+    plans: &[TablePlan],
+    state: &str,
+) -> Result<()> {
+    let (schemas, names, oids) = columns(plans);
+    client
+        .execute(
+            "WITH gone AS (DELETE FROM tidemark.chunk WHERE job = $1 AND relation_oid = ANY ($4)) \
+             INSERT INTO tidemark.relation (job, schema_name, relation_name, relation_oid, state) \
+             SELECT $1, s, n, o, $5 FROM unnest($2::text[], $3::text[], $4::oid[]) AS t(s, n, o) \
+             ON CONFLICT (job, schema_name, relation_name) DO UPDATE SET relation_oid = excluded.relation_oid, \
+             state = excluded.state, read_snapshot = NULL, joined_lsn = NULL",
+            &[&start.job, &schemas, &names, &oids, &state],
+        )
+        .await
+        .map_err(|cause| server_error("note which tables join", None, cause))?;
+    Ok(())
+}
+
+/// Empties tables: where a foreign key keeps TRUNCATE from it, row by row and without what the key would do.
+async fn empty(client: &Client, plans: &[TablePlan]) -> Result<()> {
+    let attempt = "empty a table that joins";
+    let quietly = may_replicate(client).await?;
+    if quietly {
+        let set = client.batch_execute("SET session_replication_role = replica").await;
+        set.map_err(|cause| server_error(attempt, None, cause))?;
+    }
+    for plan in plans {
+        let name = &plan.relation.name;
+        let truncated = client.batch_execute(&format!("TRUNCATE ONLY {name}")).await;
+        let emptied = match truncated {
+            Err(cause) if cause.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) => {
+                client.batch_execute(&format!("DELETE FROM ONLY {name}")).await
+            }
+            other => other,
+        };
+        emptied.map_err(|cause| server_error(attempt, Some(name), cause))?;
+    }
+    if quietly {
+        let reset = client.batch_execute("RESET session_replication_role").await;
+        reset.map_err(|cause| server_error(attempt, None, cause))?;
+    }
+    Ok(())
+}
+
+/// The start without indexes and foreign keys that the target has already: a partition gets those of the table that it is
+/// attached to, a table that was there has its own.
+pub(super) async fn without_what_is_there(
+    client: &Client,
+    start: &SnapshotStart,
+) -> Result<SnapshotStart> {
+    let attempt = |cause| server_error("look which keys the target has", None, cause);
+    let named = |rows: Vec<tokio_postgres::Row>| -> HashSet<(String, String)> {
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+    };
+    let indexes = "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                   WHERE c.relkind IN ('i', 'I')";
+    let indexes = named(client.query(indexes, &[]).await.map_err(attempt)?);
+    let keys = "SELECT n.nspname || '.' || c.relname, k.conname FROM pg_constraint k \
+                JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE k.contype = 'f'";
+    let keys = named(client.query(keys, &[]).await.map_err(attempt)?);
+    let mut schema = (*start.schema).clone();
+    schema
+        .indexes
+        .retain(|index| !indexes.contains(&(index.table.schema.clone(), index.name.clone())));
+    schema.foreign_keys.retain(|key| {
+        let table = format!("{}.{}", key.table.schema, key.table.name);
+        !keys.contains(&(table, key.name.clone()))
+    });
+    Ok(SnapshotStart { schema: Arc::new(schema), ..start.clone() })
+}
+
+/// Says that the tables are whole and where they joined. This commit waits for the disk and with it for every commit before
+/// it.
+pub(super) async fn joined(control: &Control, start: &SnapshotStart, join: &Join) -> Result<()> {
+    control.alive()?;
+    let attempt = |cause| server_error("note that tables have joined", None, cause);
+    let client = control.client();
+    client.batch_execute("SET synchronous_commit = on").await.map_err(attempt)?;
+    let (schemas, names, _) = columns(&start.tables);
+    let (snapshot, lsn) = (join.point.snapshot.to_string(), join.point.lsn.to_string());
+    let changed = client
+        .execute(
+            "UPDATE tidemark.relation r SET state = 'joined', read_snapshot = $4, joined_lsn = $5::text::pg_lsn \
+             FROM unnest($2::text[], $3::text[]) AS t(s, n), tidemark.progress p \
+             WHERE r.job = $1 AND r.schema_name = t.s AND r.relation_name = t.n \
+               AND p.job = $1 AND p.wave = '' AND p.run = $6 AND p.phase = 'follow'",
+            &[&start.job, &schemas, &names, &snapshot, &lsn, &join.run],
+        )
+        .await
+        .map_err(attempt)?;
+    if changed == start.tables.len() as u64 { Ok(()) } else { Err(held(&start.job)) }
+}
+
+/// Notes that tables are to join anew.
+pub(super) async fn forget(
+    options: &PostgresOptions,
+    sessions: &Sessions,
+    tables: &[RelationName],
+) -> Result<Vec<RelationName>> {
+    let client = sessions.plain().await?;
+    take_the_job(&client, options).await?;
+    let (schemas, names): (Vec<&str>, Vec<&str>) =
+        tables.iter().map(|name| (name.schema.as_str(), name.name.as_str())).unzip();
+    let rows = client
+        .query(
+            "WITH named AS (SELECT r.* FROM tidemark.relation r, unnest($2::text[], $3::text[]) AS t(s, n) \
+               WHERE r.job = $1 AND r.schema_name = t.s AND r.relation_name = t.n AND r.relation_oid IS NOT NULL \
+               AND EXISTS (SELECT FROM tidemark.progress WHERE job = $1 AND wave = '' AND phase = 'follow')), \
+             given_up AS (UPDATE tidemark.relation r SET state = 'reset' FROM named \
+               WHERE (r.job, r.schema_name, r.relation_name) = (named.job, named.schema_name, named.relation_name) \
+               AND r.state IN ('joined', 'left')) \
+             SELECT schema_name, relation_name FROM named ORDER BY 1, 2",
+            &[&options.job, &schemas, &names],
+        )
+        .await
+        .map_err(|cause| server_error("note that tables are to join anew", None, cause))?;
+    Ok(rows
+        .iter()
+        .map(|row| RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)))
+        .collect())
+}
