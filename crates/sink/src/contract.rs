@@ -172,6 +172,12 @@ pub trait Sink: Send + Sync + 'static {
     /// Another instance has the job, or the target holds no snapshot that a stream continues from.
     async fn forget(&self, tables: &[RelationName]) -> Result<Vec<RelationName>>;
 
+    /// Says that the stream has passed every join: all tables are as of one moment, and what could not be checked before can
+    /// be now. May be called at any time after that, also while the stream goes on; repeating it is harmless.
+    async fn settle(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Opens the target for the stream, and takes the job on it unless this run's snapshot has it already.
     ///
     /// # Errors

@@ -166,6 +166,9 @@ fn a_table_that_joins_has_every_change_once_whenever_its_transaction_began_and_e
     assert!(shown(&early_xid) && !shown(&late_xid), "{early_xid} {late_xid} {snapshot}");
     let indexes = "SELECT count(*) FROM pg_indexes WHERE tablename = 'late'";
     assert_eq!(pair.target.psql(indexes).unwrap(), "2", "key and index are there");
+    let validated = "SELECT convalidated FROM pg_constraint WHERE conname = 'later_late_fkey'";
+    let is_validated = reached(&mut running, || pair.target.psql(validated).unwrap() == "t");
+    assert!(is_validated, "{}", running.stderr());
     ends(running);
     // Where it joined is behind the stream now, and goes on as any other.
     pair.source.psql(&format!("BEGIN; {}; COMMIT", changes(9))).unwrap();
@@ -331,5 +334,23 @@ fn a_table_that_the_target_lacks_is_named_where_nothing_is_created_there() {
     assert!(ran.stderr.contains("extra"), "{}", ran.stderr);
     pair.target.psql("CREATE TABLE extra (id integer PRIMARY KEY)").unwrap();
     exists.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+}
+
+#[test]
+fn a_table_that_was_dropped_and_made_again_joins_once_it_was_given_up() {
+    let pair = Pair::new("remade");
+    let job = pair.job();
+    pair.source
+        .psql("CREATE TABLE thing (id integer PRIMARY KEY, n text); INSERT INTO thing VALUES (1, 'old'), (2, 'old')")
+        .unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.source
+        .psql("DROP TABLE thing; CREATE TABLE thing (id integer PRIMARY KEY, n text); INSERT INTO thing VALUES (2, 'new')")
+        .unwrap();
+    job.run(&["sync", "--until", "now"]).expect(6).says(&["tidemark reset public.thing --yes"]);
+    job.run(&["reset", "public.thing", "--yes"]).expect(0);
+    pair.source.psql("INSERT INTO thing VALUES (3, 'new')").unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
     pair.assert_equal();
 }

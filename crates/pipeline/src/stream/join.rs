@@ -16,7 +16,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use tidemark_source::{SnapshotOptions, publish_for_join};
+use tidemark_source::{Expected, SnapshotOptions, check_publication, publish_for_join};
 use tokio::sync::oneshot;
 
 use super::Sync;
@@ -93,6 +93,13 @@ impl Sync<'_> {
             () = self.stop.cancelled() => return Err(Error::interrupted_following()),
             published = published => published?,
         }
+        let client = self.job.source.connect().await?;
+        let tables: Vec<_> =
+            joining.iter().map(|plan| (plan.relation.oid, plan.relation.name.clone())).collect();
+        let publications = [publication];
+        let expected =
+            Expected { publications: &publications, tables: &tables, is_restricted: false };
+        check_publication(&client, &expected).await?;
         self.note_publication(run).await
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemark_model::{Budget, JoinPoint, Lsn, Oid, TablePlan, names};
-use tidemark_sink::{Positions, SnapshotStart, StreamStart, parquet, postgres};
+use tidemark_sink::{Positions, Sink, SnapshotStart, StreamStart, parquet, postgres};
 use tidemark_source::{PublicationState, StreamOptions, identify};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -35,6 +35,8 @@ const BATCH_SHARE: u64 = 4;
 const OPEN_SHARE: u64 = 8;
 /// Several batches are under way at once.
 const BATCHES: u64 = 4;
+/// How often is looked whether the stream has passed a join.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// The last acknowledgement is waited for so long.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -248,6 +250,9 @@ impl Session {
             Arc::clone(&self.ladder),
             Arc::clone(&self.queue),
         ));
+        let passed = self.start.joins.values().map(|join| join.lsn).max().unwrap_or(Lsn::ZERO);
+        let (sink, ladder) = (Arc::clone(&tools.sink), Arc::clone(&self.ladder));
+        self.tasks.spawn(settle(sink, ladder, passed));
         let chosen: HashSet<_> = job
             .tables
             .iter()
@@ -324,6 +329,18 @@ fn rhythm(job: &Job) -> Rhythm {
         batch_delay: job.stream.batch_delay,
         flush_every,
     }
+}
+
+/// Tells the target when the stream has passed every join. What it cannot do then is said and does not end the stream.
+async fn settle(sink: Arc<dyn Sink>, ladder: Arc<Ladder>, passed: Lsn) -> Result<()> {
+    let mut interval = tokio::time::interval(LOOK_EVERY);
+    while ladder.view().durable < passed {
+        interval.tick().await;
+    }
+    if let Err(error) = sink.settle().await {
+        tracing::warn!(%error, "what waited for the tables that joined could not be finished; the next start tries again");
+    }
+    std::future::pending().await
 }
 
 /// Passes on how far the writer is.

@@ -222,11 +222,6 @@ impl Builder {
             }
             let statement = add_foreign_key(key, true);
             self.execute(&key.table, &format!("add foreign key {name}"), &[statement]).await?;
-            tracing::warn!(
-                table = %key.table,
-                "foreign key {name} is NOT VALID until the job has caught up and somebody says: ALTER TABLE {} VALIDATE CONSTRAINT {name}",
-                key.table
-            );
         }
         Ok(())
     }

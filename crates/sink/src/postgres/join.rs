@@ -16,6 +16,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use tidemark_model::sql::Ident;
 use tidemark_model::{JoinPoint, Lsn, Oid, ReadSnapshot, RelationName, TablePlan};
 use tidemark_wire::Client;
 use tidemark_wire::tokio_postgres::{self, error::SqlState};
@@ -318,6 +319,37 @@ pub(super) async fn joined(control: &Control, start: &SnapshotStart, join: &Join
         .await
         .map_err(attempt)?;
     if changed == start.tables.len() as u64 { Ok(()) } else { Err(held(&start.job)) }
+}
+
+const UNCHECKED: &str = "
+SELECT n.nspname, c.relname, k.conname
+FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE k.contype = 'f' AND NOT k.convalidated AND k.conparentid = 0
+  AND EXISTS (SELECT FROM tidemark.relation r WHERE r.job = $1 AND r.state = 'joined' AND r.read_snapshot IS NOT NULL
+              AND to_regclass(format('%I.%I', r.schema_name, r.relation_name)) IN (k.conrelid, k.confrelid))
+ORDER BY 1, 2, 3";
+
+/// Validates the foreign keys of tables that have joined. One that does not hold, as it need not on the source either, is
+/// named and left as it is.
+pub(super) async fn settle(options: &PostgresOptions, sessions: &Sessions) -> Result<()> {
+    let client = sessions.plain().await?;
+    let rows = client.query(UNCHECKED, &[&options.job]).await.map_err(|cause| {
+        server_error("look for foreign keys that are not validated", None, cause)
+    })?;
+    for row in rows {
+        let name = RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
+        let key = Ident(row.get(2)).to_string();
+        match client.batch_execute(&format!("ALTER TABLE {name} VALIDATE CONSTRAINT {key}")).await {
+            Ok(()) => {
+                tracing::info!(table = %name, key, "a foreign key of a table that joined is validated")
+            }
+            Err(cause) => {
+                let error = server_error("validate a foreign key", Some(&name), cause);
+                tracing::warn!(key, %error, cause = ?error.source, "a foreign key stays NOT VALID");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Notes that tables are to join anew.

@@ -159,7 +159,7 @@ impl PostgresSink {
     }
 
     /// The part of `finish` that is about tables that join. Materialized views are not filled anew, and what reads more than
-    /// one table holds only once the stream has passed the join: foreign keys stay NOT VALID.
+    /// one table holds only once the stream has passed the join: foreign keys stay NOT VALID until `settle`.
     async fn finish_join(&self, run: &Run, join: &Join) -> Result<()> {
         if let Some(contents) = &run.contents {
             restore::post_data(&self.options, contents).await?;
@@ -277,6 +277,13 @@ impl Sink for PostgresSink {
 
     async fn forget(&self, tables: &[RelationName]) -> Result<Vec<RelationName>> {
         join::forget(&self.options, &self.sessions, tables).await
+    }
+
+    async fn settle(&self) -> Result<()> {
+        match self.options.schema {
+            SchemaMode::Create => join::settle(&self.options, &self.sessions).await,
+            SchemaMode::Exists => Ok(()),
+        }
     }
 
     async fn open_stream(&self, start: &StreamStart) -> Result<OpenStream> {

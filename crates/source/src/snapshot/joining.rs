@@ -19,9 +19,11 @@
 //!
 //! PostgreSQL manual, `ALTER PUBLICATION`; section 9.27.8 (`pg_current_xact_id`).
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use tidemark_model::Relation;
+use tidemark_model::sql::{Ident, Literal};
+use tidemark_model::{Oid, Relation};
 use tidemark_wire::{Client, ConnectSpec};
 
 use super::slot::oldest_transactions;
@@ -53,12 +55,31 @@ pub async fn publish_for_join(
     if is_ours {
         publication::add_anew(&client, publication, &tables).await?;
     }
+    refuse_unpublished(&client, publication, &tables).await?;
     let patience = options.lock_timeout.saturating_mul(options.lock_attempts.max(1));
     wait_for_earlier(&client, patience).await?;
     if is_ours {
         publication::add_anew(&client, publication, &tables).await?;
     }
     Ok(())
+}
+
+async fn refuse_unpublished(client: &Client, name: &str, tables: &[&Relation]) -> Result<()> {
+    let text = format!("SELECT relid FROM pg_catalog.pg_get_publication_tables({})", Literal(name));
+    let rows = sql::rows(client, "read the publication's tables", &text).await?;
+    let published: HashSet<Oid> = rows.iter().map(|row| row.get(0)).collect();
+    match tables.iter().find(|table| !published.contains(&table.oid)) {
+        None => Ok(()),
+        Some(table) => {
+            Err(Error::new(Disposition::Refused, "let a table join that is not published")
+                .on(&table.name)
+                .hint(format!(
+                    "ALTER PUBLICATION {} ADD TABLE {}, or leave the table out (select.exclude)",
+                    Ident(name),
+                    table.name
+                )))
+        }
+    }
 }
 
 /// Waits until every transaction that has an id by now has ended, prepared ones included.

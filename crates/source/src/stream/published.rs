@@ -172,7 +172,10 @@ async fn not_published(client: &Client, oid: Oid, name: &RelationName) -> Result
     )
     .on(name)
     .hint(
-        "if it is gone for good, take it out of the job (select.exclude); if it was made again, its rows need a new \
-         snapshot: tidemark cleanup, then sync",
+        format!(
+            "if it is gone for good, take it out of the job (select.exclude); if it was made again, tidemark reset {} --yes \
+             lets it join anew",
+            name.plain()
+        ),
     ))
 }

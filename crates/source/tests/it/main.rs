@@ -7,6 +7,7 @@
 mod catalog;
 mod check;
 mod chunks;
+mod joining;
 mod slot;
 mod snapshot;
 mod stream;
