@@ -130,9 +130,8 @@ impl PostgresSink {
         start: &SnapshotStart,
         join: &Join,
     ) -> Result<Run> {
-        if self.options.schema == SchemaMode::Exists {
-            self.triggers_are_quiet(control.client()).await?;
-        }
+        // A table that is copied again has its triggers already.
+        self.triggers_are_quiet(control.client()).await?;
         let joining = join::begin(&control, &self.options, start, join).await?;
         let mut contents = None;
         if !joining.to_make.is_empty() {
