@@ -207,6 +207,11 @@ class Part:
     def __init__(self, name, title, reference, contenders):
         self.name, self.title, self.reference, self.contenders = name, title, reference, contenders
         self.samples = {contender: [] for contender in contenders}
+        self.reasons, self.notes = {}, []
+
+    def leave_out(self, name, reason):
+        """A peer that cannot be had is in the table, with the reason."""
+        self.samples[name], self.reasons[name] = [], reason
 
     def run(self):
         say(f"{self.title}: {', '.join(self.contenders)}; {ROUNDS} rounds after a warm-up")
@@ -245,8 +250,8 @@ class Part:
             lines.append(f"{name:<24} {m['seconds']:>9.2f} {min(walls):>7.2f} {max(walls):>7.2f} {ratio:>6} {m['cpu']:>7.2f} {m['rss_mb']:>7.0f} {size:>8} {size_ratio:>6}")
         for name, samples in self.samples.items():
             if not samples:
-                lines.append(f"{name:<24} failed, left out")
-        return "\n".join(lines)
+                lines.append(f"{name:<24} left out: {self.reasons.get(name, 'it failed')}")
+        return "\n".join(lines + self.notes)
 
 
 class Bench:

