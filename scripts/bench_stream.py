@@ -8,6 +8,7 @@ them, so that each contender meets the same WAL, the same tables and the same sl
     big       one transaction of very many inserted rows into PostgreSQL, under limits.memory = 256MiB
     lake      the pgbench backlog into change files; and, where it can be had, to nothing by Debezium's embedded engine
     latency   from the commit on the source to a reader of the target, at 500 transactions a second
+    overload  a source that writes more than the target can take (see bench_overload.py)
 """
 
 import json
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import bench
 import bench_debezium
+import bench_overload
 from bench import BIN, ROUNDS, Part, Server, free_port, measure, run, say, unprivileged
 
 TRANSACTIONS = int(os.environ.get("TIDEMARK_BENCH_TRANSACTIONS", "200000"))
@@ -243,6 +245,18 @@ class StreamBench:
         part.figures = figures
         return part
 
+    def overload(self):
+        scene = self.scene("overload", pgbench_tables, lambda source: None, ["tidemark"], bench_overload.CONFIG)
+        source, target = scene.open("tidemark")
+        figures, is_equal = bench_overload.Overload(source, target, scene.now / "state-tidemark").run()
+        wrong = bench_overload.judge(figures, is_equal)
+        seconds = figures["recovery"][-1]["at"]
+        print(f"\nmemory = {bench_overload.MEMORY >> 20} MiB, source_wal = {bench_overload.SOURCE_WAL >> 20} MiB{bench_overload.table(figures)}\n"
+              f"\nrecovered after {seconds:.1f} s, the writer going on; {'; '.join(wrong) or 'all within bounds, both sides equal'}")
+        part = Part("overload", "a source that writes more than the target takes", "tidemark", {"tidemark": None})
+        part.figures = {**figures, "wrong": wrong}
+        return self.finish(scene, part)
+
     def finish(self, scene, part):
         scene.close()
         shutil.rmtree(scene.kept, ignore_errors=True)
@@ -279,7 +293,7 @@ def pgbench_backlog(source):
 
 
 def main():
-    names = ["drain", "big", "lake", "latency"]
+    names = ["drain", "big", "lake", "latency", "overload"]
     wanted = sys.argv[1:] or names
     if not set(wanted) <= set(names):
         sys.exit(f"parts are: {' '.join(names)}")
