@@ -96,6 +96,18 @@ fn a_busy_server_with_idle_tables_of_ours_keeps_no_wal_for_us() {
     pair.assert_equal();
 }
 
+#[test]
+fn an_unlogged_table_is_copied_once_and_does_not_stop_the_next_run() {
+    let pair = Pair::new("unlogged");
+    pair.source.psql("CREATE UNLOGGED TABLE scratch AS SELECT generate_series(1, 7) AS i").unwrap();
+    let job = pair.job();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.source.psql("UPDATE pet SET legs = 5 WHERE id = (SELECT min(id) FROM pet)").unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+    assert_eq!(pair.target.psql("SELECT count(*) FROM scratch").unwrap(), "7");
+}
+
 /// Sends a request as it stands and gives the whole answer.
 fn ask(address: SocketAddr, request: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
