@@ -279,5 +279,8 @@ fn lag_text(status: &Status) -> String {
         output::bytes(status.retained_wal_bytes),
         output::bytes(status.spool_bytes),
     ));
+    if let Some(others) = &status.retained_by_others {
+        text.push_str(&format!("kept by    {others}\n"));
+    }
     text
 }

@@ -20,7 +20,7 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     (
         "tidemark_lag_seconds",
         "gauge",
-        "By how much the target is behind, by the source's commit times",
+        "Age of the oldest source transaction that the target does not show",
     ),
     (
         "tidemark_transactions_total",

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use crate::job::Job;
 use crate::progress::Progress;
 use crate::status::{Lag, SnapshotStatus, Status, StreamStatus};
+use crate::stream::Ladder;
 use crate::{Error, Kind, Result};
 
 /// The version of the protocol.
@@ -63,11 +64,14 @@ impl Shared {
     fn status(&self) -> Status {
         let view = self.progress.view();
         let ladder = self.progress.ladder();
+        let ladder = ladder.as_deref();
+        let stream = ladder.map(Ladder::view);
         Status {
             lag: ladder.map(Lag::of).unwrap_or_default(),
-            stream: ladder.map(StreamStatus::of).unwrap_or_default(),
-            retained_wal_bytes: ladder.map_or(0, |view| view.retained),
-            spool_bytes: ladder.map_or(0, |view| view.spool_bytes),
+            stream: stream.map(StreamStatus::of).unwrap_or_default(),
+            retained_wal_bytes: stream.map_or(0, |view| view.retained),
+            retained_by_others: ladder.and_then(Ladder::others),
+            spool_bytes: stream.map_or(0, |view| view.spool_bytes),
             job: self.job.clone(),
             phase: view.phase,
             activity: view.activity.clone(),

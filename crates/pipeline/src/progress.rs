@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tidemark_model::{Budget, Oid, RelationName, TablePlan};
 
-use crate::stream::{Ladder, LadderView};
+use crate::stream::Ladder;
 
 /// Where a job stands; the names are `design.md` section 8's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -142,8 +142,8 @@ impl Progress {
     }
 
     /// The stream's positions, once there is a stream.
-    pub(crate) fn ladder(&self) -> Option<LadderView> {
-        self.ladder.lock().expect("no holder panics").as_ref().map(|ladder| ladder.view())
+    pub(crate) fn ladder(&self) -> Option<Arc<Ladder>> {
+        self.ladder.lock().expect("no holder panics").clone()
     }
 
     /// Forgets the tables of an earlier try and begins with these.

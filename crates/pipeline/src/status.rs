@@ -9,7 +9,7 @@ use tidemark_ledger::LedgerReader;
 use tidemark_model::Lsn;
 
 use crate::progress::{Phase, ProgressView};
-use crate::stream::LadderView;
+use crate::stream::{Ladder, LadderView};
 use crate::{Error, Kind, Result};
 
 /// The state of a job.
@@ -29,8 +29,11 @@ pub struct Status {
     pub snapshot: SnapshotStatus,
     /// The stream's counters; zero before a stream exists.
     pub stream: StreamStatus,
-    /// WAL that the source keeps because of us.
+    /// WAL that the source keeps for our slot, because of us or of others.
     pub retained_wal_bytes: u64,
+    /// Who else makes the source keep WAL, where it keeps more than we need: slots, prepared and long transactions.
+    #[serde(default)]
+    pub retained_by_others: Option<String>,
     /// Bytes of the spool.
     pub spool_bytes: u64,
     /// Bytes of rows on their way, as the budget counts them.
@@ -56,7 +59,7 @@ pub struct Lag {
     pub durable_lsn: Option<Lsn>,
     /// Bytes from durable to head.
     pub bytes: Option<u64>,
-    /// Seconds.
+    /// Since when, by the source's clock, the oldest transaction has waited that the target does not show.
     pub seconds: Option<f64>,
 }
 
@@ -93,7 +96,8 @@ pub struct StreamStatus {
 }
 
 impl Lag {
-    pub(crate) fn of(view: LadderView) -> Self {
+    pub(crate) fn of(ladder: &Ladder) -> Self {
+        let view = ladder.view();
         let known = |lsn: Lsn| (lsn != Lsn::ZERO).then_some(lsn);
         Self {
             head_lsn: known(view.head),
@@ -101,8 +105,9 @@ impl Lag {
             received_lsn: known(view.received),
             applied_lsn: known(view.applied),
             durable_lsn: known(view.durable),
-            bytes: known(view.head).map(|_| view.bytes_behind()),
-            seconds: known(view.durable).map(|_| view.seconds_behind()),
+            // Before the first answer of the target nothing is known, and all WAL since the cluster was made is no lag.
+            bytes: known(view.head).and(known(view.durable)).map(|_| view.bytes_behind()),
+            seconds: known(view.durable).map(|_| ladder.seconds_behind()),
         }
     }
 }
@@ -174,4 +179,18 @@ pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
         last_error: run.last_error,
         ..Status::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lag_is_unknown_until_the_target_has_said_where_it_is() {
+        let ladder = Ladder::default();
+        ladder.set_source((Lsn::new(1 << 30), 7), None, 0);
+        let lag = Lag::of(&ladder);
+        assert_eq!(lag.head_lsn, Some(Lsn::new(1 << 30)));
+        assert_eq!((lag.bytes, lag.seconds), (None, None));
+    }
 }

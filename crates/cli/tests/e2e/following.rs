@@ -7,9 +7,10 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use rustix::process::Signal;
+use tidemark_testkit::{Cluster, shared};
 
 use crate::follow::{Pair, follows, passes};
-use crate::support::{reached, wait_until};
+use crate::support::{Job, reached, wait_until};
 
 #[test]
 fn new_columns_are_carried_over_and_a_lost_one_stops_the_job() {
@@ -106,6 +107,41 @@ fn an_unlogged_table_is_copied_once_and_does_not_stop_the_next_run() {
     job.run(&["sync", "--until", "now"]).expect(0);
     pair.assert_equal();
     assert_eq!(pair.target.psql("SELECT count(*) FROM scratch").unwrap(), "7");
+}
+
+#[test]
+fn a_prepared_transaction_that_keeps_wal_is_named_by_the_status() {
+    // A cluster of its own: who makes a slot elsewhere would wait for the transaction.
+    let source = Cluster::start_default().unwrap();
+    source.create_database("shop").unwrap();
+    source.psql("shop", "CREATE TABLE pet (id integer PRIMARY KEY)").unwrap();
+    let target = shared().unwrap();
+    let job = Job::new("named", &source.url("shop"), &target.url());
+    let mut running = job.start(&["sync"]);
+    follows(&mut running, &target, "named");
+    assert!(job.status().unwrap()["retained_by_others"].is_null());
+    source.psql("shop", "BEGIN; INSERT INTO pet VALUES (1); PREPARE TRANSACTION 'stuck'").unwrap();
+    source
+        .psql(
+            "shop",
+            "CREATE TABLE others AS SELECT i, repeat(md5(i::text), 20) AS body FROM generate_series(1, 150000) i",
+        )
+        .unwrap();
+    let told = |job: &Job| job.status().map(|status| status["retained_by_others"].clone());
+    let is_named = reached(&mut running, || {
+        told(&job).is_some_and(|told| told.as_str().is_some_and(|told| told.contains("'stuck'")))
+    });
+    assert!(is_named, "{}", running.stderr());
+    source.psql("shop", "COMMIT PREPARED 'stuck'").unwrap();
+    let is_over = reached(&mut running, || {
+        // The server lets WAL go after it has noted its running transactions.
+        source.psql("shop", "CHECKPOINT").unwrap();
+        told(&job).is_some_and(|told| told.is_null())
+    });
+    assert!(is_over, "{}", running.stderr());
+    running.signal(Signal::TERM);
+    running.end().expect(0);
+    assert_eq!(target.psql("SELECT count(*) FROM pet").unwrap(), "1");
 }
 
 /// Sends a request as it stands and gives the whole answer.

@@ -185,6 +185,9 @@ impl Apply {
             // Nothing of the job's tables: no commit on the target for it, only a position.
             self.accepted = head.end_lsn;
             self.is_idle = true;
+            if self.pending.is_empty() {
+                self.ladder.set_passed(head.end_lsn);
+            }
             return Ok(());
         }
         if is_planted("half-transaction") && changes.len() > 1 {
@@ -302,9 +305,10 @@ impl Apply {
         };
         let batch = StreamBatch { transactions, continues, reservation };
         let (count, changes) = (batch.transactions.len() as u64, batch.change_count() as u64);
-        let last = batch.transactions.last().map(|transaction| transaction.head);
-        if let (Some(head), false) = (last, continues) {
-            self.ladder.set_given(head.end_lsn, head.committed_at);
+        let heads = (batch.transactions.first(), batch.transactions.last());
+        if let ((Some(first), Some(last)), false) = (heads, continues) {
+            self.ladder.set_given(last.head.end_lsn, first.head.committed_at);
+            self.ladder.set_passed(self.accepted);
         }
         self.writer.accept(batch).await?;
         self.unflushed = true;

@@ -186,8 +186,8 @@ impl Feed {
             Step::Committed(committed) => (committed, false),
             Step::Repeated(committed) => (committed, true),
         };
-        self.ladder.set_received(committed.head.end_lsn);
-        self.ladder.set_received_commit(committed.head.committed_at);
+        let head = committed.head;
+        self.ladder.set_received_commit(head.end_lsn, head.committed_at);
         if is_planted("acknowledge-early") {
             let early = tidemark_sink::Flushed::up_to(committed.head.end_lsn);
             self.ladder.acknowledge(super::ladder::DurableLsn::answered(early));
@@ -219,7 +219,7 @@ impl Feed {
     /// With nothing of a committed transaction on its way, the server has nothing for us before `wal_end`.
     fn keepalive(&mut self, wal_end: Lsn, reply: bool) {
         if !self.assembler.is_inside() {
-            self.ladder.set_received(wal_end);
+            self.ladder.set_quiet(wal_end);
             self.queue.set_idle(wal_end);
         }
         if reply {

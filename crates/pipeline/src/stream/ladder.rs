@@ -3,13 +3,15 @@
 //! **Invariant 1 of `design.md` 3:** what is acknowledged to the source is a [`DurableLsn`], and only
 //! [`DurableLsn::answered`] makes one, from a [`Flushed`] of a sink or of the spool. Every position only grows.
 
-use std::collections::VecDeque;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
 
 use tidemark_model::Lsn;
 use tidemark_sink::Flushed;
 use tokio::sync::Notify;
+
+use super::waiting::Waiting;
 
 /// A position that may be acknowledged: whoever holds what is before it has answered that it is flushed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,12 +39,10 @@ pub(crate) struct Ladder {
     acknowledged: AtomicU64,
     /// What was acknowledged and sent.
     said: AtomicU64,
-    /// Commit time of the last transaction that the target shows, in microseconds since 2000.
-    applied_commit: AtomicI64,
-    /// Commit time of the last transaction that was received.
-    received_commit: AtomicI64,
-    /// Ends and commit times of what was sent to the target and is not seen there yet, for whole batches.
-    on_the_way: Mutex<VecDeque<(Lsn, i64)>>,
+    /// What the target does not show yet, and when the source was looked at last.
+    waiting: Mutex<(Waiting, Option<Instant>)>,
+    /// Who else keeps WAL on the source.
+    others: Mutex<Option<String>>,
     transactions: AtomicU64,
     changes: AtomicU64,
     /// Changes a second, lately.
@@ -55,13 +55,32 @@ pub(crate) struct Ladder {
 }
 
 impl Ladder {
-    /// The source's insert position and the last that its walsender has sent.
-    pub(crate) fn set_source(&self, head: Lsn, sent: Option<Lsn>, retained: u64) {
+    /// The source's insert position when its clock showed that many microseconds since 2000, the last that its walsender
+    /// has sent, and what it keeps.
+    pub(crate) fn set_source(&self, (head, clock): (Lsn, i64), sent: Option<Lsn>, retained: u64) {
         raise(&self.head, head);
         if let Some(sent) = sent {
             raise(&self.sent, sent);
         }
         self.retained.store(retained, Ordering::Relaxed);
+        let received = Lsn::new(self.received.load(Ordering::Acquire));
+        let mut waiting = self.waiting();
+        waiting.0.looked(head, clock, received);
+        waiting.1 = Some(Instant::now());
+    }
+
+    /// Who else keeps WAL on the source, for people.
+    pub(crate) fn set_others(&self, others: Option<String>) {
+        *self.others.lock().expect("no holder panics") = others;
+    }
+
+    /// Who else keeps WAL on the source, for people.
+    pub(crate) fn others(&self) -> Option<String> {
+        self.others.lock().expect("no holder panics").clone()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, (Waiting, Option<Instant>)> {
+        self.waiting.lock().expect("no holder panics")
     }
 
     /// A message of the stream that ends at `lsn` has come.
@@ -70,26 +89,32 @@ impl Ladder {
         raise(&self.sent, lsn);
     }
 
-    /// The commit time of a transaction that has come whole.
-    pub(crate) fn set_received_commit(&self, committed_at: i64) {
-        self.received_commit.store(committed_at, Ordering::Relaxed);
+    /// A transaction has come whole.
+    pub(crate) fn set_received_commit(&self, end: Lsn, committed_at: i64) {
+        self.set_received(end);
+        self.waiting().0.received(end, committed_at);
     }
 
-    /// The target was given everything up to `lsn`, which committed at that time.
-    pub(crate) fn set_given(&self, lsn: Lsn, committed_at: i64) {
-        self.on_the_way.lock().expect("no holder panics").push_back((lsn, committed_at));
+    /// The source has nothing for us up to `lsn` behind what has come.
+    pub(crate) fn set_quiet(&self, lsn: Lsn) {
+        self.set_received(lsn);
+        self.waiting().0.reached(lsn);
+    }
+
+    /// The target was given everything up to `end`, of which the oldest transaction committed at `since`.
+    pub(crate) fn set_given(&self, end: Lsn, since: i64) {
+        self.waiting().0.given(end, since);
+    }
+
+    /// There was nothing for the target between what it was given and `lsn`.
+    pub(crate) fn set_passed(&self, lsn: Lsn) {
+        self.waiting().0.passed(lsn);
     }
 
     /// The target shows everything up to `lsn`.
     pub(crate) fn set_applied(&self, lsn: Lsn) {
         raise(&self.applied, lsn);
-        let mut on_the_way = self.on_the_way.lock().expect("no holder panics");
-        while let Some(&(end, committed_at)) = on_the_way.front()
-            && end <= lsn
-        {
-            self.applied_commit.store(committed_at, Ordering::Relaxed);
-            on_the_way.pop_front();
-        }
+        self.waiting().0.applied(lsn);
     }
 
     /// Changes a second, lately.
@@ -138,20 +163,31 @@ impl Ladder {
         self.spool_bytes.store(bytes, Ordering::Relaxed);
     }
 
+    /// For how many seconds the target has not shown all that the source had committed.
+    pub(crate) fn seconds_behind(&self) -> f64 {
+        let waiting = self.waiting();
+        let later = waiting.1.map_or(0, |at| i64::try_from(at.elapsed().as_micros()).unwrap_or(0));
+        waiting.0.for_how_long(later) as f64 / 1e6
+    }
+
     /// The picture of this moment.
     pub(crate) fn view(&self) -> LadderView {
         let lsn = |position: &AtomicU64| Lsn::new(position.load(Ordering::Acquire));
+        let received = lsn(&self.received);
+        // The source is looked at once a second; what has come since was there, too.
+        let head = match lsn(&self.head) {
+            Lsn::ZERO => Lsn::ZERO,
+            head => head.max(received),
+        };
         LadderView {
-            head: lsn(&self.head),
+            head,
             sent: lsn(&self.sent),
-            received: lsn(&self.received),
+            received,
             applied: lsn(&self.applied),
             durable: lsn(&self.durable),
             acknowledged: lsn(&self.acknowledged),
             said: lsn(&self.said),
             rate: self.rate.load(Ordering::Relaxed),
-            applied_commit: self.applied_commit.load(Ordering::Relaxed),
-            received_commit: self.received_commit.load(Ordering::Relaxed),
             transactions: self.transactions.load(Ordering::Relaxed),
             changes: self.changes.load(Ordering::Relaxed),
             retained: self.retained.load(Ordering::Relaxed),
@@ -164,15 +200,6 @@ impl LadderView {
     /// Bytes of WAL between the source's head and what is durable on the target.
     pub(crate) fn bytes_behind(&self) -> u64 {
         self.head.bytes_since(self.durable)
-    }
-
-    /// By how much the target is behind, by the source's clock: from the commit of what it shows last to that of what has
-    /// come last. Clocks of two machines are never compared (`hazards.md` G104).
-    pub(crate) fn seconds_behind(&self) -> f64 {
-        if self.applied >= self.received || self.applied_commit == 0 {
-            return 0.0;
-        }
-        (self.received_commit - self.applied_commit).max(0) as f64 / 1e6
     }
 }
 
@@ -192,8 +219,6 @@ pub(crate) struct LadderView {
     pub(crate) acknowledged: Lsn,
     pub(crate) said: Lsn,
     pub(crate) rate: u64,
-    pub(crate) applied_commit: i64,
-    pub(crate) received_commit: i64,
     pub(crate) transactions: u64,
     pub(crate) changes: u64,
     pub(crate) retained: u64,
@@ -203,6 +228,15 @@ pub(crate) struct LadderView {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_has_come_counts_as_the_sources_head_between_two_looks() {
+        let ladder = Ladder::default();
+        ladder.set_source((Lsn::new(100), 1), None, 0);
+        ladder.set_durable(DurableLsn::answered(Flushed::up_to(Lsn::new(90))));
+        ladder.set_received(Lsn::new(150));
+        assert_eq!(ladder.view().bytes_behind(), 60);
+    }
 
     #[test]
     fn positions_never_go_back() {

@@ -28,6 +28,7 @@ mod resume;
 mod segment;
 mod session;
 mod spool;
+mod waiting;
 mod watch;
 
 use std::sync::{Arc, Mutex};

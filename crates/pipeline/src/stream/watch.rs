@@ -20,10 +20,13 @@ use crate::{Error, Kind, Result};
 
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Between two looks at the publication.
+/// Between two looks at the publication, and at who else keeps WAL.
 const LOOK_AT_PUBLICATION_EVERY: Duration = Duration::from_secs(5);
 /// Between two warnings of the same kind.
 const WARN_EVERY: Duration = Duration::from_secs(60);
+/// What the source keeps beyond what we have acknowledged is somebody else's doing from so many bytes on: a server lets WAL
+/// go by whole segments, and only after it has noted its running transactions.
+const OTHERS_FROM_BYTES: u64 = 64 << 20;
 /// Less than this is not worth going to disk for.
 const SPOOL_FROM_BYTES: u64 = 8 << 20;
 
@@ -56,7 +59,10 @@ pub(crate) struct SpoolPlace {
 /// One look.
 struct Seen {
     head: Lsn,
+    /// The source's clock, in microseconds since 2000.
+    clock: i64,
     sent: Option<Lsn>,
+    restart: Option<Lsn>,
     retained: u64,
     /// How much more the server lets a slot keep, where it has a limit.
     safe: Option<i64>,
@@ -86,7 +92,7 @@ impl Watch {
                     continue;
                 }
             };
-            self.ladder.set_source(seen.head, seen.sent, seen.retained);
+            self.ladder.set_source((seen.head, seen.clock), seen.sent, seen.retained);
             let view = self.ladder.view();
             rates.note(seen.head, view.changes);
             self.ladder.set_rate(rates.changes_a_second());
@@ -99,6 +105,7 @@ impl Watch {
             if compared.elapsed() >= LOOK_AT_PUBLICATION_EVERY {
                 compared = Instant::now();
                 self.compare_publication(open).await?;
+                self.ladder.set_others(self.others(open, &seen).await);
             }
             self.turn_to_disk_if_needed(&seen)?;
             self.give_up_if_full(open, &seen).await?;
@@ -112,7 +119,8 @@ impl Watch {
     async fn look(&self, client: &Client) -> Result<Seen> {
         let row = client
             .query_one(
-                "SELECT pg_catalog.pg_current_wal_insert_lsn()::text, s.restart_lsn::text, s.safe_wal_size, r.sent_lsn::text \
+                "SELECT pg_catalog.pg_current_wal_insert_lsn()::text, s.restart_lsn::text, s.safe_wal_size, r.sent_lsn::text, \
+                 (extract(epoch FROM pg_catalog.clock_timestamp() - '2000-01-01 00:00:00+00'::pg_catalog.timestamptz) * 1000000)::pg_catalog.int8 \
                  FROM (SELECT) AS one LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1 \
                  LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid",
                 &[&self.slot],
@@ -124,7 +132,7 @@ impl Watch {
         let head: Lsn = lsn(0).unwrap_or_default();
         let restart: Option<Lsn> = lsn(1);
         let retained = restart.map_or(0, |restart| head.bytes_since(restart));
-        Ok(Seen { head, sent: lsn(3), retained, safe: row.get(2) })
+        Ok(Seen { head, clock: row.get(4), sent: lsn(3), restart, retained, safe: row.get(2) })
     }
 
     /// From 18 on a server leaves changes out without a word when the publication goes away under a running stream.
@@ -139,6 +147,16 @@ impl Watch {
                 Ok(())
             }
         }
+    }
+
+    /// Who else keeps WAL on the source, where it keeps more than we need, or more than it may.
+    async fn others(&self, client: &Client, seen: &Seen) -> Option<String> {
+        let acknowledged = self.ladder.view().acknowledged;
+        let beyond = seen.restart.map_or(0, |restart| acknowledged.bytes_since(restart));
+        if beyond < OTHERS_FROM_BYTES && seen.retained < self.source_wal {
+            return None;
+        }
+        retained_by_others(client, &self.slot).await.ok().flatten()
     }
 
     /// Where the target is so far behind that the source keeps too much, what comes goes to our disk and is acknowledged.
