@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tidemark_model::{RelationName, Severity};
 use tidemark_pipeline as pipeline;
-use tidemark_pipeline::{Job, Progress, Report, Status};
+use tidemark_pipeline::{Job, Progress, Report, Status, SyncReport};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{CheckArgs, NotEmpty, StatusArgs, SyncArgs, Until};
@@ -145,8 +145,14 @@ async fn read_status(config: &Config) -> Result<Status, Failure> {
 }
 
 /// Runs the snapshot with progress and signals.
-pub(crate) async fn snapshot(job: &Job, screen: &Screen) -> Result<Report, Failure> {
+async fn snapshot(job: &Job, screen: &Screen) -> Result<Report, Failure> {
     shown(screen, async |progress, stop| pipeline::snapshot_only(job, progress, stop).await).await
+}
+
+/// Brings the target to where the source is now, with progress and signals.
+pub(crate) async fn sync_until_now(job: &Job, screen: &Screen) -> Result<SyncReport, Failure> {
+    let until = Some(pipeline::Until::Now);
+    shown(screen, async |progress, stop| pipeline::sync(job, progress, until, stop).await).await
 }
 
 /// Runs a job with progress and signals.

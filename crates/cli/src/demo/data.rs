@@ -14,6 +14,14 @@ const TPCH: &str = include_str!("../../../../testdata/demo/tpch.sql");
 const ZOO: &str = include_str!("../../../../testdata/demo/zoo.sql");
 const LIVE: &str = include_str!("../../../../testdata/demo/live.sql");
 
+/// What `tidemark check` asks for before a table without a key can be followed.
+const IDENTITIES: &str = "DO $$ DECLARE name text; BEGIN FOR name IN \
+    SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c \
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    WHERE c.relkind IN ('r', 'p') AND c.relreplident = 'd' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' \
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate) \
+    LOOP EXECUTE 'ALTER TABLE ' || name || ' REPLICA IDENTITY FULL'; END LOOP; END $$";
+
 /// Where the scale factor goes.
 const SCALE: &str = "{{scale}}";
 
@@ -40,6 +48,7 @@ pub(super) async fn load(spec: &ConnectSpec, scale: f64) -> Result<Loaded, Failu
         let text = text.replace(SCALE, &scale.to_string());
         client.batch_execute(&text).await.map_err(|error| query_failed(&error))?;
     }
+    client.batch_execute(IDENTITIES).await.map_err(|error| query_failed(&error))?;
     let counts = row_counts(&client).await?;
     let size = "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())";
     let row = client.query_one(size, &[]).await.map_err(|error| query_failed(&error))?;

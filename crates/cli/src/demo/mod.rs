@@ -1,14 +1,16 @@
-//! `tidemark demo`: two throwaway servers, live load, a copy to PostgreSQL and one to Parquet, and a look at both.
+//! `tidemark demo`: two throwaway servers, live load, a copy to PostgreSQL and one to Parquet that follow the source, and a
+//! comparison of all three.
 //!
-//! **Invariant:** both copies are made by the functions that `tidemark sync` runs. However it ends, also by Ctrl-C, no
+//! **Invariant:** both copies are made and kept by the functions that `tidemark sync` runs. However it ends, also by Ctrl-C, no
 //! server and no temporary file is left; a killed process is cleaned up after by a watchdog (see [`server`]).
 //!
 //! ```text
-//! servers -> data -> writers ... check -> PostgreSQL -> Parquet ... stop -> look at both -> report
-//!                       \_______ write all the time ________/
+//! servers -> data -> writers .. check -> PostgreSQL -> Parquet -> both follow -> nobody follows .. stop -> until now -> compare
+//!                       \_______________ write all the time ______________________________________/
 //! ```
 
 mod data;
+mod follow;
 mod proof;
 mod report;
 mod server;
@@ -18,7 +20,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tidemark_model::{RelationName, Unrepresentable};
-use tidemark_pipeline::{self as pipeline, Job, Report, Target};
+use tidemark_pipeline::{self as pipeline, Job, Report, SyncReport, Target};
 use tidemark_sink::parquet::Root;
 use tidemark_source::Selection;
 use tidemark_wire::Client;
@@ -29,19 +31,27 @@ use crate::jobs::{self, Signals};
 use crate::log::Screen;
 use crate::output;
 use data::{Loaded, RowCounts};
+use follow::{Behind, Followed};
 use proof::{Found, Lake};
 use report::{CopyReport, DemoReport, Moved, SourceReport, TableRow, WritersReport};
 use server::{DATABASE, Place, Programs, Server, USER, query_failed};
 use writers::{WRITERS, Writers, Written};
 
 /// What the verdict stands on.
-const PROOF: &str = "Every table of the PostgreSQL copy was read back and hashed again: rows and digests equal those of the \
-    source's snapshot. The rows of the lake were counted in the files' footers. This is a check by Tidemark's own code; its \
-    test suite compares the two databases by another way (psql and SHA-256).";
+const PROOF: &str = "After the writers had stopped and both copies had caught up, every table of the source and of the \
+    PostgreSQL copy was read and hashed: rows and digests are equal. The rows of the lake were counted in the footers of its \
+    files, with what its change files add and take away. This is a check by Tidemark's own code; its test suite compares the \
+    databases by another way (psql and SHA-256).";
+/// How long both copies follow the writers.
+const FOLLOW: Duration = Duration::from_secs(10);
+/// How long nobody follows them then.
+const ABSENT: Duration = Duration::from_secs(2);
+/// A lake commits so often.
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// The one table that a lake cannot hold.
 const NOT_FOR_LAKES: &str = "zoo.nothing_at_all";
-/// The source does without the safety of its disk while it is filled, and needs no logical WAL.
-const SOURCE_SETTINGS: &str = "fsync = off\nfull_page_writes = off\nmax_wal_size = '4GB'\nwal_level = replica\nshared_buffers = '256MB'";
+/// The source does without the safety of its disk.
+const SOURCE_SETTINGS: &str = "fsync = off\nfull_page_writes = off\nmax_wal_size = '4GB'\nwal_level = logical\nshared_buffers = '256MB'";
 /// The target is as a server is by default, but for its memory.
 const TARGET_SETTINGS: &str = "max_wal_size = '4GB'\nshared_buffers = '256MB'";
 
@@ -107,6 +117,37 @@ struct Copied {
     transactions: u64,
 }
 
+/// Both jobs.
+struct Jobs {
+    postgres: Job,
+    lake: Job,
+}
+
+/// What both copies did after they were made, PostgreSQL first.
+struct Kept {
+    followed: Followed,
+    /// The last run, after the writers had stopped.
+    caught_up: [SyncReport; 2],
+}
+
+/// What was found at the end.
+struct Compared {
+    found: Vec<Found>,
+    lake: Lake,
+    /// Of the source, of PostgreSQL, of the lake.
+    balances: [i64; 3],
+    now: RowCounts,
+}
+
+impl Compared {
+    fn verdict(&self) -> &'static str {
+        let tables = self.found.iter().chain(&self.lake.tables);
+        let is_identical = { tables }.all(Found::is_equal)
+            && self.balances.iter().all(|balance| *balance == self.balances[0]);
+        if is_identical { "identical" } else { "different" }
+    }
+}
+
 impl Demo<'_> {
     /// From nothing to the report; gives the last line for stdout.
     async fn story(&self, place: &mut Place) -> Result<Told, Failure> {
@@ -114,48 +155,35 @@ impl Demo<'_> {
         let shop = self.make_shop(place).await?;
         self.step(3, &format!("{WRITERS} connections begin to write: orders, payments, deletions"));
         let writers = Writers::start(&shop.source.spec).await?;
+        let jobs = Jobs {
+            postgres: postgres_job(place.path(), &shop),
+            lake: lake_job(place.path(), &shop),
+        };
 
-        self.step(4, "copy to PostgreSQL while they write");
-        let job = postgres_job(place.path(), &shop);
-        self.check(&job).await?;
-        let to_postgres = self.copy(&job, &writers).await?;
-
-        self.step(5, "copy to Parquet while they write");
-        let job = lake_job(place.path(), &shop);
+        self.step(4, "copy to PostgreSQL while they write: tidemark sync --until now");
+        self.check(&jobs.postgres).await?;
+        let to_postgres = self.copy(&jobs.postgres, &writers).await?;
+        self.step(5, "copy to Parquet while they write: tidemark sync --until now");
         self.say(&format!("{NOT_FOR_LAKES} has no columns, which Parquet cannot hold: excluded"));
         self.say("zoo.animal has infinite dates and NaN numerics, which Parquet cannot hold: they become NULL, and are counted");
-        let to_lake = self.copy(&job, &writers).await?;
-        let written = writers.finish().await?;
-        self.say(&rate_of(&written));
+        let to_lake = self.copy(&jobs.lake, &writers).await?;
 
-        self.step(6, "look at both copies again");
-        let state = place.path().join("state-postgres");
-        let target = &shop.target.spec;
-        let found = proof::read_back(target, &state, &to_postgres.report).await?;
-        let lake = proof::read_lake(&place.path().join("lake"), &to_lake.report)?;
-        let source = connect(&shop.source).await?;
-        let copy = connect(&shop.target).await?;
-        let now = data::row_counts(&source).await?;
-        let balances = [data::balance(&source).await?, data::balance(&copy).await?, lake.balance];
-        self.say_proof(&found, &lake, balances)?;
-
-        let moved_on = moved_on(&found, &now);
+        let (kept, written) = Box::pin(self.keep_in_step(&jobs, writers)).await?;
+        let compared = self.compare(place, &shop, [&to_postgres, &to_lake]).await?;
+        let moved_on = moved_on(&to_postgres.report, &compared.now);
         self.say_moved(&moved_on)?;
-        let is_identical = found.iter().chain(&lake.tables).all(Found::is_equal)
-            && balances.iter().all(|balance| *balance == balances[0]);
+        let verdict = compared.verdict();
+        let copies = copy_reports([&to_postgres, &to_lake], &kept, &compared);
         let report = DemoReport {
             tool_version: env!("CARGO_PKG_VERSION"),
-            verdict: if is_identical { "identical" } else { "different" },
+            verdict,
             proof: PROOF,
             started_at: started_at.to_string(),
             finished_at: jiff::Timestamp::now().to_string(),
             scale: self.args.scale,
             server_version: self.version.clone(),
             source: source_report(&shop.loaded),
-            copies: vec![
-                postgres_report(&to_postgres, &found, balances[1]),
-                lake_report(&to_lake, &lake),
-            ],
+            copies,
             writers: WritersReport {
                 connections: WRITERS,
                 transactions: written.transactions,
@@ -165,12 +193,69 @@ impl Demo<'_> {
         };
         let path = report::write(&report, &self.args.report)?;
         let total = output::duration(self.started.elapsed());
-        let code = if is_identical { ExitCode::Done } else { ExitCode::Different };
+        let code = if verdict == "identical" { ExitCode::Done } else { ExitCode::Different };
         Ok(Told {
             code,
             look_around: look_around(place, &shop),
-            last_line: format!("{} in {total}: {}\n", report.verdict, path.display()),
+            last_line: format!("{verdict} in {total}: {}\n", path.display()),
         })
+    }
+
+    /// Both copies follow, are away for a while, and come to where the source is at the end.
+    async fn keep_in_step(
+        &self,
+        jobs: &Jobs,
+        writers: Writers,
+    ) -> Result<(Kept, Written), Failure> {
+        let seconds = FOLLOW.as_secs();
+        self.step(
+            6,
+            &format!(
+                "both follow the writers for {seconds} s: tidemark sync, asked by tidemark status"
+            ),
+        );
+        let both = [&jobs.postgres, &jobs.lake];
+        let followed = follow::follow(both, FOLLOW, |lag| self.say(&follow::line(lag)));
+        let followed = Box::pin(followed).await?;
+        let seconds = ABSENT.as_secs();
+        self.step(7, &format!("{seconds} s in which nobody follows; then the writers stop, and both catch up: tidemark sync --until now"));
+        tokio::time::sleep(ABSENT).await;
+        let written = writers.finish().await?;
+        self.say(&rate_of(&written));
+        let postgres = jobs::sync_until_now(&jobs.postgres, self.screen).await?;
+        let lake = jobs::sync_until_now(&jobs.lake, self.screen).await?;
+        for (name, report) in [("PostgreSQL", &postgres), ("Parquet", &lake)] {
+            let time = Duration::from_millis(report.duration_ms);
+            self.say(&format!(
+                "{name} is at {}: {} transactions with {} changes in {}",
+                report.end_lsn,
+                output::count(report.transactions),
+                output::count(report.changes),
+                output::duration(time),
+            ));
+        }
+        Ok((Kept { followed, caught_up: [postgres, lake] }, written))
+    }
+
+    /// Nobody writes any more: the source and both copies are read.
+    async fn compare(
+        &self,
+        place: &Place,
+        shop: &Shop,
+        [to_postgres, to_lake]: [&Copied; 2],
+    ) -> Result<Compared, Failure> {
+        self.step(8, "compare the source and both copies");
+        let state = place.path().join("state-postgres");
+        let sides = (&shop.source.spec, &shop.target.spec);
+        let found = proof::compare(sides, &state, &to_postgres.report).await?;
+        let lake = proof::read_lake(&place.path().join("lake"), &to_lake.report, &found)?;
+        let source = connect(&shop.source).await?;
+        let copy = connect(&shop.target).await?;
+        let now = data::row_counts(&source).await?;
+        let balances = [data::balance(&source).await?, data::balance(&copy).await?, lake.balance];
+        let compared = Compared { found, lake, balances, now };
+        self.say_proof(&compared)?;
+        Ok(compared)
     }
 
     async fn make_shop(&self, place: &mut Place) -> Result<Shop, Failure> {
@@ -206,20 +291,23 @@ impl Demo<'_> {
 
     async fn copy(&self, job: &Job, writers: &Writers) -> Result<Copied, Failure> {
         let before = writers.committed();
-        let report = jobs::snapshot(job, self.screen).await?;
+        let synced = jobs::sync_until_now(job, self.screen).await?;
+        let report = synced.snapshot;
+        let report = report.ok_or_else(|| Failure::internal("copy: there was no snapshot"))?;
         let transactions = writers.committed() - before;
         output::print(&output::summary(&report.clone().into(), self.screen.color_stdout))?;
         self.say(&format!("{} transactions were committed meanwhile", output::count(transactions)));
         Ok(Copied { report, transactions })
     }
 
-    fn say_proof(&self, found: &[Found], lake: &Lake, balances: [i64; 3]) -> Result<(), Failure> {
+    fn say_proof(&self, compared: &Compared) -> Result<(), Failure> {
+        let Compared { found, lake, balances, .. } = compared;
         let number_equal =
             |tables: &[Found]| tables.iter().filter(|table| table.is_equal()).count();
         let rows = |tables: &[Found]| output::count(tables.iter().map(|t| t.target_rows).sum());
         let mut text = format!(
-            "PostgreSQL  {} of {} tables equal: {} rows read back, counts and digests as in the source's snapshot\n\
-             Parquet     {} of {} tables equal: {} rows counted in the footers of {} files, {}\n\
+            "PostgreSQL  {} of {} tables equal: {} rows read on both sides, counts and digests equal\n\
+             Parquet     {} of {} tables equal: {} rows counted in the footers of {} files of {} commits, {}\n\
              one moment  all balances add up to {} on the source, {} in PostgreSQL, {} in Parquet\n",
             number_equal(found),
             found.len(),
@@ -228,6 +316,7 @@ impl Demo<'_> {
             lake.tables.len(),
             rows(&lake.tables),
             output::count(lake.files),
+            output::count(lake.commits as u64),
             output::bytes(lake.bytes),
             balances[0],
             balances[1],
@@ -240,8 +329,6 @@ impl Demo<'_> {
             ));
         }
         output::print(&text)?;
-        let commit = lake.commit.display();
-        self.say(&format!("the lake's manifest: {commit}"));
         self.say(
             "this is a second look by our own code; the test suite compares by psql and SHA-256",
         );
@@ -264,7 +351,7 @@ impl Demo<'_> {
             if self.screen.color_stderr { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
         let at = self.started.elapsed();
         let at = format!("{}.{}s", at.as_secs(), at.subsec_millis() / 100);
-        self.talk(&format!("{bold}[{number}/6] {what}{plain}  ({at})\n"));
+        self.talk(&format!("{bold}[{number}/8] {what}{plain}  ({at})\n"));
     }
 
     fn say(&self, text: &str) {
@@ -341,8 +428,8 @@ fn job(place: &Path, shop: &Shop, name: &str, target: Target) -> Job {
         chunk_bytes: 16 << 20,
         lock_timeout: Duration::from_secs(5),
         memory: 256 << 20,
-        follows: false,
-        stream: tidemark_pipeline::StreamJob::default(),
+        follows: true,
+        stream: pipeline::StreamJob { commit_interval: COMMIT_EVERY, ..Default::default() },
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
@@ -365,46 +452,64 @@ fn source_report(loaded: &Loaded) -> SourceReport {
     }
 }
 
-fn postgres_report(copied: &Copied, found: &[Found], balance: i64) -> CopyReport {
-    copy_report("PostgreSQL", copied, found, balance)
-}
-
-fn lake_report(copied: &Copied, lake: &Lake) -> CopyReport {
-    let tables = copied.report.tables.iter();
+fn copy_reports(
+    [to_postgres, to_lake]: [&Copied; 2],
+    kept: &Kept,
+    compared: &Compared,
+) -> Vec<CopyReport> {
+    let lake = &compared.lake;
+    let tables = to_lake.report.tables.iter();
     let replaced = tables.flat_map(|table| &table.summary.replaced).map(|(_, count)| count).sum();
-    CopyReport {
-        files: Some((lake.files, lake.bytes)),
-        skipped: vec![
-            format!("{NOT_FOR_LAKES} was left out: it has no columns."),
-            format!(
-                "{} values of zoo.animal that Parquet cannot hold (infinite dates, NaN numerics, 24:00:00) are NULL.",
-                output::count(replaced)
-            ),
-        ],
-        ..copy_report("Parquet", copied, &lake.tables, lake.balance)
-    }
+    let kept = |number: usize| {
+        let (followed, caught_up) = (&kept.followed, &kept.caught_up[number]);
+        (&followed.reports[number], followed.lag[number].as_slice(), caught_up)
+    };
+    vec![
+        copy_report("PostgreSQL", to_postgres, kept(0), (&compared.found, compared.balances[1])),
+        CopyReport {
+            files: Some((lake.files, lake.bytes)),
+            skipped: vec![
+                format!("{NOT_FOR_LAKES} was left out: it has no columns."),
+                format!(
+                    "{} values of zoo.animal that Parquet cannot hold (infinite dates, NaN numerics, 24:00:00) are NULL.",
+                    output::count(replaced)
+                ),
+            ],
+            ..copy_report("Parquet", to_lake, kept(1), (&lake.tables, lake.balance))
+        },
+    ]
 }
 
-fn copy_report(target: &'static str, copied: &Copied, found: &[Found], balance: i64) -> CopyReport {
+fn copy_report(
+    target: &'static str,
+    copied: &Copied,
+    (followed, lag, caught_up): (&SyncReport, &[Behind], &SyncReport),
+    (found, balance): (&[Found], i64),
+) -> CopyReport {
     let bytes = copied.report.tables.iter().map(|table| table.summary.bytes);
     CopyReport {
         target,
-        lsn: copied.report.lsn.to_string(),
+        snapshot_lsn: copied.report.lsn.to_string(),
+        lsn: caught_up.end_lsn.to_string(),
         duration_ms: copied.report.duration_ms,
         files: None,
         transactions_meanwhile: copied.transactions,
+        followed: followed.into(),
+        lag: lag.to_vec(),
+        caught_up: caught_up.into(),
         balance,
         tables: found.iter().zip(bytes).map(|(found, bytes)| TableRow::new(found, bytes)).collect(),
         skipped: Vec::new(),
     }
 }
 
-fn moved_on(found: &[Found], now: &RowCounts) -> Vec<Moved> {
-    let moved = found.iter().filter_map(|table| {
-        let rows_now = *now.get(&table.relation)?;
-        (rows_now != table.source_rows).then(|| Moved {
-            table: table.relation.plain(),
-            rows_at_snapshot: table.source_rows,
+fn moved_on(report: &Report, now: &RowCounts) -> Vec<Moved> {
+    let moved = report.tables.iter().filter_map(|table| {
+        let (relation, rows_at_snapshot) = (&table.summary.relation, table.summary.rows_out);
+        let rows_now = *now.get(relation)?;
+        (rows_now != rows_at_snapshot).then(|| Moved {
+            table: relation.plain(),
+            rows_at_snapshot,
             rows_now,
         })
     });

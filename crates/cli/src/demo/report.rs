@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
+use tidemark_pipeline::SyncReport;
 
+use super::follow::Behind;
 use super::proof::Found;
 use crate::exit::{ExitCode, Failure};
 use crate::output;
@@ -53,18 +55,42 @@ pub(super) struct SourceReport {
 pub(super) struct CopyReport {
     /// `PostgreSQL` or `Parquet`.
     pub(super) target: &'static str,
-    /// The source's position that it shows.
+    /// The source's position that the copy showed first.
+    pub(super) snapshot_lsn: String,
+    /// The one that it shows at the end, and was compared at.
     pub(super) lsn: String,
+    /// Of the copy.
     pub(super) duration_ms: u64,
     /// Files and their bytes, of a lake.
     pub(super) files: Option<(u64, u64)>,
     /// Transactions that were committed on the source while it was made.
     pub(super) transactions_meanwhile: u64,
+    /// While the writers wrote.
+    pub(super) followed: Stretch,
+    /// How far behind it was, second by second.
+    pub(super) lag: Vec<Behind>,
+    /// After the writers had stopped.
+    pub(super) caught_up: Stretch,
     /// The sum of all balances, the same in every state that the source ever had.
     pub(super) balance: i64,
     pub(super) tables: Vec<TableRow>,
     /// What was left out and why.
     pub(super) skipped: Vec<String>,
+}
+
+/// A run that followed the source.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct Stretch {
+    pub(super) transactions: u64,
+    pub(super) changes: u64,
+    pub(super) duration_ms: u64,
+}
+
+impl From<&SyncReport> for Stretch {
+    fn from(report: &SyncReport) -> Self {
+        let SyncReport { transactions, changes, duration_ms, .. } = *report;
+        Self { transactions, changes, duration_ms }
+    }
 }
 
 /// One table of a copy.
@@ -104,7 +130,11 @@ impl TableRow {
         Self {
             schema: found.relation.schema.clone(),
             table: found.relation.name.clone(),
-            verdict: if found.is_equal() { "identical" } else { "different" },
+            verdict: match (found.is_equal(), found.target_digest) {
+                (false, _) => "different",
+                (true, Some(_)) => "identical",
+                (true, None) => "as many rows",
+            },
             source_rows: found.source_rows,
             target_rows: found.target_rows,
             bytes,
@@ -136,7 +166,7 @@ h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2.2rem 0 .4rem}p{margin
 .verdict.different{border-color:#cf222e;background:#fff0f0}\
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}\
 th,td{text-align:left;padding:.25rem .7rem;border-bottom:1px solid #d8dee4;white-space:nowrap}\
-th.n,td.n{text-align:right}td.d{font-family:ui-monospace,monospace;font-size:.8rem}tr.different{background:#fff0f0}\
+.lag{margin:.6rem 0 1.2rem}th.n,td.n{text-align:right}td.d{font-family:ui-monospace,monospace;font-size:.8rem}tr.different{background:#fff0f0}\
 @media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}.verdict{background:#0f2417}\
 .verdict.different,tr.different{background:#2d1214}th,td{border-color:#30363d}}";
 
@@ -148,12 +178,12 @@ fn html(report: &DemoReport) -> String {
         verdict = escaped(report.verdict),
         proof = escaped(report.proof),
     );
-    let time = Duration::from_millis(report.writers.duration_ms);
-    let rate = output::rate(report.writers.transactions, time).unwrap_or_default();
+    let written = Duration::from_millis(report.writers.duration_ms);
+    let rate = output::rate(report.writers.transactions, written).unwrap_or_default();
     write!(
         text,
         "<h2>What happened</h2>\n<p>A database of {} tables, {} rows, {} (TPC-H at scale {} and one of everything) was copied \
-         while {} connections wrote to it: {} transactions were committed in {}, {} per second.</p>\n\
+         and followed while {} connections wrote to it: {} transactions were committed in {}, {} per second.</p>\n\
          <p>Tidemark {}, PostgreSQL {}; from {} to {}.</p>\n",
         report.source.tables,
         output::count(report.source.rows),
@@ -161,12 +191,12 @@ fn html(report: &DemoReport) -> String {
         report.scale,
         report.writers.connections,
         output::count(report.writers.transactions),
-        output::duration(time),
+        output::duration(written),
         output::count(rate),
         escaped(report.tool_version),
         escaped(&report.server_version),
-        escaped(&report.started_at),
-        escaped(&report.finished_at),
+        escaped(&to_second(&report.started_at)),
+        escaped(&to_second(&report.finished_at)),
     )
     .ok();
     for copy in &report.copies {
@@ -178,27 +208,29 @@ fn html(report: &DemoReport) -> String {
 }
 
 fn copy_html(text: &mut String, copy: &CopyReport) {
-    let time = output::duration(Duration::from_millis(copy.duration_ms));
     write!(
         text,
-        "<h2>Copy to {}</h2>\n<p>Shows the source at LSN {}; made in {time}, while {} transactions were committed. \
-         The balances in live.account add up to {}.",
+        "<h2>{}</h2>\n<p>The copy showed the source at LSN {} and was made in {}, while {} transactions were committed. \
+         At the end it shows the source at LSN {}; the balances in live.account add up to {}.",
         escaped(copy.target),
-        escaped(&copy.lsn),
+        escaped(&copy.snapshot_lsn),
+        time(copy.duration_ms),
         output::count(copy.transactions_meanwhile),
-        copy.balance,
+        escaped(&copy.lsn),
+        output::count(copy.balance.unsigned_abs()),
     )
     .ok();
     if let Some((files, bytes)) = copy.files {
         write!(text, " {files} files, {}.", output::bytes(bytes)).ok();
     }
     text.push_str("</p>\n");
+    lag_html(text, copy);
     for skipped in &copy.skipped {
         writeln!(text, "<p>{}</p>", escaped(skipped)).ok();
     }
     text.push_str(
         "<div class=\"scroll\"><table><tr><th>table</th><th>verdict</th><th class=\"n\">rows of the source</th>\
-         <th class=\"n\">rows found</th><th class=\"n\">bytes</th><th>digest of the source</th><th>digest read back</th></tr>\n",
+         <th class=\"n\">rows found</th><th class=\"n\">bytes copied</th><th>digest of the source</th><th>digest of the copy</th></tr>\n",
     );
     for row in &copy.tables {
         writeln!(
@@ -211,17 +243,62 @@ fn copy_html(text: &mut String, copy: &CopyReport) {
             output::count(row.source_rows),
             output::count(row.target_rows),
             output::bytes(row.bytes),
-            escaped(&row.source_digest),
-            escaped(row.target_digest.as_deref().unwrap_or("-")),
+            escaped(short(&row.source_digest)),
+            escaped(row.target_digest.as_deref().map_or("not read", short)),
         )
         .ok();
     }
     text.push_str("</table></div>\n");
 }
 
+/// The head of a digest; report.json has the whole of it.
+fn short(digest: &str) -> &str {
+    digest.get(..16).unwrap_or(digest)
+}
+
+/// A time without the parts of its second.
+fn to_second(time: &str) -> String {
+    time.split_once('.').map_or_else(|| time.to_owned(), |(second, _)| format!("{second}Z"))
+}
+
+fn time(ms: u64) -> String {
+    output::duration(Duration::from_millis(ms))
+}
+
+/// What it did after it was made, and how far behind it was second by second.
+fn lag_html(text: &mut String, copy: &CopyReport) {
+    let Stretch { transactions, changes, duration_ms } = copy.followed;
+    let worst = copy.lag.iter().map(|lag| lag.seconds).fold(0.0, f64::max);
+    write!(
+        text,
+        "<p>Followed for {}: {} transactions with {} changes, at most {worst:.1} s behind. \
+         Caught up after the writers had stopped: {} transactions with {} changes in {}.</p>\n\
+         <div class=\"scroll\"><table class=\"lag\"><tr><th>following for</th>",
+        time(duration_ms),
+        output::count(transactions),
+        output::count(changes),
+        output::count(copy.caught_up.transactions),
+        output::count(copy.caught_up.changes),
+        time(copy.caught_up.duration_ms),
+    )
+    .ok();
+    for lag in &copy.lag {
+        write!(text, "<th class=\"n\">{} s</th>", lag.after_ms / 1000).ok();
+    }
+    text.push_str("</tr><tr><td>seconds behind</td>");
+    for lag in &copy.lag {
+        write!(text, "<td class=\"n\">{:.1}</td>", lag.seconds).ok();
+    }
+    text.push_str("</tr><tr><td>WAL behind</td>");
+    for lag in &copy.lag {
+        write!(text, "<td class=\"n\">{}</td>", output::bytes(lag.bytes)).ok();
+    }
+    text.push_str("</tr></table></div>\n");
+}
+
 fn moved_html(text: &mut String, moved: &[Moved]) {
     text.push_str(
-        "<h2>The source went on</h2>\n<p>A copy at one position does not have what was written after it.</p>\n\
+        "<h2>The source went on</h2>\n<p>Tables that have more or fewer rows than in the first copy; both copies went on with them.</p>\n\
          <div class=\"scroll\"><table><tr><th>table</th><th class=\"n\">rows in the first copy</th><th class=\"n\">rows now</th></tr>\n",
     );
     for row in moved {
@@ -270,10 +347,14 @@ mod tests {
         let mut text = String::new();
         let copy = CopyReport {
             target: "PostgreSQL",
-            lsn: "0/1".to_owned(),
+            snapshot_lsn: "0/1".to_owned(),
+            lsn: "0/2".to_owned(),
             duration_ms: 1,
             files: None,
             transactions_meanwhile: 0,
+            followed: Stretch::default(),
+            lag: Vec::new(),
+            caught_up: Stretch::default(),
             balance: 0,
             tables: vec![TableRow::new(&found, 1)],
             skipped: Vec::new(),
@@ -296,6 +377,9 @@ mod tests {
         assert!(!Found { target_rows: 3, ..equal.clone() }.is_equal());
         assert!(!Found { target_digest: Some(8), ..equal.clone() }.is_equal());
         assert!(Found { target_digest: None, ..equal.clone() }.is_equal());
+        assert_eq!(TableRow::new(&equal, 0).verdict, "identical");
+        let counted = Found { target_digest: None, ..equal.clone() };
+        assert_eq!(TableRow::new(&counted, 0).verdict, "as many rows");
         assert_eq!(TableRow::new(&Found { target_rows: 3, ..equal }, 0).verdict, "different");
     }
 }

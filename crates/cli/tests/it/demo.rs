@@ -52,6 +52,13 @@ fn the_demo_copies_a_living_database_twice_and_leaves_only_its_report() {
     assert_eq!(lines["source_digest"], lines["target_digest"]);
     assert!(report["copies"][0]["transactions_meanwhile"].as_u64().unwrap() > 0, "{report}");
     assert!(report["writers"]["transactions"].as_u64().unwrap() > 0, "{report}");
+    for copy in report["copies"].as_array().unwrap() {
+        assert_eq!(copy["tables"][0]["source_rows"], copy["tables"][0]["target_rows"], "{copy}");
+        assert!(copy["followed"]["changes"].as_u64().unwrap() > 0, "{copy}");
+        assert!(copy["caught_up"]["changes"].as_u64().unwrap() > 0, "{copy}");
+        assert!(!copy["lag"].as_array().unwrap().is_empty(), "{copy}");
+        assert_ne!(copy["snapshot_lsn"], copy["lsn"]);
+    }
     let html = std::fs::read_to_string(place.path().join("tidemark-demo/report.html")).unwrap();
     assert_says(&html, &["<h1>identical</h1>", "public.lineitem"]);
     assert_nothing_is_left(&temporary);
