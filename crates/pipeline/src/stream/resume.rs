@@ -70,6 +70,13 @@ pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Re
     let tables = followed(job, ledger, stored, &plans).await?;
     let is_followed = |plan: &TablePlan| tables.iter().any(|(oid, _)| *oid == plan.relation.oid);
     let mut joining: Vec<TablePlan> = plans.extract_if(.., |plan| !is_followed(plan)).collect();
+    joining.retain(|plan| {
+        let is_unlogged = plan.relation.persistence == Persistence::Unlogged;
+        if is_unlogged {
+            tracing::warn!(table = %plan.relation.name, "an unlogged table that came after the snapshot is not copied: there is no WAL of its rows");
+        }
+        !is_unlogged
+    });
     if matches!(job.target, Target::Lake(_)) {
         for plan in joining.drain(..) {
             tracing::warn!(table = %plan.relation.name, "a table that came after the snapshot is not followed: tables cannot join a lake yet");
