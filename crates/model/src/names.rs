@@ -1,7 +1,10 @@
 //! The names that a job gives to its objects on a server.
 //!
 //! **Invariant:** every name is a function of the job's (and wave's) name alone, so that a later run, `cleanup` and a person
-//! find the same objects; `-` becomes `_`, which no job's name holds, so that two jobs never share an object.
+//! find the same objects; `-` becomes `_`, which no job's name holds, so that two jobs never share an object. An origin
+//! belongs to the whole cluster although a job belongs to one database: its name has that database's OID, too.
+
+use crate::Oid;
 
 /// The replication slot of a job.
 pub fn slot_name(job: &str) -> String {
@@ -13,8 +16,13 @@ pub fn publication_name(job: &str) -> String {
     object_name(job)
 }
 
-/// The replication origin of a job on its target.
-pub fn origin_name(job: &str) -> String {
+/// The replication origin of a job in the database of this OID; no job's name has an `@`.
+pub fn origin_name(job: &str, database: Oid) -> String {
+    format!("{}@{database}", object_name(job))
+}
+
+/// The origin as the first version named it, without the database: its commits may still be in somebody's WAL.
+pub fn origin_name_of_old(job: &str) -> String {
     object_name(job)
 }
 
@@ -43,7 +51,14 @@ mod tests {
     #[test]
     fn dashes_become_underscores_and_the_names_agree() {
         assert_eq!(slot_name("my-shop"), "tidemark_my_shop");
-        assert_eq!(publication_name("my-shop"), origin_name("my-shop"));
+        assert_eq!(publication_name("my-shop"), origin_name_of_old("my-shop"));
+    }
+
+    #[test]
+    fn origins_of_one_job_in_two_databases_are_two() {
+        assert_eq!(origin_name("my-shop", 16_384), "tidemark_my_shop@16384");
+        assert_ne!(origin_name("shop", 16_384), origin_name("shop", 16_385));
+        assert_ne!(origin_name("shop", 16_384), origin_name_of_old("shop-16384"));
     }
 
     #[test]

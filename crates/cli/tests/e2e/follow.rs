@@ -51,12 +51,16 @@ impl Drop for Pair {
     fn drop(&mut self) {
         // The shared cluster has room for few slots, and a database with one cannot be dropped.
         self.source.psql(DROP_SLOTS).ok();
-        let origin = format!(
-            "SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname = 'tidemark_{}'",
-            self.name
-        );
-        self.target.psql(&origin).ok();
+        self.target.psql(&drop_origin(self.name)).ok();
     }
+}
+
+/// Drops what the job's commits on this database were marked with.
+pub(crate) fn drop_origin(job: &str) -> String {
+    format!(
+        "SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname = \
+         'tidemark_{job}@' || (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
 }
 
 const DROP_SLOTS: &str = "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots \

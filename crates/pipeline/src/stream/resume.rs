@@ -231,3 +231,15 @@ pub(super) async fn next_xid(client: &Client) -> Result<u64> {
         .map_err(tidemark_wire::Error::sql("read the source's next transaction id"))?;
     Ok(row.get::<_, &str>(0).parse().unwrap_or_default())
 }
+
+/// The origins that a stream of this job the other way round, into this database, gives to its commits.
+pub(super) async fn own_origins(client: &Client, job: &str) -> Result<Vec<String>> {
+    let row = client
+        .query_one(
+            "SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()",
+            &[],
+        )
+        .await
+        .map_err(tidemark_wire::Error::sql("read which database the source is"))?;
+    Ok(vec![names::origin_name(job, row.get(0)), names::origin_name_of_old(job)])
+}

@@ -21,7 +21,7 @@ use super::feed::Feed;
 use super::followed::Followed;
 use super::ladder::{DurableLsn, Ladder};
 use super::queue::Queue;
-use super::resume::{next_xid, publication_name};
+use super::resume::{next_xid, own_origins, publication_name};
 use super::spool::{Identity, Spool};
 use super::watch::{SpoolPlace, Watch};
 use crate::job::{Job, Target};
@@ -159,7 +159,7 @@ impl Session {
             memory,
             position,
             next_xid(&client).await?,
-            vec![names::origin_name(name)],
+            own_origins(&client, name).await?,
         );
         let feed = Feed {
             source: job.source.clone(),

@@ -12,9 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tidemark_model::names::{advisory_lock_key, application_name, origin_name};
+use tidemark_model::names::{advisory_lock_key, application_name};
 use tidemark_model::{Lsn, RelationName, sql::Ident};
-use tidemark_wire::tokio_postgres::error::SqlState;
 use tidemark_wire::{Client, ConnectSpec};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
@@ -805,29 +804,6 @@ pub async fn cleanup(options: &PostgresOptions) -> Result<Vec<String>> {
             .map_err(attempt)?;
         done.push("target: dropped the schema tidemark".to_owned());
     }
-    done.extend(drop_origin(&client, &options.job).await?);
+    done.extend(super::origin::drop_all(&client, &options.job).await?);
     Ok(done)
-}
-
-/// Origins belong to the whole cluster: one that a session uses is a job's of this name in another database.
-async fn drop_origin(client: &Client, job: &str) -> Result<Option<String>> {
-    let origin = origin_name(job);
-    let dropped = client
-        .query(
-            "SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname = $1",
-            &[&origin],
-        )
-        .await;
-    match dropped {
-        Ok(rows) if rows.is_empty() => Ok(None),
-        Ok(_) => Ok(Some(format!("target: dropped the replication origin {origin}"))),
-        Err(cause) => {
-            let left = match cause.code().map(SqlState::code) {
-                Some("42501") => "the role lacks EXECUTE on pg_replication_origin_drop(text)",
-                Some("55006") => "a session uses it",
-                _ => return Err(server_error("drop the replication origin", None, cause)),
-            };
-            Ok(Some(format!("target: left the replication origin {origin}: {left}")))
-        }
-    }
 }

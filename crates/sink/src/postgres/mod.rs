@@ -21,6 +21,7 @@ mod control;
 mod form;
 mod join;
 mod load;
+mod origin;
 mod restore;
 mod session;
 mod stream;

@@ -16,21 +16,14 @@
 //!
 //! PostgreSQL manual: "Replication Progress Tracking".
 
-use std::time::Duration;
-
 use tidemark_model::Lsn;
-use tidemark_model::names::origin_name;
 use tidemark_wire::Client;
-use tokio::time::Instant;
 
 use super::super::control::has_records;
 use super::super::session::{Sessions, may_replicate, server_error};
 use super::super::{PostgresOptions, Triggers};
 use super::apply::Fence;
 use crate::{Disposition, Error, Result, Stored, StoredStage, StreamStart};
-
-/// How long an origin may still belong to a session that was ended.
-const LOST_ORIGIN: Duration = Duration::from_secs(10);
 
 const SETTINGS: &str = "SET synchronous_commit = on; SET plan_cache_mode = force_generic_plan; \
     SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off; SET enable_bitmapscan = off; \
@@ -150,7 +143,7 @@ pub(super) async fn session(options: &PostgresOptions, sessions: &Sessions) -> R
         .batch_execute(&settings)
         .await
         .map_err(|cause| server_error("set up a session for applying changes", None, cause))?;
-    set_origin(&client, &origin_name(&options.job)).await?;
+    super::super::origin::set_up(&client, &options.job).await?;
     Ok(client)
 }
 
@@ -163,47 +156,4 @@ fn may_not_replicate(client: &Client) -> Error {
     };
     Error::new(Disposition::Refused, "switch the target's triggers off while changes are applied")
         .hint(format!("{way}; or set target.triggers = \"as-is\""))
-}
-
-async fn set_origin(client: &Client, origin: &str) -> Result<()> {
-    let attempt = "use the replication origin on the target";
-    let there = "SELECT FROM pg_replication_origin WHERE roname = $1";
-    let there = client.query_opt(there, &[&origin]).await;
-    if there.map_err(|cause| origin_error(attempt, cause))?.is_none() {
-        let created = client.query("SELECT pg_replication_origin_create($1)", &[&origin]).await;
-        created
-            .map_err(|cause| origin_error("create the replication origin on the target", cause))?;
-    }
-    let deadline = Instant::now() + LOST_ORIGIN;
-    loop {
-        let set = client.query("SELECT pg_replication_origin_session_setup($1)", &[&origin]).await;
-        match set {
-            Ok(_) => return Ok(()),
-            // A session of a killed run had it and is on its way out.
-            Err(cause) if is_in_use(&cause) && Instant::now() < deadline => {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            Err(cause) => return Err(origin_error(attempt, cause)),
-        }
-    }
-}
-
-fn is_in_use(cause: &tidemark_wire::tokio_postgres::Error) -> bool {
-    cause.code().is_some_and(|code| code.code() == "55006")
-}
-
-fn origin_error(attempt: &str, cause: tidemark_wire::tokio_postgres::Error) -> Error {
-    let denied = cause.code().is_some_and(|code| code.code() == "42501");
-    let full = cause.code().is_some_and(|code| matches!(code.code(), "53400" | "55000"));
-    let error = server_error(attempt, None, cause);
-    if denied {
-        return error.hint(
-            "as a superuser on the target: GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), \
-             pg_replication_origin_session_setup(text), pg_replication_origin_session_reset() TO the role",
-        );
-    }
-    if full {
-        return error.hint("raise max_replication_slots on the target (max_active_replication_origins from 18 on): each job uses one origin");
-    }
-    error
 }

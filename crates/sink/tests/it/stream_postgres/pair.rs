@@ -92,7 +92,7 @@ impl Pair {
     }
 
     /// Records a finished snapshot that a stream continues from; the rows are there already.
-    async fn snapshot(&self, run: &str) {
+    pub(crate) async fn snapshot(&self, run: &str) {
         let sink = self.sink();
         let start = SnapshotStart {
             job: self.job.clone(),
@@ -235,11 +235,12 @@ impl Pair {
 impl Drop for Pair {
     fn drop(&mut self) {
         // Slots and origins belong to the cluster and would run out. A panic in a test must not become an abort here.
-        let origin =
-            "SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname =";
         self.target
             .psql(&format!(
-                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = '{0}'; {origin} '{0}'",
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
+                 WHERE application_name = '{0}' AND datname = current_database(); \
+                 SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin \
+                 WHERE roname = '{0}@' || (SELECT oid FROM pg_database WHERE datname = current_database())",
                 slot(&self.job)
             ))
             .ok();

@@ -3,8 +3,9 @@
 use tidemark_model::{DataType, RelationName};
 use tidemark_sink::postgres::{PostgresOptions, PostgresSink, Triggers};
 use tidemark_sink::{Disposition, NewColumn, Sink, StoredStage};
+use tidemark_testkit::shared;
 
-use super::pair::{Pair, batch};
+use super::pair::{Pair, batch, copies};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_finished_snapshot_that_continues_is_followed_from_its_position() {
@@ -181,6 +182,34 @@ async fn commits_on_the_target_carry_our_origin() {
         .unwrap();
     pair.target.psql("SELECT pg_drop_replication_slot('back')").unwrap();
     assert_eq!(origins.trim(), "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_jobs_name_in_two_databases_of_a_cluster_is_two_origins() {
+    let schema = "CREATE TABLE t (id int PRIMARY KEY)";
+    let mut pair = Pair::new("twin", schema, true).await;
+    let mut one = pair.open("s1").await.unwrap();
+    let first = std::mem::replace(&mut pair.target, shared().unwrap());
+    pair.target.psql(schema).unwrap();
+    pair.snapshot("r2").await;
+    let mut other = pair.open("s2").await.unwrap();
+    pair.source.psql("INSERT INTO t VALUES (1)").unwrap();
+    let transactions = pair.changes().await;
+    for open in [&mut one, &mut other] {
+        open.writer.accept(batch(copies(&transactions), false).await).await.unwrap();
+        open.writer.flush().await.unwrap();
+    }
+    pair.assert_same("the second database");
+    assert_eq!(first.psql("SELECT id FROM t").unwrap().trim(), "1");
+    let origins = "SELECT count(*) FROM pg_replication_origin WHERE roname IN (SELECT 'tidemark_twin@' || oid FROM pg_database)";
+    assert_eq!(first.psql(origins).unwrap().trim(), "2");
+    // So that it goes with the pair.
+    drop((one, other));
+    pair.end_sessions();
+    pair.target = first;
+    pair.end_sessions();
+    let drop_all = "SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname LIKE 'tidemark\\_twin@%'";
+    pair.target.psql(drop_all).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
