@@ -48,6 +48,7 @@ pub fn job(config: &Config, not_empty: NotEmpty, follows: bool) -> Result<pipeli
 fn stream_of(config: &Config, source: &config::Source) -> pipeline::StreamJob {
     pipeline::StreamJob {
         publication: source.publication.clone(),
+        slot: source.slot.clone(),
         failover: source.failover,
         batch_delay: config.stream.batch_delay,
         batch_bytes: config.stream.batch_bytes,

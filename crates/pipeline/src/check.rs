@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use tidemark_model::{Finding, Oid, Severity, TablePlan};
 use tidemark_sink::Sink;
 use tidemark_source::{
-    AddressOf, Catalog, Needs, check_filters, dump, pooler_behind, pooler_that_refused,
-    read_catalog,
+    AddressOf, Catalog, Needs, check_filters, check_given_slot, dump, pooler_behind,
+    pooler_that_refused, read_catalog,
 };
 use tidemark_wire::{Client, ConnectSpec};
 
@@ -78,6 +78,9 @@ pub(crate) async fn look_at(
         connections: job.readers as u32 + SESSIONS_BESIDE_READERS,
     };
     findings.extend(tidemark_source::check(&client, &catalog, &plans, needs).await?);
+    if let (true, Some(slot)) = (job.follows, &job.stream.slot) {
+        findings.extend(check_given_slot(&client, slot).await?);
+    }
     findings.extend(password_findings(job));
     findings.extend(schema_tool_findings(job, &catalog).await);
     findings.extend(sink.check(&plans).await?);

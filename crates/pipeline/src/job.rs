@@ -50,6 +50,8 @@ pub struct Job {
 pub struct StreamJob {
     /// A publication that somebody else made; ours otherwise.
     pub publication: Option<String>,
+    /// A slot that somebody else made; ours otherwise.
+    pub slot: Option<String>,
     /// Make the slot a failover slot (17 and later).
     pub failover: bool,
     /// How long transactions are gathered at most while the target is busy.
@@ -74,6 +76,7 @@ impl Default for StreamJob {
     fn default() -> Self {
         Self {
             publication: None,
+            slot: None,
             failover: false,
             batch_delay: Duration::from_millis(200),
             batch_bytes: 64 << 20,

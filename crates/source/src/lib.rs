@@ -40,14 +40,14 @@ pub use bounds::{key_bounds, leaf_bounds};
 pub use catalog::{Catalog, Sequence, Server, read_catalog, read_sequences, read_server};
 pub use check::{Needs, check};
 pub use chunks::{copy_statement, estimated_bytes, parts_of, plan_chunks};
-pub use cleanup::cleanup;
+pub use cleanup::{Given, cleanup};
 pub use error::{Disposition, Error, Result};
 pub use filter::check_filters;
 pub use reader::Reader;
 pub use selection::Selection;
 pub use snapshot::{
-    Hook, SlotOptions, Snapshot, SnapshotOptions, drop_publication, drop_slot, publish_for_join,
-    waiting_for_us,
+    Hook, SlotOptions, Snapshot, SnapshotOptions, check_given_slot, drop_publication, drop_slot,
+    publish_for_join, waiting_for_us,
 };
 #[doc(hidden)]
 pub use stream::fuzz as fuzz_stream;

@@ -151,6 +151,14 @@ pub const KEYS: &[Key] = &[
         why: "A publication that somebody with more rights has made. It must publish all operations, rows and columns of the chosen tables.",
     },
     Key {
+        path: "source.slot",
+        kind: Kind::Text,
+        default: None,
+        otherwise: "tidemark_JOB, made by us when the copy begins",
+        example: r#""made_by_dba""#,
+        why: "A logical slot of the plugin pgoutput that somebody else has made in the source's database, for this job alone. It is never dropped, and keeps WAL until its owner drops it. Copying needs one more free slot for a moment.",
+    },
+    Key {
         path: "source.failover",
         kind: Kind::Switch,
         default: Some("false"),
@@ -354,7 +362,6 @@ pub const KEYS: &[Key] = &[
 
 /// Keys and sections of the design that come with a later version: refused, but not as a misspelling.
 pub const LATER: &[&str] = &[
-    "source.slot",
     "stream.lanes",
     "verify",
     "verify.redact",

@@ -109,6 +109,12 @@ impl Resolver<'_> {
         let parquet = self.parquet(raw.parquet)?;
         let stream = self.stream(raw.stream)?;
         let limits = self.limits(raw.limits)?;
+        let slot = source.as_ref().and_then(|source| source.slot.as_ref());
+        if slot.is_some() && limits.on_full == OnFull::DropSlot {
+            let (key, text) = ("limits.on_full".to_owned(), "drop-slot".to_owned());
+            let why = "would drop the slot that source.slot names, which is not ours";
+            return Err(self.wrong(&Found { key, text, origin: Origin::File }, why));
+        }
         let listen = self.listen(raw.serve.listen)?;
         Ok(Config {
             job,
@@ -133,8 +139,14 @@ impl Resolver<'_> {
         needs: Needs,
     ) -> Result<Option<Source>, ConfigError> {
         let publication = self.value("source.publication", None, raw.publication)?;
+        let slot = self.value("source.slot", None, raw.slot)?;
         let failover = raw.failover.map(|on| on.to_string());
-        let failover = self.with_default("source.failover", failover)?.text == "true";
+        let failover = self.with_default("source.failover", failover)?;
+        if slot.is_some() && failover.text == "true" {
+            let why = "is about a slot that tidemark makes; source.slot names one that is there";
+            return Err(self.wrong(&failover, why));
+        }
+        let failover = failover.text == "true";
         let Some(found) = self.value("source.url", flag, raw.url)? else {
             return match needs {
                 Needs::Both => {
@@ -146,7 +158,8 @@ impl Resolver<'_> {
         };
         let url = url::source(&found.text).map_err(|why| self.wrong(&found, why))?;
         let publication = publication.map(|found| found.text);
-        Ok(Some(Source { url, publication, failover }))
+        let slot = slot.map(|found| found.text);
+        Ok(Some(Source { url, publication, slot, failover }))
     }
 
     fn target(

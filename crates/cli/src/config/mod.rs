@@ -78,6 +78,8 @@ pub struct Source {
     pub url: Secret,
     /// A publication that somebody else made.
     pub publication: Option<String>,
+    /// A slot that somebody else made.
+    pub slot: Option<String>,
     /// Make a failover slot.
     pub failover: bool,
 }

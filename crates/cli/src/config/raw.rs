@@ -58,6 +58,8 @@ pub struct RawSource {
     pub url: Option<String>,
     /// `publication`
     pub publication: Option<String>,
+    /// `slot`
+    pub slot: Option<String>,
     /// `failover`
     pub failover: Option<bool>,
 }

@@ -125,6 +125,33 @@ fn until_now_ends_with_the_sources_rows_and_the_next_one_goes_on_without_a_snaps
 }
 
 #[test]
+fn a_slot_that_a_dba_made_is_followed_and_never_dropped() {
+    let pair = Pair::new("given");
+    let make = "SELECT pg_create_logical_replication_slot('made_by_dba', 'pgoutput')";
+    let job = pair.job().of_source("slot = \"made_by_dba\"");
+    let check = job.run(&["check"]).expect(5);
+    assert!(check.stdout.contains("pg_create_logical_replication_slot"), "{}", check.stdout);
+    job.run(&["sync", "--until", "now"]).expect(5);
+    pair.source.psql(make).unwrap();
+    job.run(&["check"]).expect(0);
+    let writer = pair.writer();
+    let mut running = job.start(&["sync"]);
+    follows(&mut running, &pair.target, "given");
+    passes(&mut running, &pair.source, &pair.target);
+    running.signal(Signal::KILL);
+    running.end().expect(137);
+    let written = writer.stop().unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+    assert_eq!(check_ledger(pair.target.cluster(), pair.target.name()).unwrap(), written.committed);
+    let slots = "SELECT string_agg(slot_name, ',') FROM pg_replication_slots WHERE database = current_database()";
+    assert_eq!(pair.source.psql(slots).unwrap(), "made_by_dba");
+    let ran = job.run(&["cleanup", "--yes"]).expect(0);
+    assert!(ran.stdout.contains("made_by_dba"), "{}", ran.stdout);
+    assert_eq!(pair.source.psql(slots).unwrap(), "made_by_dba");
+}
+
+#[test]
 fn a_terminated_run_ends_with_0_and_says_where_and_the_next_goes_on() {
     for signal in [Signal::TERM, Signal::INT] {
         let pair = Pair::new("stopped");

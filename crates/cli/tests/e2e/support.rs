@@ -92,6 +92,7 @@ pub(crate) struct Job {
     name: String,
     source: String,
     target: String,
+    of_source: String,
     more: String,
     state_dir: PathBuf,
     environment: Vec<(String, String)>,
@@ -110,6 +111,7 @@ impl Job {
             name: name.to_owned(),
             source: source.to_owned(),
             target: target.to_owned(),
+            of_source: String::new(),
             more: "[snapshot]\nreaders = 2\nchunk_bytes = \"1MiB\"\n".to_owned(),
             environment,
         }
@@ -118,6 +120,12 @@ impl Job {
     /// In place of the sections after `[target]`'s url.
     pub(crate) fn configured(mut self, more: &str) -> Self {
         more.clone_into(&mut self.more);
+        self
+    }
+
+    /// More lines of `[source]`.
+    pub(crate) fn of_source(mut self, lines: &str) -> Self {
+        lines.clone_into(&mut self.of_source);
         self
     }
 
@@ -138,10 +146,11 @@ impl Job {
 
     fn command(&self, args: &[&str]) -> Command {
         let text = format!(
-            "[job]\nname = {:?}\nstate_dir = {:?}\n[source]\nurl = {:?}\n[target]\nurl = {:?}\n{}",
+            "[job]\nname = {:?}\nstate_dir = {:?}\n[source]\nurl = {:?}\n{}\n[target]\nurl = {:?}\n{}",
             self.name,
             self.state_dir.display().to_string(),
             self.source,
+            self.of_source,
             self.target,
             self.more
         );

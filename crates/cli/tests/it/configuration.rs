@@ -135,6 +135,19 @@ fn each_wrong_value_is_named_with_its_key_and_place() {
 }
 
 #[test]
+fn a_slot_of_somebody_else_excludes_what_is_about_one_of_ours() {
+    for (of_source, more, key) in [
+        ("failover = true\n", "", "source.failover"),
+        ("", "[limits]\non_full = \"drop-slot\"\n", "limits.on_full"),
+    ] {
+        let slot = format!("slot = \"made_by_dba\"\n{of_source}[target]");
+        let text = format!("{}{more}", ENDS.replace("[target]", &slot));
+        let place = Place::new().file("tidemark.toml", &text);
+        assert_says(&place.run(&["config", "check"]).usage(), &[key, "source.slot"]);
+    }
+}
+
+#[test]
 fn broken_toml_is_named_with_its_place() {
     let text = error_of("[limits\nmemory = 1\n");
     assert_says(&text, &["error: tidemark.toml:5:"]);

@@ -251,12 +251,13 @@ impl Sync<'_> {
     async fn snapshot(&self, tools: &Tools, report: &mut Option<Report>) -> Result<Session> {
         self.refuse_filters()?;
         self.drop_own_leftovers().await?;
-        let slot = names::slot_name(&self.job.name);
+        let slot = resume::slot_name(self.job);
+        let is_given = self.job.stream.slot.is_some();
         let publication = resume::publication_name(self.job);
         let failover = self.job.stream.failover;
         let (send, begun) = oneshot::channel();
         let continuation = Continuation {
-            point: Point::Slot(SlotOptions { slot: slot.clone(), publication, failover }),
+            point: Point::Slot(SlotOptions { slot: slot.clone(), is_given, publication, failover }),
             begun: Mutex::new(Some(send)),
         };
         self.note_slot(&slot, "making").await?;
@@ -336,11 +337,14 @@ impl Sync<'_> {
     async fn drop_slot_and_publication(&self) -> Result<()> {
         let client = self.job.source.connect().await?;
         resume::end_own_walsender(&client, self.job).await?;
-        drop_slot(&client, &names::slot_name(&self.job.name)).await?;
+        let slot = resume::slot_name(self.job);
+        if self.job.stream.slot.is_none() {
+            drop_slot(&client, &slot).await?;
+        }
         if self.job.stream.publication.is_none() {
             drop_publication(&client, &names::publication_name(&self.job.name)).await?;
         }
-        self.note_slot(&names::slot_name(&self.job.name), "dropped").await
+        self.note_slot(&slot, "dropped").await
     }
 
     /// Keeps how the publication is, so that a later run can tell whether it was always so.

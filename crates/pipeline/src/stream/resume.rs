@@ -30,6 +30,11 @@ pub(super) fn publication_name(job: &Job) -> String {
     job.stream.publication.clone().unwrap_or_else(|| names::publication_name(&job.name))
 }
 
+/// The slot that the job reads.
+pub(super) fn slot_name(job: &Job) -> String {
+    job.stream.slot.clone().unwrap_or_else(|| names::slot_name(&job.name))
+}
+
 /// A stream that can go on.
 pub(super) struct Resumable {
     /// What it goes on with.
@@ -44,7 +49,7 @@ pub(super) struct Resumable {
 pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Result<Resumable> {
     let client = job.source.connect().await?;
     let identity = identify(&job.source).await?;
-    let slot = names::slot_name(&job.name);
+    let slot = slot_name(job);
     let spool = usable_spool(job, stored)?;
     let received = spool.as_ref().map_or(stored.end_lsn, Spool::end).max(stored.end_lsn);
     let saved = Saved {
@@ -192,7 +197,7 @@ fn usable_spool(job: &Job, stored: &Stored) -> Result<Option<Spool>> {
 
 /// Ends a walsender of ours that outlived its process, so that its slot can be dropped: only one of our own name and role.
 pub(super) async fn end_own_walsender(client: &Client, job: &Job) -> Result<()> {
-    let (slot, application) = (names::slot_name(&job.name), names::application_name(&job.name));
+    let (slot, application) = (slot_name(job), names::application_name(&job.name));
     let deadline = Instant::now() + Duration::from_secs(15);
     loop {
         let row = client

@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 
 use tidemark_model::{Budget, JoinPoint, Lsn, Oid, TablePlan, names};
 use tidemark_sink::{Positions, Sink, SnapshotStart, StreamStart, parquet, postgres};
-use tidemark_source::{PublicationState, StreamOptions, identify};
+use tidemark_source::{
+    Identity as SourceIdentity, PublicationState, Saved, StreamOptions, check_continuation,
+    identify, inspect_slot,
+};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +24,7 @@ use super::feed::Feed;
 use super::followed::Followed;
 use super::ladder::{DurableLsn, Ladder};
 use super::queue::Queue;
-use super::resume::{next_xid, own_origins, publication_name};
+use super::resume::{next_xid, own_origins, publication_name, slot_name};
 use super::spool::{Identity, Spool};
 use super::watch::{SpoolPlace, Watch};
 use crate::job::{Job, Target};
@@ -85,6 +88,10 @@ impl Session {
             position: start.lsn,
             joins: HashMap::new(),
         };
+        if job.stream.slot.is_some() {
+            // Others may read from it or move it while the target was prepared.
+            not_moved(job, &identity, &start).await?;
+        }
         let directory = job.state_dir.join("spool");
         let spool = spool_identity(job, &start);
         let spool = tokio::task::block_in_place(|| Spool::create(&directory, spool))?;
@@ -144,7 +151,7 @@ impl Session {
         let client = job.source.connect().await?;
         let name = &job.name;
         let mut options = StreamOptions::new(
-            names::slot_name(&job.name),
+            slot_name(job),
             publication_name(job),
             names::application_name(name),
         );
@@ -176,7 +183,7 @@ impl Session {
         tasks.spawn(feed.run());
         let watch = Watch {
             source: job.source.clone(),
-            slot: names::slot_name(&job.name),
+            slot: slot_name(job),
             ladder: Arc::clone(ladder),
             source_wal: job.stream.source_wal,
             queue: Arc::clone(&queue),
@@ -282,6 +289,20 @@ impl Session {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+}
+
+/// A slot that was moved beyond the snapshot would begin later than that without a word.
+async fn not_moved(job: &Job, identity: &SourceIdentity, start: &SessionStart) -> Result<()> {
+    let saved = Saved {
+        system_identifier: start.system_identifier,
+        timeline: Some(start.timeline),
+        database: start.database.clone(),
+        end_lsn: start.position,
+        slot: slot_name(job),
+    };
+    let client = job.source.connect().await?;
+    let state = inspect_slot(&client, &saved.slot).await?;
+    Ok(check_continuation(&saved, identity, state.as_ref())?)
 }
 
 /// The identity of a spool that begins where the session does.

@@ -10,10 +10,13 @@
 //!                  holder: BEGIN, import, LOCK all tables, export again, then compare what the snapshot shows of each
 //!                  table (file, columns) with what is there now: a difference means that a rewrite or DDL came in the
 //!                  window. The slot is dropped and all starts again, three times.
+//! with a given     the same, but the snapshot is exported by a temporary slot (given.rs)
+//! slot
 //! ```
 //!
 //! PostgreSQL manual: `SET TRANSACTION`, section 9.28.5 (`pg_export_snapshot`), 55.4 (`CREATE_REPLICATION_SLOT`).
 
+mod given;
 mod joining;
 mod locks;
 mod publication;
@@ -33,6 +36,7 @@ use crate::catalog::{Sequence, read_sequences, reread};
 use crate::reader::snapshot_gone;
 use crate::{Disposition, Error, Result, sql};
 
+pub use given::check_given_slot;
 pub use joining::publish_for_join;
 pub use locks::waiting_for_us;
 pub(crate) use locks::{PER_STATEMENT, behind_an_alter, milliseconds};
@@ -95,11 +99,13 @@ impl fmt::Debug for SnapshotOptions {
     }
 }
 
-/// The slot to make.
+/// The slot to make, or the one that is there for us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotOptions {
     /// Its name.
     pub slot: String,
+    /// Somebody else has made it: it is neither made nor dropped here.
+    pub is_given: bool,
     /// The publication's name.
     pub publication: String,
     /// Whether it is a failover slot (17 and later).

@@ -33,6 +33,9 @@ pub(super) async fn take(
     let side = sql::connect(spec).await?;
     refuse_standby(&side).await?;
     check_version(side.server_version_num(), slot)?;
+    if slot.is_given {
+        super::given::usable_or_refuse(&side, &slot.slot).await?;
+    }
     super::locks::bound_waits(&side, options).await?;
     let mut changed = String::new();
     for number in 1..=ATTEMPTS_MAX {
@@ -104,11 +107,13 @@ async fn attempt(
     let (tables, mut gone) = split_present(side, &options.tables).await?;
     made.publication =
         publication::ensure(side, &slot.publication, &tables.iter().collect::<Vec<_>>()).await?;
-    refuse_existing(side, &slot.slot).await?;
+    if !slot.is_given {
+        refuse_existing(side, &slot.slot).await?;
+    }
     let mut walsender =
         sql::connect_raw(spec, Mode::Replication).await.map_err(explain_replication)?;
-    // From here on a lost answer may mean a slot that was made all the same.
-    made.slot = true;
+    // From here on a lost answer may mean a slot that was made all the same. A temporary one ends with its session.
+    made.slot = !slot.is_given;
     let created = create_slot(&mut walsender, side, options, slot).await;
     if let Err(error) = &created
         && error.has_state(&["42710"])
@@ -116,6 +121,9 @@ async fn attempt(
         made.slot = false;
     }
     let (lsn, exported) = created?;
+    if slot.is_given {
+        super::given::still_behind(side, &slot.slot, lsn).await?;
+    }
     if let Some(hook) = &options.after_export {
         hook(number).await;
     }
@@ -169,15 +177,20 @@ async fn create_slot(
     let patience = options.lock_timeout.saturating_mul(options.lock_attempts.max(1));
     let timeout = patience.as_millis().clamp(1, 2_000_000_000);
     sql::raw(walsender, "set lock_timeout", &format!("SET lock_timeout = {timeout}")).await?;
-    let name = Ident(&slot.slot);
+    // Two underscores: no job's slot is called so.
+    let temporary = format!("tidemark__snapshot_{}", side.backend_pid());
+    let (name, kind) = match slot.is_given {
+        true => (Ident(&temporary), "TEMPORARY LOGICAL"),
+        false => (Ident(&slot.slot), "LOGICAL"),
+    };
     let statement = match side.server_version_num() {
-        ..150_000 => format!("CREATE_REPLICATION_SLOT {name} LOGICAL \"pgoutput\" EXPORT_SNAPSHOT"),
+        ..150_000 => format!("CREATE_REPLICATION_SLOT {name} {kind} \"pgoutput\" EXPORT_SNAPSHOT"),
         _ if slot.failover => {
             format!(
                 "CREATE_REPLICATION_SLOT {name} LOGICAL \"pgoutput\" (SNAPSHOT 'export', FAILOVER true)"
             )
         }
-        _ => format!("CREATE_REPLICATION_SLOT {name} LOGICAL \"pgoutput\" (SNAPSHOT 'export')"),
+        _ => format!("CREATE_REPLICATION_SLOT {name} {kind} \"pgoutput\" (SNAPSHOT 'export')"),
     };
     let rows = match sql::raw(walsender, "create the replication slot", &statement).await {
         Ok(rows) => rows,

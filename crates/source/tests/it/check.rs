@@ -192,6 +192,7 @@ async fn a_standby_is_told_and_refused_for_a_stream_before_a_slot_waits_there() 
     assert!(finding.fix.as_ref().unwrap().contains("primary"), "{finding:?}");
     let mut options = crate::support::options(&url, &["public.t"]).await;
     options.slot = Some(SlotOptions {
+        is_given: false,
         slot: "tidemark_standby".into(),
         publication: "tidemark_standby".into(),
         failover: false,

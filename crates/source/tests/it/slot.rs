@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tidemark_model::ChunkRange;
 use tidemark_source::{
-    Disposition, SlotOptions, Snapshot, SnapshotOptions, cleanup, names, read_catalog,
+    Disposition, Given, SlotOptions, Snapshot, SnapshotOptions, check_given_slot, cleanup, names,
+    read_catalog,
 };
 use tidemark_testkit::Cluster;
 
@@ -24,6 +25,7 @@ fn cluster(schema: &str) -> Cluster {
 async fn slot_options(cluster: &Cluster, globs: &[&str]) -> SnapshotOptions {
     let mut options = options(&cluster.url("postgres"), globs).await;
     options.slot = Some(SlotOptions {
+        is_given: false,
         slot: names::slot_name("my-job"),
         publication: names::publication_name("my-job"),
         failover: false,
@@ -92,9 +94,91 @@ async fn snapshot_and_stream_together_are_the_truth_under_load() {
         cluster.psql("postgres", "SELECT confirmed_flush_lsn FROM pg_replication_slots").unwrap();
     assert_eq!(point, snapshot.lsn().to_string());
     snapshot.release().await;
-    let done = cleanup(&spec(&url), "my-job").await.unwrap();
+    let done = cleanup(&spec(&url), "my-job", Given::default()).await.unwrap();
     assert!(done.iter().all(|line| line.starts_with("dropped")), "{done:?}");
     assert_eq!(cluster.psql("postgres", NOTHING_LEFT).unwrap(), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_beside_a_slot_that_somebody_made_meets_it_and_leaves_it_alone() {
+    let cluster = Arc::new(cluster("CREATE TABLE t (id bigserial PRIMARY KEY, worker int)"));
+    let url = cluster.url("postgres");
+    let make = "SELECT pg_create_logical_replication_slot('made_by_dba', 'pgoutput'); INSERT INTO t (worker) VALUES (-1)";
+    cluster.psql("postgres", make).unwrap();
+    let mut writers = tokio::task::JoinSet::new();
+    let stop = Arc::new(AtomicU32::new(0));
+    for worker in 0..4 {
+        let (url, stop) = (url.clone(), Arc::clone(&stop));
+        writers.spawn(async move {
+            let client = session(&url).await;
+            while stop.load(Ordering::SeqCst) == 0 {
+                let insert = "INSERT INTO public.t (worker) VALUES ($1)";
+                client.execute(insert, &[&worker]).await.unwrap();
+            }
+        });
+    }
+    let mut options = slot_options(&cluster, &["public.t"]).await;
+    let slot = options.slot.as_mut().unwrap();
+    (slot.slot, slot.is_given) = ("made_by_dba".into(), true);
+    let snapshot = Snapshot::take(&spec(&url), &options).await.unwrap();
+    let copied =
+        rows_of(&url, &snapshot.tables()[0], snapshot.id(), vec![ChunkRange::Whole]).await.len();
+    stop.store(1, Ordering::SeqCst);
+    while let Some(done) = writers.join_next().await {
+        done.unwrap();
+    }
+    let flush = "SET synchronous_commit = on; SELECT pg_logical_emit_message(true, 'test', 'end')";
+    cluster.psql("postgres", flush).unwrap();
+    // As a stream that begins at the snapshot's position does.
+    let streamed = cluster
+        .psql(
+            "postgres",
+            &format!(
+                "SELECT count(*) FROM (SELECT pg_replication_slot_advance('made_by_dba', '{}')) AS moved, LATERAL \
+                 (SELECT data FROM pg_logical_slot_peek_binary_changes('made_by_dba', NULL, NULL, \
+                  'proto_version', '1', 'publication_names', 'tidemark_my_job') WHERE get_byte(data, 0) = ascii('I')) AS it",
+                snapshot.lsn()
+            ),
+        )
+        .unwrap();
+    let total = cluster.psql("postgres", "SELECT count(*) FROM t").unwrap();
+    assert_eq!(copied + streamed.parse::<usize>().unwrap(), total.parse::<usize>().unwrap());
+    assert!(copied > 0);
+    snapshot.release().await;
+    let slots = "SELECT string_agg(slot_name, ',') FROM pg_replication_slots";
+    cluster.wait_for("postgres", slots, "made_by_dba").unwrap();
+    let given = Given { slot: Some("made_by_dba"), publication: None };
+    let done = cleanup(&spec(&url), "my-job", given).await.unwrap();
+    assert!(done[0].contains("left") && done[0].contains("made_by_dba"), "{done:?}");
+    assert_eq!(cluster.psql("postgres", slots).unwrap(), "made_by_dba");
+    assert_eq!(cluster.psql("postgres", "SELECT count(*) FROM pg_publication").unwrap(), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_given_slot_that_is_not_there_or_not_for_us_is_named_and_nothing_is_made() {
+    let cluster = cluster("CREATE TABLE t (id int PRIMARY KEY)");
+    cluster.create_database("other").unwrap();
+    let physical = "SELECT pg_create_physical_replication_slot('of_bytes')";
+    cluster.psql("postgres", physical).unwrap();
+    let elsewhere = "SELECT pg_create_logical_replication_slot('elsewhere', 'pgoutput')";
+    cluster.psql("other", elsewhere).unwrap();
+    let url = cluster.url("postgres");
+    let client = session(&url).await;
+    for (name, why) in
+        [("nowhere", "no such slot"), ("of_bytes", "physical"), ("elsewhere", "database \"other\"")]
+    {
+        let mut options = slot_options(&cluster, &["public.t"]).await;
+        let slot = options.slot.as_mut().unwrap();
+        (slot.slot, slot.is_given) = (name.into(), true);
+        let error = Snapshot::take(&spec(&url), &options).await.unwrap_err();
+        assert_eq!(error.disposition(), Disposition::Usage, "{error:?}");
+        assert!(error.to_string().contains(why), "{error}");
+        assert!(error.way_out().unwrap().contains(name), "{error:?}");
+        let finding = check_given_slot(&client, name).await.unwrap().unwrap();
+        assert!(finding.message.contains(why), "{finding:?}");
+    }
+    assert_eq!(cluster.psql("postgres", "SELECT count(*) FROM pg_publication").unwrap(), "0");
+    assert_eq!(cluster.psql("postgres", "SELECT count(*) FROM pg_replication_slots").unwrap(), "2");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -216,7 +300,7 @@ async fn a_publication_of_ours_must_be_of_exactly_these_tables() {
     let error = Snapshot::take(&spec(&url), &options).await.unwrap_err();
     assert_eq!(error.disposition(), Disposition::Usage, "the slot is there: {error:?}");
     assert_eq!(cluster.psql("postgres", "SELECT count(*) FROM pg_replication_slots").unwrap(), "1");
-    cleanup(&spec(&url), "my-job").await.unwrap();
+    cleanup(&spec(&url), "my-job", Given::default()).await.unwrap();
     let keyless = slot_options(&cluster, &["public.keyless"]).await;
     let error = Snapshot::take(&spec(&url), &keyless).await.unwrap_err();
     assert_eq!(
