@@ -1,6 +1,7 @@
 //! Collects what source and sink find before anything moves.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use tidemark_model::{Finding, Oid, Severity, TablePlan};
 use tidemark_sink::Sink;
@@ -15,6 +16,12 @@ use crate::plan::plan_tables;
 use crate::target::sink;
 use crate::{Error, Kind, Result};
 
+/// The SQLSTATE of a statement that gave a lock up.
+const LOCK_TIMEOUT: &str = "55P03";
+/// How often the catalog is read when others keep a table locked, and how long is paused in between.
+const ATTEMPTS: u32 = 10;
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Catalog, snapshot holder and `pg_dump`.
 const SESSIONS_BESIDE_READERS: u32 = 3;
 
@@ -55,12 +62,13 @@ pub(crate) async fn look_at(
     only: Option<&HashSet<Oid>>,
 ) -> Result<Looked> {
     let (client, mut findings) = connect(&job.source, AddressOf::Source).await?;
-    // A size is not waited for behind an application's exclusive lock for ever.
+    // The definition of an index is read under a lock: who queues behind our waiting is let through now and then.
+    let timeout = job.lock_timeout.as_millis().clamp(1, 2_000_000_000);
     client
-        .batch_execute("SET lock_timeout = '60s'")
+        .batch_execute(&format!("SET lock_timeout = {timeout}"))
         .await
         .map_err(tidemark_wire::Error::sql("set up the session that reads the catalog"))?;
-    let catalog = read_catalog(&client).await?;
+    let catalog = patiently(&job.source, async || read_catalog(&client).await).await?;
     let target_version = match &job.target {
         Target::Postgres(target) => {
             let (client, found) = connect(&target.spec, AddressOf::Target).await?;
@@ -71,13 +79,14 @@ pub(crate) async fn look_at(
     };
     let mut plans = plan_tables(job, &catalog, target_version)?;
     plans.retain(|plan| only.is_none_or(|only| only.contains(&plan.relation.oid)));
-    check_filters(&client, &plans).await?;
+    patiently(&job.source, async || check_filters(&client, &plans).await).await?;
     let needs = Needs {
         replication: job.follows,
         given_publication: job.stream.publication.is_some(),
         connections: job.readers as u32 + SESSIONS_BESIDE_READERS,
     };
-    findings.extend(tidemark_source::check(&client, &catalog, &plans, needs).await?);
+    let checked = async || tidemark_source::check(&client, &catalog, &plans, needs).await;
+    findings.extend(patiently(&job.source, checked).await?);
     if let (true, Some(slot)) = (job.follows, &job.stream.slot) {
         findings.extend(check_given_slot(&client, slot).await?);
     }
@@ -90,6 +99,59 @@ pub(crate) async fn look_at(
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Ok(Looked { catalog, plans, findings, client })
+}
+
+/// Reads what may have to wait for an exclusive lock of the application, as patiently as the snapshot's holder waits for
+/// its locks; in the end the error names who has it.
+async fn patiently<T>(
+    source: &ConnectSpec,
+    read: impl AsyncFn() -> tidemark_source::Result<T>,
+) -> Result<T> {
+    let (mut attempt, mut pause) = (1, PAUSE_MIN);
+    loop {
+        let error = match read().await {
+            Ok(read) => return Ok(read),
+            Err(error) => error,
+        };
+        if error.sqlstate() != Some(LOCK_TIMEOUT) {
+            return Err(error.into());
+        }
+        if attempt == ATTEMPTS {
+            return Err(kept_waiting(source, error).await);
+        }
+        tracing::info!(attempt, %error, "a table is locked by others, trying again");
+        tokio::time::sleep(pause).await;
+        (attempt, pause) = (attempt + 1, (pause * 2).min(PAUSE_MAX));
+    }
+}
+
+/// The error of a statement that waited for a lock until `lock_timeout`, with who keeps it.
+async fn kept_waiting(source: &ConnectSpec, error: impl Into<Error>) -> Error {
+    let mut error = error.into();
+    let waits = tidemark_source::waiting_for_us(source).await.ok().flatten();
+    if let Some(waits) = waits {
+        error.hint = Some(format!(
+            "{waits}; end that session or wait for it, or raise snapshot.lock_timeout"
+        ));
+    }
+    error
+}
+
+/// Somebody may wait for the holder, and what we read beside it for them: only a new snapshot lets them through.
+pub(crate) async fn let_through<T, E: Into<Error>>(
+    job: &Job,
+    read: std::result::Result<T, E>,
+    sqlstate: impl Fn(&E) -> Option<&str>,
+) -> Result<T> {
+    match read {
+        Ok(read) => Ok(read),
+        Err(error) if sqlstate(&error) == Some(LOCK_TIMEOUT) => {
+            let mut error = kept_waiting(&job.source, error).await;
+            error.lost_snapshot = true;
+            Err(error)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A connection to a server of its own; behind a pooler nothing that follows would mean what it says.

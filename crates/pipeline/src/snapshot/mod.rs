@@ -30,7 +30,7 @@ use tidemark_wire::Client;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::check::{Looked, look_at};
+use crate::check::{Looked, let_through, look_at};
 use crate::control::{self, Shared};
 use crate::job::{Job, Target};
 use crate::plan::{excluded_relations, refresh};
@@ -280,14 +280,10 @@ impl Run<'_> {
         refresh(&mut plans, snapshot.tables());
         let objects = self.schema_objects(&client, &catalog, &plans, snapshot).await?;
         let excluded = excluded_relations(&catalog, &plans);
-        let leaves = leaf_bounds(&client, &plans).await?;
-        let chunks = plan_chunks(self.job, &client, &catalog, &plans).await.map_err(|error| {
-            // Somebody waits for the holder, and we for them.
-            let is_blocked = error.disposition() == tidemark_source::Disposition::Blocked;
-            let mut error = Error::from(error);
-            error.lost_snapshot |= is_blocked;
-            error
-        })?;
+        let leaves = leaf_bounds(&client, &plans).await;
+        let leaves = let_through(self.job, leaves, tidemark_source::Error::sqlstate).await?;
+        let chunks = plan_chunks(self.job, &client, &catalog, &plans).await;
+        let chunks = let_through(self.job, chunks, tidemark_source::Error::sqlstate).await?;
         let joins = match self.joining() {
             Some(joining) => Some(joining.join(&client, snapshot, &catalog, &plans).await?),
             None => None,
@@ -328,9 +324,10 @@ impl Run<'_> {
         if matches!(self.job.target, Target::Lake(_)) {
             return Ok(SchemaObjects::default());
         }
-        let mut objects = schema::read_schema_objects(client).await.map_err(|cause| {
-            Error::from(tidemark_wire::Error::sql("read indexes and keys of the source")(cause))
-        })?;
+        let read = schema::read_schema_objects(client)
+            .await
+            .map_err(tidemark_wire::Error::sql("read indexes and keys of the source"));
+        let mut objects = let_through(self.job, read, tidemark_wire::Error::sqlstate).await?;
         let sequence = |sequence: &tidemark_source::Sequence| SequencePosition {
             name: sequence.name.clone(),
             last_value: sequence.last_value,
@@ -549,7 +546,8 @@ fn raw_scheme(plan: &TablePlan, forms: Forms) -> String {
 /// of its rows would be copied.
 async fn nothing_came(job: &Job, looked: &Looked) -> Result<()> {
     let planned: HashSet<u32> = looked.plans.iter().map(|plan| plan.relation.oid).collect();
-    let now = tidemark_source::read_catalog(&looked.client).await?;
+    let now = tidemark_source::read_catalog(&looked.client).await;
+    let now = let_through(job, now, tidemark_source::Error::sqlstate).await?;
     let chosen = job.selection.apply(&now)?;
     let Some(new) = chosen.iter().find(|relation| !planned.contains(&relation.oid)) else {
         return Ok(());

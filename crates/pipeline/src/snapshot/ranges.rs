@@ -11,7 +11,6 @@ use tidemark_sink::SnapshotStart;
 use tidemark_source::Catalog;
 use tidemark_wire::Client;
 
-use crate::Result;
 use crate::job::Job;
 
 /// So many pieces for each reader, if they are not smaller than this.
@@ -21,7 +20,7 @@ const CHUNK_BYTES_MIN: u64 = 16 << 20;
 pub(super) async fn leaf_bounds(
     client: &Client,
     plans: &[TablePlan],
-) -> Result<HashMap<u32, LeafBounds>> {
+) -> tidemark_source::Result<HashMap<u32, LeafBounds>> {
     let relations: Vec<_> = plans.iter().map(|plan| plan.relation.clone()).collect();
     let mut texts = tidemark_source::leaf_bounds(client, &relations).await?;
     let bounds = plans.iter().filter_map(|plan| {

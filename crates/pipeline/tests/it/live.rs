@@ -61,6 +61,79 @@ fn a_table_that_comes_between_the_catalog_and_the_snapshot_is_copied() {
     fixture.assert_same();
 }
 
+#[test]
+fn an_index_that_others_lock_while_the_copy_is_planned_begins_the_run_again() {
+    let mut fixture = Fixture::new();
+    fixture.job.lock_timeout = Duration::from_secs(2);
+    fixture.job.selection =
+        tidemark_source::Selection::new(Vec::new(), vec!["public.left_out".to_owned()]);
+    // Without an index, so that the reading of the catalog does not wait.
+    fixture.sql("CREATE TABLE busy (id integer); INSERT INTO busy VALUES (1); CREATE TABLE left_out (id integer PRIMARY KEY)");
+    let job = fixture.job.clone();
+    std::thread::scope(|scope| {
+        let until = |what: &str| {
+            format!(
+                "DO $do$ BEGIN FOR i IN 1..9000 LOOP EXIT WHEN {what}; PERFORM pg_sleep(0.01); END LOOP; END $do$;"
+            )
+        };
+        let waits = |table: &str| {
+            format!(
+                "EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = '{table}'::regclass AND mode = 'AccessShareLock')"
+            )
+        };
+        let has = "EXISTS (SELECT FROM pg_locks WHERE granted AND relation = 'left_out'::regclass AND mode = 'AccessExclusiveLock')";
+        // The run has read the catalog when it waits for this table, and goes on when the other one is locked.
+        let first =
+            format!("BEGIN; LOCK TABLE busy IN ACCESS EXCLUSIVE MODE; {} COMMIT", until(has));
+        // Held until the run has given up waiting for it.
+        let second = format!(
+            "{} BEGIN; LOCK TABLE left_out IN ACCESS EXCLUSIVE MODE; {} {} COMMIT",
+            until(&waits("busy")),
+            until(&waits("left_out")),
+            until(&format!("NOT {}", waits("left_out"))),
+        );
+        let (source, from) = (fixture.source, fixture.from.clone());
+        let changers = [first, second].map(|sql| {
+            let from = from.clone();
+            scope.spawn(move || source.psql(&from, &sql).unwrap())
+        });
+        let locked = "SELECT EXISTS (SELECT FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND relation = 'busy'::regclass AND granted)";
+        fixture.source.wait_for(&fixture.from, locked, "t").unwrap();
+        let report = scope.spawn(move || run(&job)).join().unwrap().unwrap();
+        assert_eq!(report.tables[0].summary.rows_in, 1);
+        for changer in changers {
+            changer.join().unwrap();
+        }
+    });
+    assert_eq!(fixture.target_sql("SELECT count(*) FROM busy"), "1");
+}
+
+#[test]
+fn a_catalog_that_others_keep_locked_is_read_again_and_again_and_they_are_named() {
+    let mut fixture = Fixture::new();
+    fixture.job.lock_timeout = Duration::from_millis(50);
+    fixture.sql("CREATE TABLE held (id integer PRIMARY KEY)");
+    std::thread::scope(|scope| {
+        let (source, from) = (fixture.source, fixture.from.clone());
+        let hold = "SET application_name = 'migration'; BEGIN; LOCK TABLE held IN ACCESS EXCLUSIVE MODE; \
+            DO $do$ BEGIN FOR i IN 1..9000 LOOP EXIT WHEN EXISTS \
+              (SELECT FROM pg_stat_activity WHERE application_name = 'enough' AND datname = current_database()); \
+              PERFORM pg_stat_clear_snapshot(), pg_sleep(0.01); END LOOP; END $do$; COMMIT";
+        let holder = scope.spawn(move || source.psql(&from, hold).unwrap());
+        let locked = "SELECT EXISTS (SELECT FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND relation = 'held'::regclass AND granted)";
+        fixture.source.wait_for(&fixture.from, locked, "t").unwrap();
+        let error = run(&fixture.job).unwrap_err();
+        assert_eq!(error.kind, tidemark_pipeline::Kind::Unavailable, "{error:?}");
+        let hint = error.hint.unwrap();
+        assert!(hint.contains("(migration)") && hint.contains("held"), "{hint}");
+        fixture.sql("SET application_name = 'enough'; DO $do$ BEGIN FOR i IN 1..9000 LOOP \
+            EXIT WHEN NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'migration' AND datname = current_database()); \
+            PERFORM pg_stat_clear_snapshot(), pg_sleep(0.01); END LOOP; END $do$");
+        holder.join().unwrap();
+    });
+    fixture.run().unwrap();
+}
+
 /// Copies a schema that is renamed by `rename` after the snapshot was taken and before its table is read.
 #[track_caller]
 fn renamed_while_it_is_copied(rename: &str) {

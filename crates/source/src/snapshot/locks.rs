@@ -130,7 +130,7 @@ fn explain(error: Error, part: &[&Relation]) -> Error {
 }
 
 /// The final error: which table, and who holds or waits for a lock that keeps us out.
-async fn name_blocker(side: &Client, part: &[&Relation], error: Error) -> Error {
+pub(super) async fn name_blocker(side: &Client, part: &[&Relation], error: Error) -> Error {
     let oids: Vec<Oid> = part.iter().map(|table| table.oid).collect();
     let Some(blocker) = blocker(side, Some(&oids)).await else { return explain(error, part) };
     let error = match part.iter().find(|table| table.oid == blocker.relation) {

@@ -235,18 +235,25 @@ async fn take_without_slot(spec: &ConnectSpec, options: &SnapshotOptions) -> Res
     let (id, read_snapshot) = export(&holder).await?;
     let oids = oids_without(&options.tables, &gone);
     let difference = shape::first_difference(&holder, &side, &oids).await;
-    if let Some(name) = difference.map_err(not_let_through)? {
+    if let Some(name) = let_through(&side, options, difference).await? {
         // Cannot happen: the locks were there before the snapshot.
         return Err(Error::new(Disposition::Internal, "compare a table with its snapshot").on(name));
     }
-    let tables = planned_as_is(&side, options, &mut gone).await.map_err(not_let_through)?;
-    let sequences = read_sequences(&side).await.map_err(not_let_through)?;
+    let tables = planned_as_is(&side, options, &mut gone).await;
+    let tables = let_through(&side, options, tables).await?;
+    let sequences = let_through(&side, options, read_sequences(&side).await).await?;
     Ok(Snapshot { holder, id, read_snapshot, lsn, tables, gone, sequences })
 }
 
 /// Somebody waits for the holder already, and what we ask beside it waits for them: only a new snapshot lets them through.
-fn not_let_through(error: Error) -> Error {
-    if error.has_state(&["55P03"]) { error.disposed(Disposition::Retry) } else { error }
+async fn let_through<T>(side: &Client, options: &SnapshotOptions, read: Result<T>) -> Result<T> {
+    match read {
+        Err(error) if error.has_state(&["55P03"]) => {
+            let tables: Vec<&Relation> = options.tables.iter().collect();
+            Err(locks::name_blocker(side, &tables, error).await.disposed(Disposition::Retry))
+        }
+        read => read,
+    }
 }
 
 async fn begin(holder: &Client) -> Result<()> {

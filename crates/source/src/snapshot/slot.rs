@@ -13,7 +13,7 @@ use tidemark_wire::{Client, ConnectSpec, Mode, RawConnection};
 
 use super::{
     ATTEMPTS_MAX, SlotOptions, Snapshot, SnapshotOptions, begin, drop_publication, export, import,
-    locks, oids_without, parse_lsn, planned_as_is, publication, shape,
+    let_through, locks, oids_without, parse_lsn, planned_as_is, publication, shape,
 };
 use crate::catalog::read_sequences;
 use crate::{Disposition, Error, Result, sql};
@@ -136,15 +136,17 @@ async fn attempt(
     }
     let (id, read_snapshot) = export(&holder).await?;
     drop(walsender);
-    if let Some(name) = shape::first_difference(&holder, side, &oids_without(&tables, &[])).await? {
+    let difference = shape::first_difference(&holder, side, &oids_without(&tables, &[])).await;
+    if let Some(name) = let_through(side, options, difference).await? {
         return Ok(Attempt::Changed(name));
     }
     let gone_before = gone.len();
-    let tables = planned_as_is(side, options, &mut gone).await?;
+    let tables = planned_as_is(side, options, &mut gone).await;
+    let tables = let_through(side, options, tables).await?;
     if let Some(name) = gone.get(gone_before) {
         return Ok(Attempt::Changed(name.to_string()));
     }
-    let sequences = read_sequences(side).await?;
+    let sequences = let_through(side, options, read_sequences(side).await).await?;
     Ok(Attempt::Taken(Box::new(Snapshot {
         holder,
         id,

@@ -182,6 +182,49 @@ async fn a_given_slot_that_is_not_there_or_not_for_us_is_named_and_nothing_is_ma
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_alter_behind_the_holder_is_let_through_and_the_slot_taken_again() {
+    let cluster = Arc::new(cluster("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int)"));
+    cluster.psql("postgres", "ALTER TABLE b REPLICA IDENTITY FULL").unwrap();
+    let url = cluster.url("postgres");
+    let mut options = slot_options(&cluster, &["public.*"]).await;
+    options.lock_timeout = Duration::from_secs(3);
+    // The holder has a and waits for b until an ALTER of a stands behind it.
+    let holds = "BEGIN; LOCK TABLE b IN ACCESS EXCLUSIVE MODE; DO $do$ BEGIN FOR i IN 1..3000 LOOP \
+        EXIT WHEN EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'a'::regclass AND mode = 'AccessExclusiveLock'); \
+        PERFORM pg_sleep(0.01); END LOOP; END $do$; COMMIT";
+    let alters = "DO $do$ BEGIN FOR i IN 1..3000 LOOP \
+        EXIT WHEN EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'b'::regclass AND mode = 'AccessShareLock'); \
+        PERFORM pg_sleep(0.01); END LOOP; END $do$; SET application_name = 'migration'; ALTER TABLE a ADD COLUMN late int";
+    let mut others = Vec::new();
+    options.after_export = Some({
+        let cluster = Arc::clone(&cluster);
+        let started = Arc::new(AtomicU32::new(0));
+        let (send, threads) = std::sync::mpsc::channel();
+        others.push(threads);
+        Arc::new(move |_| {
+            if started.fetch_add(1, Ordering::SeqCst) == 0 {
+                for sql in [holds, alters] {
+                    let cluster = Arc::clone(&cluster);
+                    send.send(std::thread::spawn(move || cluster.psql("postgres", sql))).unwrap();
+                }
+                let locked = "SELECT EXISTS (SELECT FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND relation = 'b'::regclass AND granted)";
+                cluster.wait_for("postgres", locked, "t").unwrap();
+            }
+            Box::pin(async {})
+        })
+    });
+    let error = Snapshot::take(&spec(&url), &options).await.unwrap_err();
+    assert_eq!(error.disposition(), Disposition::Retry, "{error:?}");
+    assert!(error.way_out().unwrap().contains("(migration)"), "{error:?}");
+    for thread in others.iter().flat_map(std::sync::mpsc::Receiver::try_iter) {
+        thread.join().unwrap().unwrap();
+    }
+    assert_eq!(cluster.psql("postgres", NOTHING_LEFT).unwrap(), "0");
+    let again = slot_options(&cluster, &["public.*"]).await;
+    Snapshot::take(&spec(&url), &again).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rewrite_in_the_window_starts_the_slot_again() {
     for sql in [
         "TRUNCATE t; INSERT INTO t VALUES (7, 7)",
