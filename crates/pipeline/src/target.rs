@@ -29,6 +29,7 @@ pub(crate) fn postgres_options(job: &Job, target: &PostgresTarget) -> PostgresOp
         schema: target.schema,
         not_empty: target.not_empty,
         triggers: target.triggers,
+        follows: job.follows,
         build_jobs: job.readers,
         restore_tool: |source| dump::client_tool("pg_restore", source),
         tool_version: job.tool_version.clone(),

@@ -278,6 +278,7 @@ async fn main() {
         schema: SchemaMode::Exists,
         not_empty: NotEmpty::Append,
         triggers: Triggers::Replica,
+        follows: true,
         build_jobs: 1,
         restore_tool: |_| "pg_restore".into(),
         tool_version: "bench".to_owned(),

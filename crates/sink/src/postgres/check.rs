@@ -60,9 +60,12 @@ pub(super) async fn check(
     if exists {
         findings.extend(compare(&read_columns(&client, tables).await?, tables));
     }
-    let needs_replica = options.triggers == Triggers::Replica && exists;
+    let needs_replica = options.triggers == Triggers::Replica && (exists || options.follows);
     if needs_replica && !may_replicate(&client).await? {
         findings.push(replica_role_finding(&client).await?);
+    }
+    if options.follows {
+        findings.extend(super::origin::check(&client, &options.job).await?);
     }
     if options.schema == SchemaMode::Create {
         findings.extend(missing_extensions(&client, tables).await?);

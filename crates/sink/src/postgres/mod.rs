@@ -79,6 +79,8 @@ pub struct PostgresOptions {
     pub not_empty: NotEmpty,
     /// Triggers while loading.
     pub triggers: Triggers,
+    /// Whether a stream follows the snapshot; readiness asks for more then.
+    pub follows: bool,
     /// How many indexes and keys are built at once.
     pub build_jobs: usize,
     /// The `pg_restore` for a source of this major version, where the schema is created.

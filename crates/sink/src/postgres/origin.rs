@@ -8,6 +8,8 @@
 use std::time::Duration;
 
 use tidemark_model::names::{origin_name, origin_name_of_old};
+use tidemark_model::sql::Ident;
+use tidemark_model::{Finding, Severity};
 use tidemark_wire::Client;
 use tidemark_wire::tokio_postgres;
 use tokio::time::Instant;
@@ -18,8 +20,72 @@ use crate::{Error, Result};
 /// How long an origin may still belong to a session that was ended.
 const LOST_ORIGIN: Duration = Duration::from_secs(10);
 /// What the stream calls.
-const USED: [&str; 2] =
-    ["pg_replication_origin_create(text)", "pg_replication_origin_session_setup(text)"];
+const USED: [&str; 3] = [
+    "pg_replication_origin_create(text)",
+    "pg_replication_origin_session_setup(text)",
+    "pg_replication_origin_session_reset()",
+];
+/// What `cleanup` calls.
+const DROP: &str = "pg_replication_origin_drop(text)";
+
+/// Looks whether the origin of a job that follows can be used.
+pub(super) async fn check(client: &Client, job: &str) -> Result<Vec<Finding>> {
+    let origin = origin_name(job, database_oid(client).await?);
+    let attempt = |cause| server_error("look at the target's replication origins", None, cause);
+    let row = client
+        .query_one(
+            "SELECT current_user::text, \
+               ARRAY(SELECT f FROM unnest($2::text[]) AS f WHERE NOT has_function_privilege(f, 'EXECUTE')), \
+               has_function_privilege('pg_show_replication_origin_status()', 'EXECUTE'), \
+               (SELECT count(*) FROM pg_replication_origin WHERE roname <> $1), \
+               current_setting('max_active_replication_origins', true), current_setting('max_replication_slots'), \
+               EXISTS (SELECT FROM pg_replication_origin WHERE roname = $1)",
+            &[&origin, &USED.iter().copied().chain([DROP]).collect::<Vec<_>>()],
+        )
+        .await
+        .map_err(attempt)?;
+    let mut findings = Vec::new();
+    let (mut missing, is_made): (Vec<String>, bool) = (row.get(1), row.get(6));
+    missing.retain(|function| !is_made || function != USED[0]);
+    if missing.iter().any(|function| USED.contains(&function.as_str())) {
+        let role = Ident(row.get(0)).to_string();
+        let message =
+            "the role may not use replication origins, which mark what the stream commits";
+        findings.push(
+            Finding::new(Severity::Blocking, "target-origin", format!("role {role}"), message)
+                .with_fix(grant(&missing, &role)),
+        );
+    }
+    let of_its_own: Option<String> = row.get(4);
+    let setting = match of_its_own {
+        Some(_) => "max_active_replication_origins",
+        None => "max_replication_slots",
+    };
+    let places = of_its_own.unwrap_or_else(|| row.get(5)).parse().unwrap_or(i64::MAX);
+    let (sees, made): (bool, i64) = (row.get(2), row.get(3));
+    // One that was made and never used takes no place; only some roles can tell.
+    let used = match sees && made >= places {
+        true => {
+            let used =
+                "SELECT count(*) FROM pg_show_replication_origin_status() WHERE external_id <> $1";
+            client.query_one(used, &[&origin]).await.map_err(attempt)?.get(0)
+        }
+        false => made,
+    };
+    findings.extend(no_place(setting, (used, places), sees));
+    Ok(findings)
+}
+
+fn no_place(setting: &str, (used, places): (i64, i64), is_certain: bool) -> Option<Finding> {
+    if used < places {
+        return None;
+    }
+    let severity = if is_certain || places == 0 { Severity::Blocking } else { Severity::Warning };
+    let message = format!("no replication origin is free: {used} are there, {setting} is {places}");
+    Some(Finding::new(severity, "target-origins", setting, message).with_fix(format!(
+        "raise {setting} on the target and restart it, or drop an origin that nobody uses"
+    )))
+}
 
 fn grant(functions: &[impl AsRef<str>], role: &str) -> String {
     let names: Vec<&str> = functions.iter().map(AsRef::as_ref).collect();
@@ -106,4 +172,20 @@ async fn database_oid(client: &Client) -> Result<u32> {
         .await
         .map_err(|cause| server_error("read which database the target is", None, cause))?;
     Ok(row.get(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_table_of_origins_blocks_only_where_we_can_be_certain() {
+        let severity = |used, places, sees| {
+            no_place("max_replication_slots", (used, places), sees).map(|found| found.severity)
+        };
+        assert_eq!(severity(9, 10, false), None);
+        assert_eq!(severity(10, 10, false), Some(Severity::Warning));
+        assert_eq!(severity(10, 10, true), Some(Severity::Blocking));
+        assert_eq!(severity(0, 0, false), Some(Severity::Blocking));
+    }
 }

@@ -32,6 +32,7 @@ impl PostgresTarget {
             schema: SchemaMode::Exists,
             not_empty: NotEmpty::Refuse,
             triggers: Triggers::Replica,
+            follows: false,
             build_jobs: 2,
             restore_tool: |_| "pg_restore".into(),
             tool_version: "test".to_owned(),

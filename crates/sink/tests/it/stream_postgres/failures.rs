@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 
-use tidemark_model::Lsn;
+use tidemark_model::{Lsn, Severity};
 use tidemark_sink::postgres::{PostgresOptions, PostgresSink};
 use tidemark_sink::{Disposition, Error, Sink, StoredStage};
 use tidemark_testkit::proxy::{Cut, Direction, Fault, Proxy};
@@ -299,6 +299,39 @@ async fn a_record_of_an_older_version_is_read_and_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_without_a_place_for_an_origin_is_told_before_anything_moves() {
+    let cluster = tidemark_testkit::Cluster::builder();
+    let setting = match tidemark_testkit::Version::from_env() >= tidemark_testkit::Version::V18 {
+        true => "max_active_replication_origins",
+        false => "max_replication_slots",
+    };
+    let cluster = cluster.setting(setting, "1").start().unwrap();
+    let spec = ConnectSpec::parse(&cluster.url("postgres")).unwrap();
+    let pair = Pair::new("places", TABLE, true).await;
+    let sink = PostgresSink::new(PostgresOptions { spec, ..pair.options() });
+    let found = || async {
+        let found = sink.check(&[]).await.unwrap();
+        found.into_iter().find(|finding| finding.code == "target-origins")
+    };
+    assert_eq!(found().await, None);
+    let make = "SELECT pg_replication_origin_create('somebody')";
+    cluster.psql("postgres", make).unwrap();
+    assert_eq!(found().await, None, "one that was never used has no place");
+    let used = "SELECT pg_replication_origin_advance('somebody', '0/1')";
+    cluster.psql("postgres", used).unwrap();
+    let finding = found().await.unwrap();
+    assert_eq!(finding.severity, Severity::Blocking);
+    assert!(finding.message.contains(setting), "{finding:?}");
+    // Who may not look at the places is warned.
+    cluster.psql("postgres", "CREATE ROLE reader LOGIN").unwrap();
+    let spec = ConnectSpec::parse(&cluster.url_as("reader", "", "postgres")).unwrap();
+    let sink = PostgresSink::new(PostgresOptions { spec, ..pair.options() });
+    let found = sink.check(&[]).await.unwrap();
+    let finding = found.iter().find(|finding| finding.code == "target-origins").unwrap();
+    assert_eq!(finding.severity, Severity::Warning);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_role_without_rights_is_told_the_grants() {
     let mut pair = Pair::new("grants", TABLE, true).await;
     pair.target
@@ -320,10 +353,19 @@ async fn a_role_without_rights_is_told_the_grants() {
         pair.end_sessions();
         open
     };
+    let blocking = || async {
+        let sink = PostgresSink::new(PostgresOptions { spec: spec.clone(), ..pair.options() });
+        let mut found = sink.check(&pair.plans).await.unwrap();
+        found.retain(|finding| finding.severity == Severity::Blocking);
+        found.into_iter().map(|finding| finding.fix.unwrap()).collect::<Vec<_>>()
+    };
     let error = failed(open().await);
     assert_eq!(error.disposition, Disposition::Refused);
     let hint = error.hint.unwrap();
     assert!(hint.contains("GRANT SET ON PARAMETER session_replication_role"), "{hint}");
+    let fixes = blocking().await;
+    assert!(fixes.iter().any(|fix| fix.contains("session_replication_role")), "{fixes:?}");
+    let origins = fixes.iter().find(|fix| fix.contains("pg_replication_origin")).unwrap().clone();
     grant("GRANT SET ON PARAMETER session_replication_role TO applier");
     let error = failed(open().await);
     assert_eq!(error.disposition, Disposition::Refused);
@@ -332,10 +374,9 @@ async fn a_role_without_rights_is_told_the_grants() {
         hint.contains("GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text)"),
         "{hint}"
     );
-    grant(
-        "GRANT EXECUTE ON FUNCTION pg_replication_origin_create(text), \
-         pg_replication_origin_session_setup(text), pg_replication_origin_session_reset() TO applier",
-    );
+    // What `check` has said before is all that is needed.
+    grant(&origins[origins.find("GRANT").unwrap()..]);
+    assert_eq!(blocking().await, [""; 0]);
     let sink = PostgresSink::new(PostgresOptions { spec, ..pair.options() });
     let mut open = sink.open_stream(&pair.start("s1")).await.unwrap();
     pair.source.psql("INSERT INTO t VALUES (1, 'a')").unwrap();

@@ -85,6 +85,7 @@ impl Pair {
             schema: SchemaMode::Exists,
             not_empty: NotEmpty::Append,
             triggers: Triggers::Replica,
+            follows: true,
             build_jobs: 1,
             restore_tool: |_| "pg_restore".into(),
             tool_version: "test".to_owned(),
