@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use tidemark_model::{Finding, Oid, Severity, TablePlan};
+use tidemark_model::{Column, Finding, Generated, Oid, Severity, TablePlan, sql::Ident};
 use tidemark_sink::Sink;
 use tidemark_source::{
     AddressOf, Catalog, Needs, check_filters, check_given_slot, dump, pooler_behind,
@@ -90,6 +90,7 @@ pub(crate) async fn look_at(
     if let (true, Some(slot)) = (job.follows, &job.stream.slot) {
         findings.extend(check_given_slot(&client, slot).await?);
     }
+    findings.extend(generated_columns(job, &client, &plans).await?);
     findings.extend(password_findings(job));
     findings.extend(schema_tool_findings(job, &catalog).await);
     findings.extend(sink.check(&plans).await?);
@@ -176,6 +177,53 @@ async fn connect(spec: &ConnectSpec, side: AddressOf) -> Result<(Client, Vec<Fin
         Some(finding) if finding.severity == Severity::Blocking => Err(refuse(finding)),
         found => Ok((client, found.into_iter().collect())),
     }
+}
+
+/// A lake is given generated columns, which nothing there would compute; a stream does not carry them. From 18 on a
+/// publication of somebody else's can publish the stored ones.
+async fn generated_columns(
+    job: &Job,
+    client: &Client,
+    plans: &[TablePlan],
+) -> Result<Vec<Finding>> {
+    if !job.follows || !matches!(job.target, Target::Lake(_)) {
+        return Ok(Vec::new());
+    }
+    let publishes_stored = match &job.stream.publication {
+        Some(name) => client
+            .query_opt(
+                "SELECT coalesce(to_jsonb(p) ->> 'pubgencols' = 's', false) FROM pg_publication p WHERE pubname = $1",
+                &[name],
+            )
+            .await
+            .map_err(tidemark_wire::Error::sql("look at the publication"))?
+            .is_some_and(|row| row.get(0)),
+        None => false,
+    };
+    let is_missing = |column: &&Column| match column.generated {
+        Generated::No => false,
+        Generated::Stored => !publishes_stored,
+        Generated::Virtual => true,
+    };
+    let finding = |plan: &TablePlan, column: &Column| {
+        let name = &plan.relation.name;
+        let others = plan.columns.iter().filter(|other| other.generated == Generated::No);
+        let others: Vec<String> = others.map(|other| format!("{:?}", other.name)).collect();
+        let message =
+            "a stream does not carry generated columns, and nothing computes them in a lake";
+        let object = format!("{name}.{}", Ident(&column.name));
+        Finding::new(Severity::Blocking, "generated-column", object, message).with_fix(format!(
+            "[[table]] name = \"{}.{}\", columns = [{}]; or sync --snapshot-only",
+            name.schema,
+            name.name,
+            others.join(", ")
+        ))
+    };
+    let of_table = |plan: &TablePlan| {
+        let missing = plan.columns.iter().filter(is_missing);
+        missing.map(|column| finding(plan, column)).collect::<Vec<_>>()
+    };
+    Ok(plans.iter().flat_map(of_table).collect())
 }
 
 /// Connections whose other end nobody has proven to be the right one, and passwords that stand in a URL.

@@ -7,6 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use rustix::process::Signal;
+use tempfile::TempDir;
 use tidemark_testkit::{Cluster, shared};
 
 use crate::follow::{Pair, follows, passes};
@@ -38,6 +39,33 @@ fn new_columns_are_carried_over_and_a_lost_one_stops_the_job() {
     pair.target.psql("ALTER TABLE pet DROP COLUMN note").unwrap();
     job.run(&["sync", "--until", "now"]).expect(0);
     pair.assert_equal();
+}
+
+#[test]
+fn a_followed_lake_is_told_of_generated_columns_before_anything_moves() {
+    let pair = Pair::new("computed");
+    let lake = TempDir::new().unwrap();
+    let url = format!("file://{}/lake", lake.path().display());
+    let job = || Job::new("computed", &pair.source.url(), &url);
+    let check = job().run(&["check"]).expect(5);
+    assert!(check.stdout.contains("\"pet\".\"twice\""), "{}", check.stdout);
+    assert!(
+        check.stdout.contains(r#"columns = ["id", "mood", "tags", "legs"]"#),
+        "{}",
+        check.stdout
+    );
+    job().run(&["sync", "--until", "now"]).expect(5);
+    assert!(!lake.path().join("lake").exists());
+    job().run(&["check", "--snapshot-only"]).expect(0);
+    // The way out that the finding names.
+    let columns =
+        "[[table]]\nname = \"public.pet\"\ncolumns = [\"id\", \"mood\", \"tags\", \"legs\"]\n";
+    let job = job().configured(columns);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.source.psql("UPDATE pet SET legs = legs + 1 WHERE id = 1").unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let changed = std::fs::read_dir(lake.path().join("lake/public/pet/changes")).unwrap().count();
+    assert_eq!(changed, 1);
 }
 
 #[test]
