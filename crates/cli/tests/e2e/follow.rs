@@ -152,6 +152,27 @@ fn a_slot_that_a_dba_made_is_followed_and_never_dropped() {
 }
 
 #[test]
+fn a_copy_beside_a_given_slot_that_was_killed_is_begun_again_with_the_same_slot() {
+    let pair = Pair::new("given2");
+    let make = "SELECT pg_create_logical_replication_slot('made_by_dba2', 'pgoutput')";
+    pair.source.psql(make).unwrap();
+    let job = pair.job().of_source("slot = \"made_by_dba2\"");
+    let writer = pair.writer();
+    let mut running = job.start(&["sync"]);
+    let is_loading = reached(&mut running, || markers(side(&pair.target), "given2") >= 1);
+    assert!(is_loading, "{}", running.stderr());
+    running.signal(Signal::KILL);
+    running.end().expect(137);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let written = writer.stop().unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+    assert_eq!(check_ledger(pair.target.cluster(), pair.target.name()).unwrap(), written.committed);
+    let slots = "SELECT string_agg(slot_name, ',') FROM pg_replication_slots WHERE database = current_database()";
+    assert_eq!(pair.source.psql(slots).unwrap(), "made_by_dba2");
+}
+
+#[test]
 fn a_terminated_run_ends_with_0_and_says_where_and_the_next_goes_on() {
     for signal in [Signal::TERM, Signal::INT] {
         let pair = Pair::new("stopped");

@@ -17,8 +17,8 @@ use crate::{Disposition, Error, Result, sql};
 
 /// Tables per LOCK statement: few round trips, and little to do again after a timeout.
 pub(crate) const PER_STATEMENT: usize = 100;
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+pub(super) const BACKOFF_MIN: Duration = Duration::from_millis(100);
+pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// A wait as the server's settings count it; 0 would be without end.
 pub(crate) fn milliseconds(wait: Duration) -> u128 {
@@ -132,7 +132,12 @@ fn explain(error: Error, part: &[&Relation]) -> Error {
 /// The final error: which table, and who holds or waits for a lock that keeps us out.
 pub(super) async fn name_blocker(side: &Client, part: &[&Relation], error: Error) -> Error {
     let oids: Vec<Oid> = part.iter().map(|table| table.oid).collect();
-    let Some(blocker) = blocker(side, Some(&oids)).await else { return explain(error, part) };
+    let in_the_way = match blocker(side, Some(&oids), "AccessExclusiveLock").await {
+        // A publication wants more than a reader, and is kept waiting by a VACUUM.
+        None => blocker(side, Some(&oids), "ShareUpdateExclusiveLock").await,
+        blocker => blocker,
+    };
+    let Some(blocker) = in_the_way else { return explain(error, part) };
     let error = match part.iter().find(|table| table.oid == blocker.relation) {
         Some(table) => error.on(&table.name),
         None => error,
@@ -168,7 +173,7 @@ pub(crate) async fn behind_an_alter(spec: &ConnectSpec, part: &[&Relation], erro
 /// The connection failed.
 pub async fn waiting_for_us(spec: &ConnectSpec) -> Result<Option<String>> {
     let side = sql::connect(spec).await?;
-    Ok(blocker(&side, None).await.map(|blocker| blocker.what))
+    Ok(blocker(&side, None, "AccessExclusiveLock").await.map(|blocker| blocker.what))
 }
 
 struct Blocker {
@@ -176,8 +181,8 @@ struct Blocker {
     what: String,
 }
 
-/// Who has, or waits for, an exclusive lock on one of these relations, or on any.
-async fn blocker(side: &Client, oids: Option<&[Oid]>) -> Option<Blocker> {
+/// Who has, or waits for, a lock of this mode on one of these relations, or on any.
+async fn blocker(side: &Client, oids: Option<&[Oid]>, mode: &str) -> Option<Blocker> {
     let of = oids.map_or_else(String::new, |oids| {
         format!("AND l.relation = ANY ({})", sql::oid_array(oids))
     });
@@ -187,7 +192,7 @@ async fn blocker(side: &Client, oids: Option<&[Oid]>) -> Option<Blocker> {
            (SELECT string_agg(b::text, ', ') FROM unnest(pg_blocking_pids(l.pid)) b), \
            coalesce(l.relation::regclass::text, 'a table') \
          FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
-         WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' {of} \
+         WHERE l.locktype = 'relation' AND l.mode = '{mode}' {of} \
            AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
          ORDER BY l.granted DESC LIMIT 1"
     );

@@ -105,8 +105,7 @@ async fn attempt(
     (number, made): (u32, &mut Made),
 ) -> Result<Attempt> {
     let (tables, mut gone) = split_present(side, &options.tables).await?;
-    made.publication =
-        publication::ensure(side, &slot.publication, &tables.iter().collect::<Vec<_>>()).await?;
+    made.publication = publish(side, options, slot, &tables.iter().collect::<Vec<_>>()).await?;
     if !slot.is_given {
         refuse_existing(side, &slot.slot).await?;
     }
@@ -156,6 +155,30 @@ async fn attempt(
         gone,
         sequences,
     })))
+}
+
+/// Makes the publication, as patient as the holder with who has a table locked: a VACUUM is enough. Gives whether it was
+/// made.
+async fn publish(
+    side: &Client,
+    options: &SnapshotOptions,
+    slot: &SlotOptions,
+    tables: &[&Relation],
+) -> Result<bool> {
+    let mut pause = locks::BACKOFF_MIN;
+    let mut attempt = 1;
+    loop {
+        let error = match publication::ensure(side, &slot.publication, tables).await {
+            Err(error) if error.has_state(&["55P03"]) => error,
+            made => return made,
+        };
+        if attempt >= options.lock_attempts {
+            return Err(locks::name_blocker(side, tables, error).await);
+        }
+        tracing::info!(attempt, "a table to publish is locked by others, trying again");
+        tokio::time::sleep(pause).await;
+        (attempt, pause) = (attempt + 1, (pause * 2).min(locks::BACKOFF_MAX));
+    }
 }
 
 /// The tables that are there under their names, and the names of the others.

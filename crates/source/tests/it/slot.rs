@@ -225,6 +225,38 @@ async fn an_alter_behind_the_holder_is_let_through_and_the_slot_taken_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_vacuum_that_keeps_the_publication_waiting_is_waited_for_and_named() {
+    let cluster = Arc::new(cluster("CREATE TABLE t (id int PRIMARY KEY)"));
+    let mut options = slot_options(&cluster, &["public.t"]).await;
+    options.lock_timeout = Duration::from_millis(200);
+    let url = cluster.url("postgres");
+    let other = session(&url).await;
+    // The same lock as VACUUM's.
+    let lock = "SET application_name = 'vacuum'; BEGIN; LOCK TABLE public.t IN SHARE UPDATE EXCLUSIVE MODE";
+    other.batch_execute(lock).await.unwrap();
+    options.lock_attempts = 2;
+    let error = Snapshot::take(&spec(&url), &options).await.unwrap_err();
+    assert_eq!(error.disposition(), Disposition::Blocked, "{error:?}");
+    assert!(error.way_out().unwrap().contains("(vacuum)"), "{error:?}");
+    assert_eq!(cluster.psql("postgres", NOTHING_LEFT).unwrap(), "0");
+    options.lock_attempts = 10;
+    let waits =
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 't'::regclass)";
+    let (url, options) = (&url, &options);
+    let taken = async { Snapshot::take(&spec(url), options).await.unwrap() };
+    let let_go = async {
+        for expected in ["t", "f"] {
+            let cluster = Arc::clone(&cluster);
+            let waited = move || cluster.wait_for("postgres", waits, expected);
+            tokio::task::spawn_blocking(waited).await.unwrap().unwrap();
+        }
+        other.batch_execute("COMMIT").await.unwrap();
+    };
+    let (snapshot, ()) = tokio::join!(taken, let_go);
+    assert_eq!(snapshot.tables().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rewrite_in_the_window_starts_the_slot_again() {
     for sql in [
         "TRUNCATE t; INSERT INTO t VALUES (7, 7)",
