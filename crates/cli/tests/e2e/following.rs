@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tidemark_testkit::{Cluster, shared};
+use tidemark_testkit::{Cluster, Version, shared};
 
 use crate::follow::{Pair, follows, passes};
 use crate::support::{Job, reached, wait_until};
@@ -66,6 +66,36 @@ fn a_followed_lake_is_told_of_generated_columns_before_anything_moves() {
     job.run(&["sync", "--until", "now"]).expect(0);
     let changed = std::fs::read_dir(lake.path().join("lake/public/pet/changes")).unwrap().count();
     assert_eq!(changed, 1);
+}
+
+#[test]
+fn stored_columns_that_a_publication_of_18_has_are_followed_into_a_lake() {
+    let source = Cluster::builder().version(Version::V18).start().unwrap();
+    source.create_database("shop").unwrap();
+    let make = "CREATE TABLE t (id integer PRIMARY KEY, twice integer GENERATED ALWAYS AS (id * 2) STORED); \
+        INSERT INTO t VALUES (1); \
+        CREATE PUBLICATION by_dba FOR TABLE t WITH (publish_generated_columns = stored)";
+    source.psql("shop", make).unwrap();
+    let lake = TempDir::new().unwrap();
+    let url = format!("file://{}/lake", lake.path().display());
+    let job = Job::new("stored", &source.url("shop"), &url).of_source("publication = \"by_dba\"");
+    job.run(&["sync", "--until", "now"]).expect(0);
+    source.psql("shop", "INSERT INTO t VALUES (7); UPDATE t SET id = 8 WHERE id = 1").unwrap();
+    let ran = job.run(&["sync", "--until", "now", "--json"]).expect(0);
+    assert!(
+        ran.stdout.contains("\"changes\":2") || ran.stdout.contains("\"changes\": 2"),
+        "{}",
+        ran.stdout
+    );
+    // A virtual one no publication has.
+    source.psql("shop", "ALTER TABLE t ADD thrice integer GENERATED ALWAYS AS (id * 3)").unwrap();
+    let check = Job::new("virtual", &source.url("shop"), &format!("{url}2"));
+    let check = check.of_source("publication = \"by_dba\"").run(&["check"]).expect(5);
+    assert!(
+        check.stdout.contains("\"thrice\"") && !check.stdout.contains("\"t\".\"twice\""),
+        "{}",
+        check.stdout
+    );
 }
 
 #[test]
