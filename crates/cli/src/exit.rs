@@ -74,7 +74,9 @@ impl ExitCode {
             Self::SourceLost => {
                 "the source cannot continue (slot lost, other cluster, older timeline)"
             }
-            Self::Refused => "the target refused (constraint, privilege); the position is kept",
+            Self::Refused => {
+                "the target refused (constraint, privilege), or a table is stopped; the position is kept"
+            }
             Self::Unavailable => {
                 "not reachable, or a local or remote resource is missing (disk), after retries; the position is kept"
             }

@@ -54,6 +54,7 @@ fn stream_of(config: &Config, source: &config::Source) -> pipeline::StreamJob {
         batch_bytes: config.stream.batch_bytes,
         ddl: match config.stream.ddl {
             config::Ddl::Additive => pipeline::DdlPolicy::Additive,
+            config::Ddl::StopTable => pipeline::DdlPolicy::StopTable,
             config::Ddl::Stop => pipeline::DdlPolicy::Stop,
         },
         commit_interval: config.parquet.commit_interval,

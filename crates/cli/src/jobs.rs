@@ -68,6 +68,7 @@ pub fn sync(config: &Config, args: &SyncArgs, screen: &Screen) -> Result<ExitCod
     let copies = [report.snapshot.as_ref(), report.joined.as_ref()];
     let codes = copies.into_iter().flatten().map(copied);
     let code = codes.max_by_key(|code| code.number()).unwrap_or(ExitCode::Done);
+    let code = if stopped(&report) { ExitCode::Refused } else { code };
     if args.json {
         output::print_json(&report)?;
         return Ok(code);
@@ -85,6 +86,18 @@ pub fn sync(config: &Config, args: &SyncArgs, screen: &Screen) -> Result<ExitCod
     }
     output::print(&text)?;
     Ok(code)
+}
+
+/// Says which tables stand still; whether any does.
+fn stopped(report: &pipeline::SyncReport) -> bool {
+    for table in &report.stopped {
+        tracing::error!(
+            table = %table.name, because = table.because,
+            "the table is stopped: make the same change on the target by hand, then tidemark reset {} --yes lets it join again",
+            table.name.plain()
+        );
+    }
+    !report.stopped.is_empty()
 }
 
 /// Says what was not copied; the code of a copy.

@@ -4,7 +4,7 @@
 //! codes of `design.md` section 8.
 
 use tidemark_ledger as ledger;
-use tidemark_model::Finding;
+use tidemark_model::{Finding, RelationName};
 use tidemark_sink as sink;
 use tidemark_source as source;
 
@@ -50,6 +50,8 @@ pub struct Error {
     pub is_transient: bool,
     /// Whether the run as a whole must begin again with a new snapshot.
     pub lost_snapshot: bool,
+    /// The table whose changed definition could not be carried over: the others could go on without it.
+    pub(crate) table: Option<Box<RelationName>>,
     /// The cause.
     #[source]
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
@@ -65,6 +67,7 @@ impl Error {
             findings: Vec::new(),
             is_transient: false,
             lost_snapshot: false,
+            table: None,
             source: None,
         }
     }

@@ -238,6 +238,7 @@ async fn follow(
     sink.prepare(&start).await.unwrap();
     sink.finish(&SnapshotSummary { lsn: Lsn::new(1), tables: Vec::new() }).await.unwrap();
     let start = StreamStart {
+        stopped: Vec::new(),
         job: "bench".to_owned(),
         run: "s".to_owned(),
         system_identifier: 1,

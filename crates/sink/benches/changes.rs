@@ -233,6 +233,7 @@ async fn drain(plans: &[TablePlan], cpu: &Cpu) -> Duration {
         })
         .collect();
     let start = StreamStart {
+        stopped: Vec::new(),
         job: "bench".to_owned(),
         run: "r1".to_owned(),
         system_identifier: 1,

@@ -19,6 +19,6 @@ pub use contract::{
 };
 pub use error::{Disposition, Error, Result};
 pub use stream::{
-    Flushed, NewColumn, OpenStream, Positions, Stored, StoredStage, StoredTable, StreamCounters,
-    StreamStart, StreamWriter,
+    Flushed, NewColumn, OpenStream, Positions, StoppedTable, Stored, StoredStage, StoredTable,
+    StreamCounters, StreamStart, StreamWriter,
 };

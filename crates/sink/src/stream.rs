@@ -47,6 +47,8 @@ pub struct StreamStart {
     /// Every table that is followed, as the source has it; changes name them by `relation.oid`. A table that the target has
     /// and that is not among them misses changes from here on: it must join anew.
     pub tables: Arc<Vec<TablePlan>>,
+    /// Tables that the stream goes on without until the user gives them up; what is new among them is noted.
+    pub stopped: Vec<StoppedTable>,
 }
 
 /// Where a target stands.
@@ -66,6 +68,18 @@ pub struct Stored {
     pub timeline: Option<u32>,
     /// The tables that are whole, once the stage is `Follow`; none in records of before tables could join.
     pub tables: Option<Vec<StoredTable>>,
+    /// The tables that the stream goes on without.
+    #[serde(default)]
+    pub stopped: Vec<StoppedTable>,
+}
+
+/// A table that the stream goes on without, since a change of its definition that could not be carried over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoppedTable {
+    /// Its name.
+    pub name: RelationName,
+    /// What happened to it.
+    pub because: String,
 }
 
 /// A table that a target has whole.

@@ -112,7 +112,7 @@ pub const UNREPRESENTABLE: &[&str] = &["error", "null", "text"];
 pub const COMPRESSION: &[&str] = &["zstd", "lz4", "snappy", "none"];
 
 /// The choices of `stream.ddl`.
-pub const DDL: &[&str] = &["additive", "stop"];
+pub const DDL: &[&str] = &["additive", "stop-table", "stop"];
 /// The choices of `limits.on_full`.
 pub const ON_FULL: &[&str] = &["wait", "drop-slot"];
 
@@ -284,7 +284,7 @@ pub const KEYS: &[Key] = &[
         default: Some("additive"),
         otherwise: "",
         example: r#""additive""#,
-        why: "What happens when a followed table is altered. additive carries new columns over where that is certain to be right (no default, or a constant one) and stops with the position kept at anything else; stop stops at any change.",
+        why: "What happens when a followed table is altered. additive carries new columns over where that is certain to be right (no default, or a constant one) and stops the job with the position kept at anything else; stop-table stops that table alone, with its position kept, until tidemark reset lets it join again (PostgreSQL targets; the exit code is 7 in the end); stop stops at any change.",
     },
     Key {
         path: "stream.heartbeat",

@@ -374,6 +374,7 @@ impl Resolver<'_> {
         let batch_bytes = self.bytes("stream.batch_bytes", raw.batch_bytes, 64 << 10..=1 << 30)?;
         let ddl = self.choice("stream.ddl", raw.ddl, |word| match word {
             "additive" => Some(Ddl::Additive),
+            "stop-table" => Some(Ddl::StopTable),
             "stop" => Some(Ddl::Stop),
             _ => None,
         })?;

@@ -155,6 +155,8 @@ pub struct Stream {
 pub enum Ddl {
     /// New columns are carried over.
     Additive,
+    /// New columns are carried over, else the table stops.
+    StopTable,
     /// The job stops.
     Stop,
 }

@@ -25,6 +25,8 @@ pub enum DdlPolicy {
     /// New columns.
     #[default]
     Additive,
+    /// New columns; at anything else that table stops and the others go on.
+    StopTable,
     /// Nothing: the job stops.
     Stop,
 }
@@ -196,8 +198,11 @@ impl Ddl {
 
     fn refuse(&self, name: &RelationName, what: &str, column: &str) -> Error {
         let column = if column == "-" { String::new() } else { format!(" {column:?}") };
-        Error::new(Kind::TargetRefused, format!("follow table {name}: it {what}{column}"))
-            .hint("make the same change on the target by hand and run again, or take the table out of the job; the position is kept")
+        let mut error =
+            Error::new(Kind::TargetRefused, format!("follow table {name}: it {what}{column}"))
+                .hint("make the same change on the target by hand and run again, or take the table out of the job; the position is kept");
+        error.table = Some(Box::new(name.clone()));
+        error
     }
 }
 

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tidemark_ledger::Ledger;
 use tidemark_model::{Lsn, names};
-use tidemark_sink::StoredStage;
+use tidemark_sink::{StoppedTable, Stored, StoredStage, StoredTable};
 use tidemark_source::{
     PublicationState, SlotOptions, drop_publication, drop_slot, emit_barrier, head,
 };
@@ -89,6 +89,9 @@ pub struct SyncReport {
     /// The tables that joined the stream in this call, if any did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joined: Option<Report>,
+    /// The tables that the job goes on without (`stream.ddl = "stop-table"`): they stand still where each of them stopped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stopped: Vec<StoppedTable>,
     /// Everything up to here is durable on the target.
     pub end_lsn: Lsn,
     /// Transactions of the stream that were applied.
@@ -130,11 +133,15 @@ pub async fn sync(
             return Err(error);
         }
     };
+    if !reports.stopped.is_empty() {
+        note_error(&ledger, &some_are_stopped(&reports.stopped)).await;
+    }
     let view = ladder.view();
     Ok(SyncReport {
         job: job.name.clone(),
         snapshot: reports.snapshot,
         joined: reports.joined,
+        stopped: reports.stopped,
         end_lsn,
         transactions: view.transactions,
         changes: view.changes,
@@ -142,10 +149,17 @@ pub async fn sync(
     })
 }
 
+/// What `status` tells of tables that the job goes on without.
+fn some_are_stopped(stopped: &[StoppedTable]) -> Error {
+    let because: Vec<&str> = stopped.iter().map(|table| table.because.as_str()).collect();
+    Error::new(Kind::TargetRefused, format!("tables are stopped: {}", because.join("; ")))
+}
+
 /// What was copied on the way.
 struct Reports {
     snapshot: Option<Report>,
     joined: Option<Report>,
+    stopped: Vec<StoppedTable>,
 }
 
 /// One call of [`sync`].
@@ -160,25 +174,34 @@ struct Sync<'a> {
 
 impl Sync<'_> {
     async fn run(&self) -> Result<(Reports, Lsn)> {
+        self.refuse_stops_in_a_lake()?;
         let head = self.head_at_start().await?;
         let mut snapshots = 0;
-        let (mut report, mut joined) = (None, None);
+        let mut reports = Reports { snapshot: None, joined: None, stopped: Vec::new() };
         let mut since = Instant::now();
         let mut pause = PAUSE_MIN;
         loop {
             let before = self.ladder.view().durable;
             let tools = Tools::new(self.job, self.progress)?;
-            let ended = self.once(&tools, head, (&mut report, &mut joined)).await;
+            let ended = self.once(&tools, head, &mut reports).await;
             let error = match ended {
                 Ok(Ended::Reached(lsn) | Ended::Stopped(lsn)) => {
-                    return Ok((Reports { snapshot: report, joined }, lsn));
+                    return Ok((reports, lsn));
                 }
                 Err(error) => error,
             };
+            if let (DdlPolicy::StopTable, Some(name)) = (self.job.stream.ddl, &error.table) {
+                tracing::error!(table = %name, because = %error, "the table stops; the others go on");
+                note_error(self.ledger, &error).await;
+                // Noted on the target when the stream is opened again, before a change of it is passed over.
+                let stopped = StoppedTable { name: (**name).clone(), because: error.to_string() };
+                reports.stopped.push(stopped);
+                continue;
+            }
             if self.ladder.view().durable > before {
                 (since, pause) = (Instant::now(), PAUSE_MIN);
             }
-            let may_pass = if report.is_some() || self.ladder.view().durable > Lsn::ZERO {
+            let may_pass = if reports.snapshot.is_some() || self.ladder.view().durable > Lsn::ZERO {
                 error.kind == Kind::Unavailable && since.elapsed() < PATIENCE
             } else {
                 snapshots += 1;
@@ -207,14 +230,9 @@ impl Sync<'_> {
     }
 
     /// From whatever the target has stored to the end, or to an error.
-    async fn once(
-        &self,
-        tools: &Tools,
-        head: Lsn,
-        (report, joined): (&mut Option<Report>, &mut Option<Report>),
-    ) -> Result<Ended> {
+    async fn once(&self, tools: &Tools, head: Lsn, reports: &mut Reports) -> Result<Ended> {
         self.progress.enter(Phase::Check, "looking where the target stands");
-        let stored = match self.wants_new_snapshot() && report.is_none() {
+        let stored = match self.wants_new_snapshot() && reports.snapshot.is_none() {
             true => None,
             false => tools.sink.stored().await?,
         };
@@ -223,9 +241,10 @@ impl Sync<'_> {
             tools.sink.refuse_if_held().await?;
         }
         let session = match stored {
-            Some(stored) if stored.stage == StoredStage::Follow => {
+            Some(mut stored) if stored.stage == StoredStage::Follow => {
+                self.leave_out_stopped(&mut stored, &mut reports.stopped)?;
                 let resumable = resume::look(self.job, &stored, self.ledger).await?;
-                Box::pin(self.resume(resumable, tools, joined)).await?
+                Box::pin(self.resume(resumable, tools, &mut reports.joined)).await?
             }
             Some(stored) if stored.stage == StoredStage::Complete => {
                 return Err(Error::new(
@@ -234,9 +253,39 @@ impl Sync<'_> {
                 )
                 .hint("--target-not-empty truncate --yes replaces it by one that is followed, or use another job name and target"));
             }
-            _ => Box::pin(self.snapshot(tools, report)).await?,
+            _ => Box::pin(self.snapshot(tools, &mut reports.snapshot)).await?,
         };
         self.follow(session, tools, head).await
+    }
+
+    /// Adds what the target knows of stopped tables to what this call has stopped, and takes all of them out of what is
+    /// followed.
+    fn leave_out_stopped(
+        &self,
+        stored: &mut Stored,
+        stopped: &mut Vec<StoppedTable>,
+    ) -> Result<()> {
+        for table in std::mem::take(&mut stored.stopped) {
+            let is_known = stopped.iter().any(|known| known.name == table.name);
+            if !is_known && !self.job.selection.excludes(&table.name)? {
+                stopped.push(table);
+            }
+        }
+        let is_stopped = |table: &StoredTable| stopped.iter().any(|known| known.name == table.name);
+        stored.tables.iter_mut().for_each(|tables| tables.retain(|table| !is_stopped(table)));
+        stored.stopped.clone_from(stopped);
+        Ok(())
+    }
+
+    /// A lake's commits do not say yet which tables they are without.
+    fn refuse_stops_in_a_lake(&self) -> Result<()> {
+        let stops = self.job.stream.ddl == DdlPolicy::StopTable;
+        if !stops || matches!(self.job.target, Target::Postgres(_)) {
+            return Ok(());
+        }
+        let what = "stop single tables of a lake (stream.ddl = \"stop-table\")";
+        Err(Error::new(Kind::Usage, what)
+            .hint("stop-table is for PostgreSQL targets; a lake has additive and stop"))
     }
 
     fn wants_new_snapshot(&self) -> bool {

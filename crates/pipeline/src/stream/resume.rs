@@ -82,6 +82,7 @@ pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Re
         }
         !is_unlogged
     });
+    joining.retain(|plan| !stored.stopped.iter().any(|table| table.name == plan.relation.name));
     if matches!(job.target, Target::Lake(_)) {
         for plan in joining.drain(..) {
             tracing::warn!(table = %plan.relation.name, "a table that came after the snapshot is not followed: tables cannot join a lake yet");
@@ -114,6 +115,7 @@ pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Re
         plans: Arc::new(plans),
         position: stored.end_lsn,
         joins: joins(stored),
+        stopped: stored.stopped.clone(),
     };
     Ok(Resumable { start, spool, joining })
 }

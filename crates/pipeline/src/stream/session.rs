@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemark_model::{Budget, JoinPoint, Lsn, Oid, TablePlan, names};
-use tidemark_sink::{Positions, Sink, SnapshotStart, StreamStart, parquet, postgres};
+use tidemark_sink::{Positions, Sink, SnapshotStart, StoppedTable, StreamStart, parquet, postgres};
 use tidemark_source::{
     Identity as SourceIdentity, PublicationState, Saved, StreamOptions, check_continuation,
     identify, inspect_slot,
@@ -59,6 +59,8 @@ pub(crate) struct SessionStart {
     pub(crate) position: Lsn,
     /// Tables that joined where the stream has not been yet.
     pub(crate) joins: HashMap<Oid, JoinPoint>,
+    /// Tables that are not followed until the user gives them up.
+    pub(crate) stopped: Vec<StoppedTable>,
 }
 
 /// The receiving half, begun.
@@ -87,6 +89,7 @@ impl Session {
             plans: Arc::clone(&start.tables),
             position: start.lsn,
             joins: HashMap::new(),
+            stopped: Vec::new(),
         };
         if job.stream.slot.is_some() {
             // Others may read from it or move it while the target was prepared.
@@ -239,6 +242,7 @@ impl Session {
             database: self.start.database.clone(),
             source_version: self.start.source_version,
             tables: Arc::clone(&self.start.plans),
+            stopped: self.start.stopped.clone(),
         };
         let open = tools.sink.open_stream(&start).await?;
         if open.position != self.start.position {

@@ -50,6 +50,9 @@ DO $$ BEGIN
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tidemark.relation'::regclass AND attname = 'state') THEN
     ALTER TABLE tidemark.relation ADD COLUMN relation_oid oid, ADD COLUMN state text, ADD COLUMN read_snapshot text, ADD COLUMN joined_lsn pg_lsn;
   END IF;
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tidemark.relation'::regclass AND attname = 'stopped_lsn') THEN
+    ALTER TABLE tidemark.relation ADD COLUMN stopped_lsn pg_lsn, ADD COLUMN stopped_because text;
+  END IF;
 END $$";
 
 const RELATIONS_THERE: &str = "

@@ -9,6 +9,8 @@
 //!     \----> joining ---/     |          |         joining   it was there, empty or ours: emptied when the join begins
 //!                ^----------- reset <----/         reset     the user gave it up: emptied, joins
 //! ```
+//! A `joined` table may also become `stopped` (`stream.ddl = "stop-table"`): as `left`, but with the position that it stands
+//! at and the reason, and it does not join by itself: `reset` lets it.
 //!
 //! A table that is neither ours to make nor ours to empty is refused as long as it has rows. The run of the job stays the
 //! same; the record's epoch tells one process from the next, so that chunks of one that was taken over cannot commit.
@@ -25,7 +27,9 @@ use super::control::{Control, held, take_the_job};
 use super::load::Owner;
 use super::session::{Sessions, may_replicate, server_error};
 use super::{PostgresOptions, SchemaMode};
-use crate::{Disposition, Error, Join, Result, SnapshotStart, StoredTable, StreamStart};
+use crate::{
+    Disposition, Error, Join, Result, SnapshotStart, StoppedTable, StoredTable, StreamStart,
+};
 
 /// What [`begin`] has decided.
 pub(super) struct Joining {
@@ -81,6 +85,40 @@ pub(super) async fn whole(client: &Client, job: &str) -> Result<Option<Vec<Store
     Ok(Some(tables))
 }
 
+/// The tables that the stream goes on without, and why.
+pub(super) async fn stopped(client: &Client, job: &str) -> Result<Vec<StoppedTable>> {
+    let rows = client
+        .query(
+            "SELECT schema_name, relation_name, coalesce(j ->> 'stopped_because', '') \
+             FROM tidemark.relation r, LATERAL (SELECT to_jsonb(r) AS j) x \
+             WHERE r.job = $1 AND j ->> 'state' = 'stopped' ORDER BY 1, 2",
+            &[&job],
+        )
+        .await
+        .map_err(|cause| server_error("read which tables are stopped", None, cause))?;
+    let table = |row: &tokio_postgres::Row| StoppedTable {
+        name: RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)),
+        because: row.get(2),
+    };
+    Ok(rows.iter().map(table).collect())
+}
+
+/// Notes which tables stand still from the stored position on.
+async fn stop(client: &Client, start: &StreamStart) -> Result<()> {
+    for table in &start.stopped {
+        client
+            .execute(
+                "UPDATE tidemark.relation r SET state = 'stopped', stopped_lsn = p.end_lsn, stopped_because = $4 \
+                 FROM tidemark.progress p WHERE p.job = $1 AND p.wave = '' AND r.job = $1 \
+                   AND r.schema_name = $2 AND r.relation_name = $3 AND r.state = 'joined'",
+                &[&start.job, &table.name.schema, &table.name.name, &table.because],
+            )
+            .await
+            .map_err(|cause| server_error("note that a table is stopped", Some(&table.name), cause))?;
+    }
+    Ok(())
+}
+
 /// Notes that the stream goes on without the tables that it does not follow: from here on they miss changes.
 pub(super) async fn leave_others(client: &Client, start: &StreamStart) -> Result<()> {
     let (schemas, names, oids) = columns(&start.tables);
@@ -95,6 +133,7 @@ pub(super) async fn leave_others(client: &Client, start: &StreamStart) -> Result
         )
         .await
         .map_err(attempt)?;
+    stop(client, start).await?;
     client
         .execute(
             "UPDATE tidemark.relation r SET state = 'left' WHERE job = $1 AND state = 'joined' \
@@ -369,7 +408,7 @@ pub(super) async fn forget(
                AND EXISTS (SELECT FROM tidemark.progress WHERE job = $1 AND wave = '' AND phase = 'follow')), \
              given_up AS (UPDATE tidemark.relation r SET state = 'reset' FROM named \
                WHERE (r.job, r.schema_name, r.relation_name) = (named.job, named.schema_name, named.relation_name) \
-               AND r.state IN ('joined', 'left')) \
+               AND r.state IN ('joined', 'left', 'stopped')) \
              SELECT schema_name, relation_name FROM named ORDER BY 1, 2",
             &[&options.job, &schemas, &names],
         )

@@ -62,6 +62,7 @@ pub(super) async fn stored(root: &Root) -> Result<Option<Stored>> {
         database: source.database,
         timeline: None,
         tables: None,
+        stopped: Vec::new(),
     }))
 }
 
@@ -74,6 +75,7 @@ fn stored_by(commit: Commit, stage: StoredStage) -> Stored {
         database: commit.source.database,
         timeline: commit.source.timeline,
         tables: None,
+        stopped: Vec::new(),
     }
 }
 

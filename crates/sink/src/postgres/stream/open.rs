@@ -20,6 +20,7 @@ use tidemark_model::Lsn;
 use tidemark_wire::Client;
 
 use super::super::control::has_records;
+use super::super::join;
 use super::super::session::{Sessions, may_replicate, server_error};
 use super::super::{PostgresOptions, Triggers};
 use super::apply::Fence;
@@ -53,9 +54,9 @@ pub(super) async fn stored(client: &Client, job: &str) -> Result<Option<Stored>>
     let end_lsn = row.get::<_, &str>(2).parse().map_err(|cause| {
         Error::new(Disposition::Internal, "read the position that the target stores").because(cause)
     })?;
-    let tables = match stage {
-        StoredStage::Follow => super::super::join::whole(client, job).await?,
-        StoredStage::Snapshot | StoredStage::Complete => None,
+    let (tables, stopped) = match stage {
+        StoredStage::Follow => (join::whole(client, job).await?, join::stopped(client, job).await?),
+        StoredStage::Snapshot | StoredStage::Complete => (None, Vec::new()),
     };
     Ok(Some(Stored {
         run: row.get(0),
@@ -65,6 +66,7 @@ pub(super) async fn stored(client: &Client, job: &str) -> Result<Option<Stored>>
         database: row.get(4),
         timeline: row.get::<_, Option<i64>>(5).and_then(|timeline| u32::try_from(timeline).ok()),
         tables,
+        stopped,
     }))
 }
 

@@ -23,6 +23,7 @@ pub(super) const SNAPSHOT: u64 = 0x16_B374_D848;
 /// What opens a stream of these tables.
 pub(super) fn stream_start(run: &str, plans: &[TablePlan]) -> StreamStart {
     StreamStart {
+        stopped: Vec::new(),
         job: JOB.to_owned(),
         run: run.to_owned(),
         system_identifier: 7_350_000_000_000_000_001,

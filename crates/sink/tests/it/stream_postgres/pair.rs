@@ -117,6 +117,7 @@ impl Pair {
 
     pub(crate) fn start(&self, run: &str) -> StreamStart {
         StreamStart {
+            stopped: Vec::new(),
             job: self.job.clone(),
             run: run.to_owned(),
             system_identifier: SYSTEM,
