@@ -54,6 +54,6 @@ pub use stream::fuzz as fuzz_stream;
 pub use stream::{
     CatchUp, CatchUpOptions, Decoded, Expected, Frame, Frames, Identity, Malformed, Message,
     PublicationState, Relations, ReplicationReader, ReplicationStream, ReplicationWriter, Round,
-    RowKind, Saved, SlotState, StreamOptions, check_continuation, check_publication, emit_barrier,
-    encode_relation, head, identify, inspect_slot, retained_by_others,
+    RowKind, Saved, SlotState, StreamOptions, advance_slot, check_continuation, check_publication,
+    emit_barrier, encode_relation, head, identify, inspect_slot, retained_by_others,
 };

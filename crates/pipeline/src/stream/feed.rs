@@ -38,6 +38,10 @@ const SPOOL_SYNC_BYTES: u64 = 8 << 20;
 /// source, which otherwise sends every message by itself (`prototypes.md` B).
 const CATCH_UP_BYTES: u64 = 32 << 20;
 
+/// The target is waited for so long before a stream that was caught up with begins.
+const SETTLING: Duration = Duration::from_secs(5);
+const SETTLING_STEP: Duration = Duration::from_millis(5);
+
 /// So many internal errors of the server's decoding in a row are no accident.
 const DECODING_ATTEMPTS: u32 = 5;
 
@@ -139,8 +143,38 @@ impl Feed {
                 }
             }
         }
+        // All that committed before it was given.
+        let (reached, gave_up) = (rounds.advanced_to(), rounds.gave_up());
         rounds.close().await;
+        self.ladder.set_received(reached);
+        self.queue.set_idle(reached);
+        if !gave_up {
+            self.advance_slot().await;
+        }
         Ok(())
+    }
+
+    /// Waits until the target has what it was given and moves the slot there: the stream would read all of it again.
+    async fn advance_slot(&self) {
+        let began = Instant::now();
+        let end = self.queue.spools().1;
+        while self.ladder.view().acknowledged < end {
+            if self.queue.spools().0 || began.elapsed() >= SETTLING {
+                return;
+            }
+            tokio::time::sleep(SETTLING_STEP).await;
+        }
+        let durable = self.ladder.view().acknowledged;
+        let slot = &self.options.slot;
+        let moved = async {
+            let client = self.source.connect().await?;
+            Ok::<_, Error>(tidemark_source::advance_slot(&client, slot, durable).await?)
+        };
+        match moved.await {
+            Ok(()) => self.ladder.set_said(durable),
+            // It is only that the stream takes longer to begin.
+            Err(error) => tracing::debug!(%error, "the slot was not moved"),
+        }
     }
 
     async fn read(&mut self, reader: &mut ReplicationReader) -> Result<()> {

@@ -10,8 +10,9 @@
 //! ```
 //!
 //! Why: `START_REPLICATION` sends every message by itself; a query's answer fills the socket. The server keeps a round in its
-//! temporary files before it sends the first row, which is why a round is bounded by messages and by time: a transaction of
-//! gigabytes is the stream's business, which has it in pieces. Each round reads the WAL from `restart_lsn` again.
+//! temporary files before it sends the first row, which is why a round is bounded by messages and by time: a huge
+//! transaction is the stream's business, which gives it as it is read. Each round reads the WAL from `restart_lsn` again, which
+//! is why rounds grow.
 //!
 //! PostgreSQL manual, section 9.28.6 (`pg_copy_logical_replication_slot`, `pg_logical_slot_get_binary_changes`).
 
@@ -27,12 +28,25 @@ use super::frames::Frames;
 use super::slot::{NEW_SNAPSHOT, parse_lsn};
 use crate::{Disposition, Error, Result, sql};
 
-/// Messages of a round. Fewer make each round read too much WAL twice (`prototypes.md` B).
-const MESSAGES: u32 = 150_000;
+/// Messages of the first round: few, so that the target has something to do soon. Each further round is twice as large.
+const MESSAGES: u32 = 20_000;
+/// Messages of a round at most, and what they may take in the source's temporary files. Many small rounds make the source
+/// read much WAL twice (`prototypes.md` B); few large ones let the target wait.
+const MESSAGES_MAX: u32 = 400_000;
+const ROUND_BYTES: u64 = 64 << 20;
+/// WAL that is left for the last round, which has all of it, however many messages that is.
+const LAST_BYTES: u64 = 24 << 20;
 
 /// The end of what can be decoded.
 const FLUSHED: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
      ELSE pg_catalog.pg_current_wal_flush_lsn() END)::pg_catalog.text";
+
+/// A transaction that does not fit into the decoding's memory is written to the source's disk and read back change by
+/// change: three times the time. The room is taken only while a large transaction is decoded, and is measured by what the server
+/// has for its own buffers.
+const ROOM: &str = "SELECT pg_catalog.set_config('logical_decoding_work_mem', (GREATEST(\
+     pg_catalog.pg_size_bytes(pg_catalog.current_setting('logical_decoding_work_mem')), \
+     LEAST(1073741824, pg_catalog.pg_size_bytes(pg_catalog.current_setting('shared_buffers')) / 2)) / 1024)::text || 'kB', false)";
 
 /// Rows that are handed over at once.
 const BATCH_BYTES: usize = 256 * 1024;
@@ -50,14 +64,19 @@ pub struct CatchUpOptions {
     pub start: Lsn,
     /// What our sessions are called.
     pub application_name: String,
-    /// About how many messages a round gives; the last transaction is always whole.
+    /// About how many messages the first round gives, and what the last one leaves; the last transaction of a round is
+    /// always whole.
     pub messages: u32,
+    /// About how many messages a later round gives at most.
+    pub messages_max: u32,
+    /// With less WAL than this to the goal, a round is the last one.
+    pub last_bytes: u64,
     /// How long a round may take to its first row. A longer one holds a huge transaction.
     pub patience: Duration,
 }
 
 impl CatchUpOptions {
-    /// Binary, from where the slot is, with rounds of about 150,000 messages and 20 s at most to the first.
+    /// Binary, from where the slot is, with rounds of about 20,000 to 400,000 messages.
     pub fn new(
         slot: impl Into<String>,
         publication: impl Into<String>,
@@ -70,6 +89,8 @@ impl CatchUpOptions {
             start: Lsn::ZERO,
             application_name: application_name.into(),
             messages: MESSAGES,
+            messages_max: MESSAGES_MAX,
+            last_bytes: LAST_BYTES,
             patience: Duration::from_secs(20),
         }
     }
@@ -87,6 +108,17 @@ pub struct CatchUp {
     advanced: Lsn,
     /// What became of the last round.
     last: Outcome,
+    /// What the next round is asked for.
+    next: Asked,
+}
+
+/// What a round is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// About so many messages.
+    Messages(u32),
+    /// Everything up to the goal.
+    Rest,
 }
 
 /// What became of a round.
@@ -94,8 +126,8 @@ pub struct CatchUp {
 enum Outcome {
     /// There was none yet.
     NotBegun,
-    /// So many messages came.
-    Messages(u64),
+    /// So many messages came, of so many bytes.
+    Messages(u64, u64),
     /// It took too long to its first row.
     GaveUp,
 }
@@ -131,9 +163,12 @@ impl CatchUp {
             goal: Lsn::ZERO,
             advanced: Lsn::ZERO,
             last: Outcome::NotBegun,
+            next: Asked::Rest,
         };
+        sql::raw(&mut this.raw, "let the server decode in memory", ROOM).await?;
         this.goal = this.ask(FLUSHED).await?;
         this.skip_to_start().await?;
+        this.next = this.asked(this.options.messages);
         Ok(this)
     }
 
@@ -162,19 +197,24 @@ impl CatchUp {
         match self.last {
             Outcome::GaveUp => return Ok(None),
             Outcome::NotBegun => {}
-            Outcome::Messages(count) => {
+            Outcome::Messages(count, bytes) => {
                 self.advanced = self.position().await?;
-                if count < u64::from(self.options.messages) {
+                let is_whole = match self.next {
+                    Asked::Messages(asked) => count < u64::from(asked),
+                    Asked::Rest => true,
+                };
+                if is_whole {
                     return Ok(None);
                 }
+                self.next = self.asked(self.larger(count, bytes));
             }
         }
         if self.advanced >= self.goal {
             return Ok(None);
         }
-        self.last = Outcome::Messages(0);
+        self.last = Outcome::Messages(0, 0);
         let cancel = self.raw.cancel_token();
-        let statement = statement(&self.copy, &self.options);
+        let statement = statement(&self.copy, &self.options, self.next, self.goal);
         let mut begun = pin!(self.raw.copy_out(&statement, TupleForm::PgBinary));
         // The server says nothing before it has the whole round.
         let answer = match tokio::time::timeout(self.options.patience, &mut begun).await {
@@ -203,6 +243,23 @@ impl CatchUp {
     /// Ends the session, and the copy of the slot with it.
     pub async fn close(self) {
         self.raw.close().await;
+    }
+
+    /// So many messages, or the rest where that is not much.
+    fn asked(&self, messages: u32) -> Asked {
+        match self.goal.bytes_since(self.advanced) <= self.options.last_bytes {
+            true => Asked::Rest,
+            false => Asked::Messages(messages),
+        }
+    }
+
+    /// Twice as many messages as before, as far as messages of this size allow.
+    fn larger(&self, count: u64, bytes: u64) -> u32 {
+        let Asked::Messages(before) = self.next else { return self.options.messages };
+        let fitting = ROUND_BYTES / (bytes / count.max(1)).max(1);
+        let most = u64::from(self.options.messages_max).min(fitting);
+        let messages = u64::from(before).saturating_mul(2).min(most);
+        u32::try_from(messages).unwrap_or(u32::MAX).max(1)
     }
 
     async fn ask(&mut self, text: &str) -> Result<Lsn> {
@@ -243,13 +300,16 @@ impl CatchUp {
     }
 }
 
-fn statement(copy: &str, options: &CatchUpOptions) -> String {
+fn statement(copy: &str, options: &CatchUpOptions, asked: Asked, goal: Lsn) -> String {
     let binary = if options.binary { ", 'binary', 'true'" } else { "" };
+    let bounds = match asked {
+        Asked::Messages(count) => format!("NULL, {}", count.clamp(1, i32::MAX.unsigned_abs())),
+        Asked::Rest => format!("{}, NULL", Literal(&goal.to_string())),
+    };
     format!(
-        "COPY (SELECT lsn, xid, data FROM pg_catalog.pg_logical_slot_get_binary_changes({}, NULL, {}, \
+        "COPY (SELECT lsn, xid, data FROM pg_catalog.pg_logical_slot_get_binary_changes({}, {bounds}, \
            'proto_version', '1', 'publication_names', {}, 'messages', 'true'{binary})) TO STDOUT (FORMAT binary)",
         Literal(copy),
-        options.messages.clamp(1, i32::MAX.unsigned_abs()),
         Literal(&quoted_names(&options.publications))
     )
 }
@@ -277,8 +337,9 @@ impl Round<'_> {
             self.copy = None;
             return Ok(None);
         };
-        if let Outcome::Messages(count) = self.outcome {
+        if let Outcome::Messages(count, bytes) = self.outcome {
             *count += rows.row_count() as u64;
+            *bytes += rows.data.len() as u64;
         }
         Ok(Some(Frames::of_rows(rows, reservation)))
     }

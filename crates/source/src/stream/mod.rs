@@ -36,5 +36,6 @@ pub use frames::Frames;
 pub use message::{Frame, Message, RowKind};
 pub use published::{Expected, PublicationState, check_publication};
 pub use slot::{
-    Identity, SlotState, emit_barrier, head, identify, inspect_slot, retained_by_others,
+    Identity, SlotState, advance_slot, emit_barrier, head, identify, inspect_slot,
+    retained_by_others,
 };

@@ -171,6 +171,20 @@ pub async fn head(client: &Client) -> Result<Lsn> {
     parse_lsn(&row.get::<_, Option<String>>(0).unwrap_or_default())
 }
 
+/// Moves a slot that nobody reads up to a position that is durable on the target, without decoding what lies between. The
+/// stream would read all of it again, only to throw it away.
+///
+/// # Errors
+/// The slot is in use, is beyond that position already, or the connection failed.
+pub async fn advance_slot(client: &Client, slot: &str, durable: Lsn) -> Result<()> {
+    let text = format!(
+        "SELECT pg_catalog.pg_replication_slot_advance({}, {})",
+        Literal(slot),
+        Literal(&durable.to_string())
+    );
+    sql::rows(client, "move the slot to what is durable", &text).await.map(drop)
+}
+
 /// Writes a message into the stream and flushes it. When a reader of the stream meets it, it has everything that was
 /// committed before this call. Gives the position of the message.
 ///

@@ -18,6 +18,11 @@ fn catch_up() -> CatchUpOptions {
     CatchUpOptions::new(SLOT, SLOT, SLOT)
 }
 
+/// Rounds of about so many messages, up to the last.
+fn small_rounds(messages: u32) -> CatchUpOptions {
+    CatchUpOptions { messages, messages_max: messages, last_bytes: 0, ..catch_up() }
+}
+
 async fn open(cluster: &Cluster, options: CatchUpOptions) -> CatchUp {
     CatchUp::open(&spec(&cluster.url("postgres")), options).await.unwrap()
 }
@@ -61,7 +66,7 @@ async fn rounds_and_then_the_stream_are_what_the_stream_alone_is() {
         barrier(&cluster, "middle");
         let slots = cluster.psql("postgres", SLOTS).unwrap();
 
-        let mut catching = open(&cluster, CatchUpOptions { messages: 50, ..catch_up() }).await;
+        let mut catching = open(&cluster, small_rounds(50)).await;
         write(&cluster, 3, 100_000);
         let rounds = rounds(&mut catching).await;
         assert!(rounds.len() > 3 && !catching.gave_up(), "{version:?}: {} rounds", rounds.len());
@@ -96,6 +101,48 @@ async fn rounds_and_then_the_stream_are_what_the_stream_alone_is() {
         };
         assert!(changes(&[caught, rest].concat()) == changes(&expected), "{version:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rounds_grow_and_the_last_one_has_all_the_rest() {
+    let cluster = cluster(Version::V15, TABLE);
+    write(&cluster, 100, 0);
+    barrier(&cluster, "end");
+    let mut lengths = Vec::new();
+    for options in [
+        CatchUpOptions { messages_max: 160, ..small_rounds(40) },
+        CatchUpOptions { last_bytes: u64::MAX, ..small_rounds(40) },
+    ] {
+        let mut catching = open(&cluster, options).await;
+        lengths.push(rounds(&mut catching).await.iter().map(Vec::len).collect::<Vec<_>>());
+        assert!(catching.advanced_to() >= catching.goal());
+        catching.close().await;
+    }
+    // Eight messages a transaction, and the barrier.
+    let [growing, whole] = lengths.try_into().unwrap();
+    assert_eq!(growing.iter().sum::<usize>(), whole[0] + growing.len() - 1, "each describes t");
+    assert_eq!(whole.len(), 1);
+    let at_least = [40, 80, 160, 160];
+    assert!(growing.iter().zip(at_least).all(|(found, least)| *found >= least), "{growing:?}");
+    assert!(growing.len() > 4 && growing.iter().all(|found| *found < 180), "{growing:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_nobody_reads_is_moved_to_what_is_durable_and_never_back() {
+    let cluster = cluster(Version::V15, TABLE);
+    write(&cluster, 10, 0);
+    barrier(&cluster, "end");
+    let mut whole = open(&cluster, catch_up()).await;
+    let all = ends(&rounds(&mut whole).await.concat());
+    whole.close().await;
+    let client = session(&cluster.url("postgres")).await;
+    tidemark_source::advance_slot(&client, SLOT, all[4]).await.unwrap();
+    let confirmed = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE NOT temporary";
+    assert_eq!(lsn(&cluster, confirmed), all[4]);
+    assert!(tidemark_source::advance_slot(&client, SLOT, all[3]).await.is_err());
+    let mut rest = open(&cluster, catch_up()).await;
+    assert_eq!(ends(&rounds(&mut rest).await.concat()), all[5..]);
+    rest.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
