@@ -28,6 +28,9 @@ use crate::{Error, Kind, Result};
 const CHANGE_BYTES: u64 = 112;
 /// The shortest change; what a block of frames can hold at most follows from it.
 const FRAME_BYTES: u64 = 16;
+/// In a backlog a target that has nothing to do is given batches of at least so many bytes of messages: some ten thousand
+/// small transactions, beyond which a larger batch is not applied any faster (`prototypes.md` B).
+const GATHER_BYTES: u64 = 4 << 20;
 /// Positions without rows are stored on the target when so many bytes of WAL have passed,
 const ADVANCE_BYTES: u64 = 16 << 20;
 /// or so much time.
@@ -123,22 +126,38 @@ impl Apply {
             let item = match self.queue.try_pop()? {
                 Some(item) => item,
                 None => {
-                    self.send(false).await?;
+                    if !self.gathers() {
+                        self.send(false).await?;
+                    }
+                    let is_gathering = !self.pending.is_empty();
                     tokio::select! {
                         biased;
                         () = stop.cancelled() => break,
-                        item = self.queue.pop() => item?,
-                        _ = interval.tick() => {
-                            self.flush_in_time().await?;
-                            continue;
-                        }
+                        () = self.queue.filled() => {}
+                        () = tokio::time::sleep_until(self.gathered_at().into()), if is_gathering => {}
+                        _ = interval.tick() => self.flush_in_time().await?,
                     }
+                    continue;
                 }
             };
             self.item(item).await?;
             self.flush_in_time().await?;
         }
         Ok(Ended::Stopped(self.close().await?))
+    }
+
+    /// Whether it is worth waiting for more: each commit costs the target the same, whatever is in it, and where the source
+    /// has a backlog for us more is about to come.
+    fn gathers(&self) -> bool {
+        !self.pending.is_empty()
+            && self.queue.is_behind()
+            && self.pending_bytes < GATHER_BYTES
+            && Instant::now() < self.gathered_at()
+    }
+
+    /// When a batch is sent, whatever it holds.
+    fn gathered_at(&self) -> Instant {
+        self.pending_since + self.rhythm.batch_delay
     }
 
     async fn item(&mut self, item: Item) -> Result<()> {
@@ -159,7 +178,7 @@ impl Apply {
         let mut changes = Vec::new();
         let mut bytes = 0;
         let mut parts = 0_u64;
-        while let Some(block) = tokio::task::block_in_place(|| blocks.next()).map_err(disk)? {
+        while let Some(block) = blocks.next().map_err(disk)? {
             if bytes > 0 && bytes + block.len() as u64 > self.rhythm.batch_bytes && !is_known {
                 // Larger than a batch: what is whole goes first, then it goes in parts.
                 self.send(false).await?;

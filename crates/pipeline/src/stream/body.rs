@@ -118,6 +118,11 @@ pub(crate) struct BodyReader {
 }
 
 impl BodyReader {
+    /// Whether nothing more of it is on disk.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.file.as_ref().is_none_or(|spilled| self.at >= spilled.length)
+    }
+
     /// The next whole frames, about a MiB of them, more where one frame is larger; `None` at the end.
     ///
     /// # Errors

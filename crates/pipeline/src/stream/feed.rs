@@ -42,6 +42,9 @@ const CATCH_UP_BYTES: u64 = 32 << 20;
 const SETTLING: Duration = Duration::from_secs(5);
 const SETTLING_STEP: Duration = Duration::from_millis(5);
 
+/// Behind by so much, the target is given larger batches.
+const BEHIND_BYTES: u64 = 1 << 20;
+
 /// So many internal errors of the server's decoding in a row are no accident.
 const DECODING_ATTEMPTS: u32 = 5;
 
@@ -70,6 +73,7 @@ impl Feed {
         loop {
             let before = self.ladder.view().received;
             let ended = self.connection().await;
+            self.queue.tell(false);
             if self.ladder.view().received > before {
                 (since, pause) = (Instant::now(), PAUSE_MIN);
             }
@@ -113,6 +117,12 @@ impl Feed {
         }
     }
 
+    /// Whether the source had much for us that has not come, when it was looked at last.
+    fn is_behind(&self) -> bool {
+        let view = self.ladder.view();
+        view.head.bytes_since(view.received) >= BEHIND_BYTES
+    }
+
     async fn is_far_behind(&self) -> Result<bool> {
         let client = self.source.connect().await?;
         let head = tidemark_source::head(&client).await?;
@@ -141,7 +151,9 @@ impl Feed {
                         self.message(payload).await?;
                     }
                 }
+                self.queue.tell(true);
             }
+            self.queue.tell(false);
         }
         // All that committed before it was given.
         let (reached, gave_up) = (rounds.advanced_to(), rounds.gave_up());
@@ -191,6 +203,7 @@ impl Feed {
                     Frame::Keepalive { wal_end, reply } => self.keepalive(wal_end, reply),
                 }
             }
+            self.queue.tell(self.is_behind());
             self.guard()?;
         }
         Ok(())

@@ -64,13 +64,16 @@ impl Blocks {
     /// The disk.
     pub(crate) fn next(&mut self) -> io::Result<Option<Bytes>> {
         match self {
-            Self::Body(reader) => reader.next(),
-            Self::Spool(body) => body.next(),
+            Self::Body(reader) if reader.is_in_memory() => reader.next(),
+            Self::Body(reader) => tokio::task::block_in_place(|| reader.next()),
+            Self::Spool(body) if body.is_in_memory() => body.next(),
+            Self::Spool(body) => tokio::task::block_in_place(|| body.next()),
         }
     }
 }
 
 /// Where a push goes.
+#[derive(PartialEq, Eq)]
 enum Way {
     Memory,
     Disk,
@@ -98,6 +101,8 @@ struct State {
     is_spooling: bool,
     /// Nothing is given out: a snapshot runs.
     is_held: bool,
+    /// The source has more for us than it could just have written.
+    is_behind: bool,
     idle: Lsn,
     idle_given: Lsn,
     /// End of what was pushed last.
@@ -114,6 +119,7 @@ impl Queue {
             behind: VecDeque::new(),
             is_spooling: false,
             is_held: false,
+            is_behind: false,
             idle: position,
             idle_given: position,
             end: position,
@@ -194,7 +200,7 @@ impl Queue {
         (state.is_spooling, state.end)
     }
 
-    /// Adds a transaction; waits for room.
+    /// Adds a transaction; waits for room. Whoever pops is told by [`Queue::tell`], or when there is no room.
     ///
     /// # Cancel safety
     /// A dropped future may have added the transaction or not; only to be dropped together with the stream.
@@ -208,21 +214,28 @@ impl Queue {
         let blocks = Blocks::Body(committed.body.read());
         let mut queued = Queued { head, blocks, is_repeated, reservation: None };
         loop {
+            if self.way_of_push() == Way::Memory
+                && let Some(reservation) = self.budget.try_reserve(bytes)
+            {
+                queued.reservation = Some(reservation);
+                match self.keep(queued) {
+                    None => return Ok(()),
+                    Some(back) => queued = back,
+                }
+            }
+            self.filled.notify_one();
             let turned = self.turned.notified();
             tokio::pin!(turned);
             turned.as_mut().enable();
             match self.way_of_push() {
-                Way::Disk => {
-                    self.append(queued)?;
-                    break;
-                }
+                Way::Disk => return self.append(queued),
                 Way::DiskFull => turned.await,
                 Way::Memory => tokio::select! {
                     biased;
                     reservation = self.budget.reserve(bytes) => {
                         queued.reservation = Some(reservation);
                         match self.keep(queued) {
-                            None => break,
+                            None => return Ok(()),
                             Some(back) => queued = back,
                         }
                     }
@@ -230,8 +243,17 @@ impl Queue {
                 },
             }
         }
+    }
+
+    /// Tells whoever pops that something was pushed, and whether the source has more that is waiting.
+    pub(crate) fn tell(&self, is_behind: bool) {
+        self.state().is_behind = is_behind;
         self.filled.notify_one();
-        Ok(())
+    }
+
+    /// Whether more is about to come, so that gathering pays.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.state().is_behind
     }
 
     fn way_of_push(&self) -> Way {
@@ -359,18 +381,12 @@ impl Queue {
         Ok(state.before.pop_front().map(Item::Transaction))
     }
 
-    /// The next item, waiting for it.
+    /// Waits until something may have come since the last [`Queue::try_pop`].
     ///
     /// # Cancel safety
-    /// Safe: a dropped future pops nothing.
-    pub(crate) async fn pop(&self) -> Result<Item, SpoolError> {
-        loop {
-            let filled = self.filled.notified();
-            if let Some(item) = self.try_pop()? {
-                return Ok(item);
-            }
-            filled.await;
-        }
+    /// Safe.
+    pub(crate) async fn filled(&self) {
+        self.filled.notified().await;
     }
 }
 

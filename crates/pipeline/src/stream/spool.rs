@@ -392,6 +392,11 @@ pub(crate) enum SpoolBody {
 }
 
 impl SpoolBody {
+    /// Whether it was read already.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        matches!(self, Self::Read(_))
+    }
+
     /// The next frames; `None` at the end.
     pub(crate) fn next(&mut self) -> io::Result<Option<Bytes>> {
         let (file, number, at, end) = match self {

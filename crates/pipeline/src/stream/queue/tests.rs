@@ -47,6 +47,27 @@ async fn a_push_waits_for_memory_and_goes_on_when_it_is_popped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_pops_is_told_of_many_pushes_at_once_or_when_there_is_no_room() {
+    let queue = Queue::new(Budget::new(4096), 1 << 30, Lsn::new(0));
+    queue.push(committed(10, 10), false).await.unwrap();
+    queue.push(committed(20, 10), false).await.unwrap();
+    let told = queue.filled();
+    tokio::pin!(told);
+    assert!(futures::poll!(&mut told).is_pending());
+    queue.tell(true);
+    assert!(futures::poll!(&mut told).is_ready() && queue.is_behind());
+    queue.tell(false);
+    queue.filled().await;
+    assert!(!queue.is_behind());
+    let (told, pusher) = (queue.filled(), queue.push(committed(30, 3000), false));
+    tokio::pin!(told, pusher);
+    assert!(futures::poll!(&mut told).is_pending());
+    assert!(futures::poll!(&mut pusher).is_pending());
+    assert!(futures::poll!(&mut told).is_ready(), "what was pushed has to go first");
+    assert_eq!(end_of(queue.try_pop().unwrap()), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_turns_to_disk_keeps_the_order_and_comes_back() {
     let directory = tempfile::tempdir().unwrap();
     let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(0));
