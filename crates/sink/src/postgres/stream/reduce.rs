@@ -202,6 +202,8 @@ struct Entry {
 /// Rows by key.
 #[derive(Default)]
 struct Keyed {
+    /// As long as rows only come, their keys are not looked at: the target's index says whether two are the same.
+    inserts: Vec<TupleData>,
     entries: Vec<Entry>,
     live: HashMap<Box<[u8]>, usize>,
     deletes: Vec<Box<[u8]>>,
@@ -244,16 +246,12 @@ impl Keyed {
         let parts = parts_of(layout);
         let key_cells = || parts.iter().map(|part| part.cell);
         match operation {
-            Operation::Insert { new } => {
-                cells::key_bytes(new, key_cells(), &mut self.key);
-                self.entries.push(Entry {
-                    origin: Origin::New,
-                    row: Some(new.clone()),
-                    next: None,
-                });
-                self.link(self.entries.len() - 1);
+            Operation::Insert { new } if self.has_only_inserts(layout) => {
+                self.inserts.push(new.clone());
             }
+            Operation::Insert { new } => self.insert(parts, new.clone()),
             Operation::Update { old, new } => {
+                self.look_at_inserts(parts);
                 let new = with_key(layout, old.as_ref(), new);
                 cells::key_bytes(&new, key_cells(), &mut self.key);
                 match old {
@@ -263,12 +261,30 @@ impl Keyed {
                 self.update(old.as_ref(), new);
             }
             Operation::Delete { old } => {
+                self.look_at_inserts(parts);
                 cells::key_bytes(old.tuple(), key_cells(), &mut self.old_key);
                 self.delete(old);
             }
             Operation::Truncate { .. } => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Whether nothing but rows that came is known. A key that is not enforced at once cannot tell two of them apart.
+    fn has_only_inserts(&self, layout: &Layout) -> bool {
+        self.entries.is_empty() && self.deletes.is_empty() && !layout.is_deferrable
+    }
+
+    fn insert(&mut self, parts: &[KeyPart], new: TupleData) {
+        cells::key_bytes(&new, parts.iter().map(|part| part.cell), &mut self.key);
+        self.entries.push(Entry { origin: Origin::New, row: Some(new), next: None });
+        self.link(self.entries.len() - 1);
+    }
+
+    fn look_at_inserts(&mut self, parts: &[KeyPart]) {
+        for new in std::mem::take(&mut self.inserts) {
+            self.insert(parts, new);
+        }
     }
 
     fn update(&mut self, old: Option<&OldRow>, new: TupleData) {
@@ -370,7 +386,9 @@ impl Keyed {
 
     /// The net effect; none where two rows are left under one key.
     fn net(mut self, layout: &Layout) -> Option<Net> {
-        let mut net = Net { deletes: std::mem::take(&mut self.deletes), ..Net::default() };
+        let (deletes, inserts) =
+            (std::mem::take(&mut self.deletes), std::mem::take(&mut self.inserts));
+        let mut net = Net { deletes, inserts, ..Net::default() };
         for entry in self.entries {
             let Some(row) = entry.row else { continue };
             if entry.next.is_some() {
