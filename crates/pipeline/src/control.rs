@@ -10,7 +10,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -53,12 +53,21 @@ struct Answer {
 pub(crate) struct Shared {
     job: String,
     progress: Arc<Progress>,
-    ledger: Arc<Ledger>,
+    /// Not held: the job's lock goes with the ledger, and a task that answers may outlive the job by a moment.
+    ledger: Weak<Ledger>,
 }
 
 impl Shared {
     pub(crate) fn new(job: &Job, progress: &Arc<Progress>, ledger: &Arc<Ledger>) -> Self {
-        Self { job: job.name.clone(), progress: Arc::clone(progress), ledger: Arc::clone(ledger) }
+        Self {
+            job: job.name.clone(),
+            progress: Arc::clone(progress),
+            ledger: Arc::downgrade(ledger),
+        }
+    }
+
+    fn last_error(&self) -> Option<String> {
+        self.ledger.upgrade()?.run().ok()??.last_error
     }
 
     fn status(&self) -> Status {
@@ -78,7 +87,7 @@ impl Shared {
             is_running: true,
             memory_bytes: view.memory_bytes,
             snapshot: SnapshotStatus::of(view),
-            last_error: self.ledger.run().ok().flatten().and_then(|run| run.last_error),
+            last_error: self.last_error(),
             ..Status::default()
         }
     }

@@ -50,6 +50,25 @@ const ABSENT: Duration = Duration::from_secs(2);
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// The one table that a lake cannot hold.
 const NOT_FOR_LAKES: &str = "zoo.nothing_at_all";
+/// Tables with generated columns, which a stream does not carry, and their other columns.
+const WITHOUT_GENERATED: [(&str, &[&str]); 2] = [
+    (
+        "keeper",
+        &[
+            "id",
+            "name",
+            "email",
+            "badge",
+            "hired",
+            "salary",
+            "home",
+            "boss",
+            "settings",
+            "nicknames",
+        ],
+    ),
+    ("rectangle", &["width", "height", "id"]),
+];
 /// The source does without the safety of its disk.
 const SOURCE_SETTINGS: &str = "fsync = off\nfull_page_writes = off\nmax_wal_size = '4GB'\nwal_level = logical\nshared_buffers = '256MB'";
 /// The target is as a server is by default, but for its memory.
@@ -166,6 +185,7 @@ impl Demo<'_> {
         self.step(5, "copy to Parquet while they write: tidemark sync --until now");
         self.say(&format!("{NOT_FOR_LAKES} has no columns, which Parquet cannot hold: excluded"));
         self.say("zoo.animal has infinite dates and NaN numerics, which Parquet cannot hold: they become NULL, and are counted");
+        self.say("zoo.keeper and zoo.rectangle have generated columns, which a stream does not carry: chosen without them");
         let to_lake = self.copy(&jobs.lake, &writers).await?;
 
         let (kept, written) = Box::pin(self.keep_in_step(&jobs, writers)).await?;
@@ -406,12 +426,19 @@ fn lake_job(place: &Path, shop: &Shop) -> Job {
     });
     let mut job = job(place, shop, "lake", target);
     job.selection = Selection::new(Vec::new(), vec![NOT_FOR_LAKES.to_owned()]);
-    job.tables = vec![pipeline::TableOptions {
-        name: RelationName::new("zoo", "animal"),
+    let table = |name: &str| pipeline::TableOptions {
+        name: RelationName::new("zoo", name),
         filter: None,
         columns: None,
-        unrepresentable: Unrepresentable::Null,
-    }];
+        unrepresentable: Unrepresentable::default(),
+    };
+    let with_columns = |(name, columns): &(&str, &[&str])| pipeline::TableOptions {
+        columns: Some(columns.iter().map(|&column| column.to_owned()).collect()),
+        ..table(name)
+    };
+    job.tables = WITHOUT_GENERATED.iter().map(with_columns).collect();
+    job.tables
+        .push(pipeline::TableOptions { unrepresentable: Unrepresentable::Null, ..table("animal") });
     job
 }
 
@@ -470,6 +497,7 @@ fn copy_reports(
             files: Some((lake.files, lake.bytes)),
             skipped: vec![
                 format!("{NOT_FOR_LAKES} was left out: it has no columns."),
+                "The generated columns of zoo.keeper and zoo.rectangle were left out: a stream does not carry them.".to_owned(),
                 format!(
                     "{} values of zoo.animal that Parquet cannot hold (infinite dates, NaN numerics, 24:00:00) are NULL.",
                     output::count(replaced)
