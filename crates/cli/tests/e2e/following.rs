@@ -167,6 +167,28 @@ fn a_transaction_far_larger_than_memory_arrives_whole() {
     assert_eq!(pair.target.psql("SELECT count(*) FROM bulk WHERE id < 0").unwrap(), "0");
 }
 
+/// Once the first part of a transaction is on the target nothing but its changes can go there.
+#[test]
+fn a_new_column_that_first_shows_in_the_middle_of_a_huge_transaction_is_carried_over() {
+    let pair = Pair::new("columns");
+    let setup = "CREATE TABLE bulk (id bigint PRIMARY KEY, body text NOT NULL); \
+        CREATE TABLE small (id bigint PRIMARY KEY, body text NOT NULL)";
+    pair.source.psql(setup).unwrap();
+    let job = pair.job().configured("[limits]\nmemory = \"16MiB\"\n");
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.source
+        .psql(
+            "ALTER TABLE small ADD COLUMN note text; \
+             BEGIN; INSERT INTO small VALUES (0, 'before'); \
+             INSERT INTO bulk SELECT i, repeat(md5(i::text), 8) FROM generate_series(1, 120000) i; \
+             ALTER TABLE bulk ADD COLUMN level integer DEFAULT 7; \
+             INSERT INTO bulk VALUES (0, 'later', 8); INSERT INTO small VALUES (1, 'a', 'noted'); COMMIT",
+        )
+        .unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+}
+
 #[test]
 fn a_busy_server_with_idle_tables_of_ours_keeps_no_wal_for_us() {
     let pair = Pair::new("idle");

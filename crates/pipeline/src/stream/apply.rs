@@ -21,7 +21,7 @@ use super::ddl::Ddl;
 use super::followed::Followed;
 use super::ladder::{DurableLsn, Ladder};
 use super::plant::is_planted;
-use super::queue::{Item, Queue, Queued};
+use super::queue::{Blocks, Item, Queue, Queued};
 use crate::{Error, Kind, Result};
 
 /// A decoded change takes about so much besides its bytes.
@@ -180,13 +180,18 @@ impl Apply {
         let mut parts = 0_u64;
         while let Some(block) = blocks.next().map_err(disk)? {
             if bytes > 0 && bytes + block.len() as u64 > self.rhythm.batch_bytes && !is_known {
-                // Larger than a batch: what is whole goes first, then it goes in parts.
-                self.send(false).await?;
-                self.part(head, std::mem::take(&mut changes), true).await?;
+                self.cut(head, (&block, &blocks), &mut changes, parts == 0).await?;
                 (bytes, parts) = (0, parts + 1);
             }
-            if !is_known {
-                self.hold(block.len() as u64, &mut changes, (head, &mut bytes, &mut parts)).await?;
+            if !is_known && !self.hold(block.len() as u64) {
+                // What is held is sent on first, so that nobody waits for himself.
+                if changes.is_empty() {
+                    self.send(false).await?;
+                } else {
+                    self.cut(head, (&block, &blocks), &mut changes, parts == 0).await?;
+                    (bytes, parts) = (0, parts + 1);
+                }
+                self.hold_alone(block.len() as u64).await;
             }
             bytes += block.len() as u64;
             for message in messages(&block) {
@@ -228,32 +233,61 @@ impl Apply {
         Ok(())
     }
 
-    /// Takes memory for a block; where there is none, what is held is sent on first, so that nobody waits for himself.
-    async fn hold(
+    /// Larger than a batch, or than the memory that is left: what is whole goes first, then this one goes in parts.
+    async fn cut(
         &mut self,
-        length: u64,
+        head: TransactionHead,
+        rest: (&Bytes, &Blocks),
         changes: &mut Vec<Change>,
-        (head, bytes, parts): (TransactionHead, &mut u64, &mut u64),
+        is_first: bool,
     ) -> Result<()> {
-        let wanted = length + length / FRAME_BYTES * CHANGE_BYTES / 4;
-        let reservation = match self.budget.try_reserve(wanted) {
-            Some(reservation) => reservation,
-            None => {
-                self.send(false).await?;
-                if !changes.is_empty() {
-                    self.part(head, std::mem::take(changes), true).await?;
-                    (*bytes, *parts) = (0, *parts + 1);
+        self.send(false).await?;
+        if is_first {
+            self.describe_ahead(rest, head.xid).await?;
+        }
+        self.part(head, std::mem::take(changes), true).await
+    }
+
+    /// Gives the target the columns that the rest of a transaction has: once its first part is there, nothing but its
+    /// changes can go to the target.
+    async fn describe_ahead(&mut self, (block, rest): (&Bytes, &Blocks), xid: u64) -> Result<()> {
+        // Not the descriptions in use: the changes before a description are not of its form.
+        let mut relations = Relations::new();
+        let mut rest = rest.fork().map_err(disk)?;
+        let mut next = Some(block.clone());
+        while let Some(block) = next {
+            for message in messages(&block) {
+                let kind = message.first().and_then(|tag| RowKind::from_tag(*tag));
+                if kind != Some(RowKind::Relation) {
+                    continue;
                 }
-                // What is still held was for rows that nobody wants: waiting with it would be waiting for ourselves.
-                self.held = None;
-                self.budget.reserve(wanted).await
+                let decoded = relations.decode(RowKind::Relation, message.slice(1..));
+                if let Ok(Decoded::Relation(relation)) = decoded {
+                    self.described(&relation, Some(xid)).await?;
+                }
             }
+            next = rest.next().map_err(disk)?;
+        }
+        Ok(())
+    }
+
+    /// Takes memory for a block beside what is held, if there is any.
+    fn hold(&mut self, length: u64) -> bool {
+        let Some(reservation) = self.budget.try_reserve(decoded_bytes(length)) else {
+            return false;
         };
         match &mut self.held {
             Some(held) => held.merge(reservation),
             None => self.held = Some(reservation),
         }
-        Ok(())
+        true
+    }
+
+    /// Waits for the memory for a block, holding nothing.
+    async fn hold_alone(&mut self, length: u64) {
+        // What is still held was for rows that nobody wants: waiting with it would be waiting for ourselves.
+        self.held = None;
+        self.held = Some(self.budget.reserve(decoded_bytes(length)).await);
     }
 
     /// `xid` is none of a description that stands by itself.
@@ -406,6 +440,11 @@ impl Apply {
         self.queue.set_durable(durable);
         Ok(durable.lsn())
     }
+}
+
+/// What a block takes once it is decoded.
+fn decoded_bytes(length: u64) -> u64 {
+    length + length / FRAME_BYTES * CHANGE_BYTES / 4
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -118,6 +118,18 @@ pub(crate) struct BodyReader {
 }
 
 impl BodyReader {
+    /// A second reader of what is left.
+    ///
+    /// # Errors
+    /// No more files can be opened.
+    pub(crate) fn fork(&self) -> io::Result<Self> {
+        let fork = |spilled: &Spilled| {
+            Ok::<_, io::Error>(Spilled { file: spilled.file.try_clone()?, length: spilled.length })
+        };
+        let file = self.file.as_ref().map(fork).transpose()?;
+        Ok(Self { file, at: self.at, tail: self.tail.clone() })
+    }
+
     /// Whether nothing more of it is on disk.
     pub(crate) fn is_in_memory(&self) -> bool {
         self.file.as_ref().is_none_or(|spilled| self.at >= spilled.length)

@@ -58,6 +58,17 @@ pub(crate) enum Blocks {
 }
 
 impl Blocks {
+    /// A second reader of what is left.
+    ///
+    /// # Errors
+    /// No more files can be opened.
+    pub(crate) fn fork(&self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Body(reader) => Self::Body(reader.fork()?),
+            Self::Spool(body) => Self::Spool(body.clone()),
+        })
+    }
+
     /// The next whole frames; `None` at the end.
     ///
     /// # Errors

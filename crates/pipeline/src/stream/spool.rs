@@ -374,7 +374,7 @@ pub(crate) enum Spooled {
 }
 
 /// The body of a transaction in a spool.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum SpoolBody {
     /// A small one, read already.
     Read(VecDeque<Bytes>),
