@@ -124,6 +124,56 @@ fn until_now_ends_with_the_sources_rows_and_the_next_one_goes_on_without_a_snaps
     pair.assert_equal();
 }
 
+/// Whoever takes the same name for another target must not take the first job's slot with it.
+#[test]
+fn a_second_job_of_the_same_name_leaves_the_first_ones_slot_alone() {
+    let pair = Pair::new("twice");
+    let job = pair.job();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let other = shared().unwrap();
+    let second = Job::new("twice", &pair.source.url(), &other.url());
+    for _ in 0..2 {
+        let refused = second.run(&["sync", "--until", "now"]).expect(2);
+        assert!(refused.stderr.contains("--job"), "{}", refused.stderr);
+    }
+    pair.source.psql("UPDATE pet SET legs = legs + 1").unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+}
+
+/// What the first job writes would be taken for what the second one has written.
+#[test]
+fn a_chain_of_two_jobs_of_one_name_is_refused_and_of_two_names_arrives() {
+    let pair = Pair::new("chain");
+    let job = pair.job();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let third = shared().unwrap();
+    pair.target.psql("ALTER TABLE keyless REPLICA IDENTITY FULL").unwrap();
+    let same = Job::new("chain", &pair.target.url(), &third.url());
+    let refused = same.run(&["sync", "--until", "now"]).expect(2);
+    assert!(refused.stderr.contains("--job"), "{}", refused.stderr);
+    let exclude = "[select]\nexclude = [\"tidemark.*\"]\n";
+    let next = Job::new("chain-2", &pair.target.url(), &third.url()).configured(exclude);
+    next.run(&["sync", "--until", "now"]).expect(0);
+    pair.source.psql("UPDATE pet SET legs = legs + 1").unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    next.run(&["sync", "--until", "now"]).expect(0);
+    let legs = "SELECT count(*), sum(legs) FROM pet";
+    assert_eq!(third.psql(legs).unwrap(), pair.source.psql(legs).unwrap());
+    pair.target.psql(DROP_SLOTS).unwrap();
+    third.psql(&drop_origin("chain-2")).unwrap();
+}
+
+#[test]
+fn a_given_slot_that_gives_out_prepared_transactions_is_refused() {
+    let pair = Pair::new("twophase");
+    let make = "SELECT pg_create_logical_replication_slot('made_for_two', 'pgoutput', false, true)";
+    pair.source.psql(make).unwrap();
+    let job = pair.job().of_source("slot = \"made_for_two\"");
+    let check = job.run(&["check"]).expect(5);
+    assert!(check.stdout.contains("two_phase"), "{}", check.stdout);
+}
+
 #[test]
 fn a_slot_that_a_dba_made_is_followed_and_never_dropped() {
     let pair = Pair::new("given");

@@ -354,3 +354,42 @@ fn a_table_that_was_dropped_and_made_again_joins_once_it_was_given_up() {
     job.run(&["sync", "--until", "now"]).expect(0);
     pair.assert_equal();
 }
+
+#[test]
+fn a_run_that_ends_behind_a_join_has_checked_its_keys_and_forgotten_the_error_before() {
+    let pair = Pair::new("settled");
+    let job = pair.job();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    // One that cannot join: no replica identity for what it would have to change.
+    let setup = "CREATE TABLE piece (id integer PRIMARY KEY, pet integer REFERENCES pet); \
+        INSERT INTO piece SELECT 1, min(id) FROM pet; CREATE TABLE nameless (i integer)";
+    pair.source.psql(setup).unwrap();
+    job.run(&["sync", "--until", "now"]).expect(5);
+    pair.source.psql("ALTER TABLE nameless ADD PRIMARY KEY (i)").unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+    let validated = "SELECT convalidated FROM pg_constraint WHERE conname = 'piece_pet_fkey'";
+    assert_eq!(pair.target.psql(validated).unwrap(), "t");
+    let status = job.status().unwrap();
+    assert!(status["last_error"].is_null(), "{status}");
+}
+
+#[test]
+fn tables_that_swapped_their_names_are_not_written_into_each_other() {
+    let pair = Pair::new("swapped");
+    let setup = "CREATE TABLE blue (id integer PRIMARY KEY, t text); CREATE TABLE green (LIKE blue INCLUDING ALL); \
+        INSERT INTO blue VALUES (1, 'blue'); INSERT INTO green VALUES (1, 'green')";
+    pair.source.psql(setup).unwrap();
+    let job = pair.job();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let swap = "BEGIN; ALTER TABLE blue RENAME TO gray; ALTER TABLE green RENAME TO blue; \
+        ALTER TABLE gray RENAME TO green; COMMIT";
+    pair.source.psql(swap).unwrap();
+    pair.source.psql("UPDATE blue SET t = 'was green'").unwrap();
+    let refused = job.run(&["sync", "--until", "now"]).expect(6);
+    assert!(refused.error().contains("is called"), "{}", refused.stderr);
+    // The way out that the message names.
+    pair.source.psql(swap).unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+}

@@ -39,7 +39,7 @@ use tidemark_ledger::Ledger;
 use tidemark_model::{Lsn, names};
 use tidemark_sink::{StoppedTable, Stored, StoredStage, StoredTable};
 use tidemark_source::{
-    PublicationState, SlotOptions, drop_publication, drop_slot, emit_barrier, head,
+    PublicationState, SlotOptions, drop_publication, drop_slot, emit_barrier, head, refuse_existing,
 };
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -299,6 +299,7 @@ impl Sync<'_> {
     /// The snapshot, with the stream received beside it.
     async fn snapshot(&self, tools: &Tools, report: &mut Option<Report>) -> Result<Session> {
         self.refuse_filters()?;
+        resume::refuse_own_target(&self.job.source.connect().await?, &self.job.name).await?;
         self.drop_own_leftovers().await?;
         let slot = resume::slot_name(self.job);
         let is_given = self.job.stream.slot.is_some();
@@ -309,6 +310,10 @@ impl Sync<'_> {
             point: Point::Slot(SlotOptions { slot: slot.clone(), is_given, publication, failover }),
             begun: Mutex::new(Some(send)),
         };
+        if !is_given {
+            // What is there already is not ours to drop when this run ends.
+            refuse_existing(&self.job.source.connect().await?, &slot).await?;
+        }
         self.note_slot(&slot, "making").await?;
         let run = Run {
             job: self.job,
@@ -351,7 +356,7 @@ impl Sync<'_> {
             None => None,
             Some(Until::Lsn(lsn)) => Some(lsn),
             Some(Until::Now) => {
-                let goal = head.max(session.position());
+                let goal = head.max(session.position()).max(session.joined_at());
                 let client = self.job.source.connect().await?;
                 // So that the stream moves beyond the goal although nobody writes.
                 emit_barrier(&client, "tidemark", &self.job.name).await?;
@@ -360,6 +365,11 @@ impl Sync<'_> {
         };
         self.progress.watch_stream(self.ladder);
         self.progress.enter(Phase::Follow, "following");
+        if !session.has_stopped() {
+            // What ended an earlier run is mended. A ledger that was lost has nothing to forget.
+            let ledger = Arc::clone(self.ledger);
+            drop(blocking(move || ledger.set_error(None)).await?);
+        }
         session.follow(self.job, tools, until, self.stop).await
     }
 

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemark_ledger::{Ledger, NewRelation};
-use tidemark_model::{JoinPoint, Oid, Persistence, RelationName, TablePlan, names};
+use tidemark_model::{JoinPoint, Lsn, Oid, Persistence, RelationName, TablePlan, names};
 use tidemark_sink::Stored;
 use tidemark_source::{
-    Expected, PublicationState, Saved, check_continuation, check_publication, identify,
+    Catalog, Expected, PublicationState, Saved, check_continuation, check_publication, identify,
     inspect_slot, read_catalog,
 };
 use tidemark_wire::Client;
@@ -48,6 +48,7 @@ pub(super) struct Resumable {
 /// Checks that the stream can go on.
 pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Result<Resumable> {
     let client = job.source.connect().await?;
+    refuse_own_target(&client, &job.name).await?;
     let identity = identify(&job.source).await?;
     let slot = slot_name(job);
     let spool = usable_spool(job, stored)?;
@@ -73,6 +74,7 @@ pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Re
     let target_version = target_version(job).await?;
     let mut plans = plan_tables(job, &catalog, target_version)?;
     let tables = followed(job, ledger, stored, &plans).await?;
+    still_named(&catalog, &tables, stored.end_lsn)?;
     let is_followed = |plan: &TablePlan| tables.iter().any(|(oid, _)| *oid == plan.relation.oid);
     let mut joining: Vec<TablePlan> = plans.extract_if(.., |plan| !is_followed(plan)).collect();
     joining.retain(|plan| {
@@ -241,6 +243,31 @@ pub(super) async fn next_xid(client: &Client) -> Result<u64> {
 
 /// The origins that a stream of this job the other way round, into this database, gives to its commits.
 pub(super) async fn own_origins(client: &Client, job: &str) -> Result<Vec<String>> {
+    Ok(vec![names::origin_name(job, database_oid(client).await?), names::origin_name_of_old(job)])
+}
+
+/// Refuses a source into which another job of this name writes: what that one writes would be taken for what this one has
+/// written itself, and be left out (a chain of two jobs, or two against each other).
+pub(super) async fn refuse_own_target(client: &Client, job: &str) -> Result<()> {
+    let origin = names::origin_name(job, database_oid(client).await?);
+    let there = client
+        .query_one(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_replication_origin WHERE roname = $1)",
+            &[&origin],
+        )
+        .await
+        .map_err(tidemark_wire::Error::sql("look for replication origins on the source"))?;
+    if !there.get::<_, bool>(0) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Usage,
+        format!("follow a database that a job of the name {job} writes into (origin {origin})"),
+    )
+    .hint("its changes would be taken for this job's own and be left out: give this job another name (--job); an origin that was left behind goes with pg_replication_origin_drop"))
+}
+
+async fn database_oid(client: &Client) -> Result<Oid> {
     let row = client
         .query_one(
             "SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()",
@@ -248,5 +275,20 @@ pub(super) async fn own_origins(client: &Client, job: &str) -> Result<Vec<String
         )
         .await
         .map_err(tidemark_wire::Error::sql("read which database the source is"))?;
-    Ok(vec![names::origin_name(job, row.get(0)), names::origin_name_of_old(job)])
+    Ok(row.get(0))
+}
+
+/// Refuses tables that have another name than the target knows them by: which of its tables is meant cannot be told where
+/// names were swapped.
+fn still_named(catalog: &Catalog, tables: &[(Oid, RelationName)], position: Lsn) -> Result<()> {
+    let renamed = tables.iter().find_map(|(oid, name)| {
+        let now = catalog.relations.iter().find(|now| now.oid == *oid)?;
+        (now.name != *name).then_some((name, &now.name))
+    });
+    let Some((name, now)) = renamed else { return Ok(()) };
+    Err(Error::new(
+        Kind::SourceCannotContinue,
+        format!("go on at {position}: table {name} is called {now} on the source now, and the target knows it by its old name"),
+    )
+    .hint("rename it back until the job goes on, or take a new snapshot (tidemark cleanup, then sync); the position is kept"))
 }

@@ -209,6 +209,16 @@ impl Session {
         self.start.position
     }
 
+    /// From where on the tables that joined are as of the same moment as the others.
+    pub(crate) fn joined_at(&self) -> Lsn {
+        self.start.joins.values().map(|join| join.lsn).max().unwrap_or(Lsn::ZERO)
+    }
+
+    /// Whether there are tables that are not followed until the user gives them up.
+    pub(crate) fn has_stopped(&self) -> bool {
+        !self.start.stopped.is_empty()
+    }
+
     /// Waits until a task fails.
     ///
     /// # Cancel safety
@@ -261,7 +271,7 @@ impl Session {
             Arc::clone(&self.ladder),
             Arc::clone(&self.queue),
         ));
-        let passed = self.start.joins.values().map(|join| join.lsn).max().unwrap_or(Lsn::ZERO);
+        let passed = self.joined_at();
         let (sink, ladder) = (Arc::clone(&tools.sink), Arc::clone(&self.ladder));
         self.tasks.spawn(settle(sink, ladder, passed));
         let chosen: HashSet<_> = job
@@ -281,6 +291,12 @@ impl Session {
             error = Self::failed(&mut self.tasks) => return Err(error),
         };
         self.goodbye().await;
+        if let (Ended::Reached(durable), true) = (ended, passed > Lsn::ZERO)
+            && durable >= passed
+        {
+            // The task that waits for it ends with the session, perhaps before it was at it.
+            finish_joins(&tools.sink).await;
+        }
         Ok(ended)
     }
 
@@ -362,10 +378,14 @@ async fn settle(sink: Arc<dyn Sink>, ladder: Arc<Ladder>, passed: Lsn) -> Result
     while ladder.view().durable < passed {
         interval.tick().await;
     }
+    finish_joins(&sink).await;
+    std::future::pending().await
+}
+
+async fn finish_joins(sink: &Arc<dyn Sink>) {
     if let Err(error) = sink.settle().await {
         tracing::warn!(%error, "what waited for the tables that joined could not be finished; the next start tries again");
     }
-    std::future::pending().await
 }
 
 /// Passes on how far the writer is.

@@ -37,6 +37,12 @@ fn problem(state: Option<&SlotState>, database: &str) -> Option<Problem> {
         }
         _ => {}
     }
+    if state.is_two_phase {
+        return problem(
+            "it gives out prepared transactions by themselves (two_phase)".to_owned(),
+            MAKE,
+        );
+    }
     if state.is_temporary {
         return problem("it is temporary and ends with the session that made it".to_owned(), MAKE);
     }

@@ -240,7 +240,11 @@ fn explain_replication(error: Error) -> Error {
     error
 }
 
-async fn refuse_existing(side: &Client, name: &str) -> Result<()> {
+/// Refuses a slot name that is taken: whose slot it is cannot be told, so nothing of it may be dropped.
+///
+/// # Errors
+/// There is a slot of this name, or the connection failed.
+pub async fn refuse_existing(side: &Client, name: &str) -> Result<()> {
     let text = format!(
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = {})",
         Literal(name)
@@ -253,8 +257,7 @@ async fn refuse_existing(side: &Client, name: &str) -> Result<()> {
         .hint(SLOT_IS_THERE))
 }
 
-const SLOT_IS_THERE: &str =
-    "a slot of this name is there already: tidemark cleanup drops it, or use another job name";
+const SLOT_IS_THERE: &str = "a slot of this name is there already. If another job of this name runs, give this one its own --job; if it was left behind, tidemark cleanup drops it";
 
 async fn explain_slot(error: Error, side: &Client) -> Error {
     match error.sqlstate() {
