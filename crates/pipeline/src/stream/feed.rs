@@ -129,7 +129,8 @@ impl Feed {
         Ok(head.bytes_since(self.assembler.position()) >= CATCH_UP_BYTES)
     }
 
-    /// Reads what was committed until now through a temporary copy of the slot; the slot itself does not move.
+    /// Reads what was committed until now through a temporary copy of the slot; the slot itself is moved afterwards, to
+    /// what is durable by then.
     async fn catch_up(&mut self) -> Result<()> {
         let stream = &self.options;
         let mut options =

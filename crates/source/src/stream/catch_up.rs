@@ -1,6 +1,7 @@
 //! A faster way through a long backlog: the messages as the answer to a query.
 //!
-//! **Invariant:** the durable slot is only copied, never read or moved here; the copy is temporary and ends with our session.
+//! **Invariant:** the durable slot is only copied here, never read or moved (`advance_slot` moves it afterwards, to what is
+//! durable); the copy is temporary and ends with our session.
 //! A round gives whole transactions in commit order, in the same messages as the stream of protocol version 1; what it gave
 //! is everything up to [`CatchUp::advanced_to`], so that the stream goes on from there without gap.
 //!
