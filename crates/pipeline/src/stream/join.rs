@@ -23,7 +23,7 @@ use super::Sync;
 use super::resume::{self, Resumable};
 use super::session::{self, Session};
 use crate::progress::Phase;
-use crate::snapshot::{Continuation, Joining, Point, Report, Run, Tools};
+use crate::snapshot::{Continuation, Joining, Point, Report, Tools};
 use crate::{Error, Result};
 
 impl Sync<'_> {
@@ -52,13 +52,7 @@ impl Sync<'_> {
             }),
             begun: Mutex::new(Some(send)),
         };
-        let run = Run {
-            job: self.job,
-            progress: self.progress,
-            stop: self.stop,
-            ledger: self.ledger,
-            continuation: Some(&continuation),
-        };
+        let run = self.copying(&continuation);
         let copy = Box::pin(run.once(tools));
         let receive = async {
             // Who begins the snapshot may have given up.

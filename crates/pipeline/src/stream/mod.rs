@@ -315,13 +315,7 @@ impl Sync<'_> {
             refuse_existing(&self.job.source.connect().await?, &slot).await?;
         }
         self.note_slot(&slot, "making").await?;
-        let run = Run {
-            job: self.job,
-            progress: self.progress,
-            stop: self.stop,
-            ledger: self.ledger,
-            continuation: Some(&continuation),
-        };
+        let run = self.copying(&continuation);
         let copied = async {
             let copy = Box::pin(run.once(tools));
             let receive = async {
@@ -348,6 +342,17 @@ impl Sync<'_> {
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// A copy that the stream goes on from.
+    fn copying<'a>(&'a self, continuation: &'a Continuation) -> Run<'a> {
+        Run {
+            job: self.job,
+            progress: self.progress,
+            stop: self.stop,
+            ledger: self.ledger,
+            continuation: Some(continuation),
         }
     }
 

@@ -395,10 +395,8 @@ impl Sink for ParquetSink {
     }
 
     async fn forget(&self, tables: &[RelationName]) -> Result<Vec<RelationName>> {
-        let mut error = Error::new(
-            Disposition::Refused,
-            format!("let tables join the lake {} anew", self.root),
-        );
+        let mut error =
+            Error::new(Disposition::Usage, format!("let tables join the lake {} anew", self.root));
         error.relation = tables.first().cloned();
         Err(error.hint("tables cannot join a lake yet: --target-not-empty truncate --yes makes a new snapshot of all"))
     }

@@ -90,7 +90,7 @@ fn no_place(setting: &str, (used, places): (i64, i64), is_certain: bool) -> Opti
 fn grant(functions: &[impl AsRef<str>], role: &str) -> String {
     let names: Vec<&str> = functions.iter().map(AsRef::as_ref).collect();
     format!(
-        "as a superuser on the target: GRANT EXECUTE ON FUNCTION {} TO {role}",
+        "as a superuser, in the target database: GRANT EXECUTE ON FUNCTION {} TO {role}",
         names.join(", ")
     )
 }
@@ -99,9 +99,7 @@ fn grant(functions: &[impl AsRef<str>], role: &str) -> String {
 pub(super) async fn set_up(client: &Client, job: &str) -> Result<()> {
     let origin = origin_name(job, database_oid(client).await?);
     let attempt = "use the replication origin on the target";
-    let there = "SELECT FROM pg_replication_origin WHERE roname = $1";
-    let there = client.query_opt(there, &[&origin]).await;
-    if there.map_err(|cause| explain(attempt, cause))?.is_none() {
+    if !is_there(client, &origin).await.map_err(|cause| explain(attempt, cause))? {
         let created = client.query("SELECT pg_replication_origin_create($1)", &[&origin]).await;
         created.map_err(|cause| explain("create the replication origin on the target", cause))?;
     }
@@ -117,6 +115,14 @@ pub(super) async fn set_up(client: &Client, job: &str) -> Result<()> {
             Err(cause) => return Err(explain(attempt, cause)),
         }
     }
+}
+
+async fn is_there(
+    client: &Client,
+    origin: &str,
+) -> std::result::Result<bool, tokio_postgres::Error> {
+    let found = "SELECT FROM pg_replication_origin WHERE roname = $1";
+    Ok(client.query_opt(found, &[&origin]).await?.is_some())
 }
 
 fn is_in_use(cause: &tokio_postgres::Error) -> bool {
@@ -142,19 +148,17 @@ pub(super) async fn drop_all(client: &Client, job: &str) -> Result<Vec<String>> 
     let database = database_oid(client).await?;
     let mut done = Vec::new();
     for origin in [origin_name(job, database), origin_name_of_old(job)] {
-        let dropped = client
-            .query(
-                "SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname = $1",
-                &[&origin],
-            )
-            .await;
-        let cause = match dropped {
-            Ok(rows) if rows.is_empty() => continue,
-            Ok(_) => {
-                done.push(format!("target: dropped the replication origin {origin}"));
-                continue;
-            }
-            Err(cause) => cause,
+        // Looked for first: a role that may not drop is refused even where there is nothing to drop.
+        if !is_there(client, &origin)
+            .await
+            .map_err(|cause| explain("look for the replication origin on the target", cause))?
+        {
+            continue;
+        }
+        let dropped = client.query("SELECT pg_replication_origin_drop($1)", &[&origin]).await;
+        let Err(cause) = dropped else {
+            done.push(format!("target: dropped the replication origin {origin}"));
+            continue;
         };
         let left = match cause.code().map(tokio_postgres::error::SqlState::code) {
             Some("42501") => "the role lacks EXECUTE on pg_replication_origin_drop(text)",
