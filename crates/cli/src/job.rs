@@ -58,6 +58,7 @@ fn stream_of(config: &Config, source: &config::Source) -> pipeline::StreamJob {
             config::Ddl::Stop => pipeline::DdlPolicy::Stop,
         },
         commit_interval: config.parquet.commit_interval,
+        catch_up: config.stream.catch_up,
         heartbeat: config.stream.heartbeat,
         source_wal: config.limits.source_wal,
         spool: config.limits.spool,

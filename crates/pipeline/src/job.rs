@@ -62,6 +62,8 @@ pub struct StreamJob {
     pub ddl: DdlPolicy,
     /// A lake writes what it has gathered so often.
     pub commit_interval: Duration,
+    /// Whether a long backlog is read in rounds before the stream begins.
+    pub catch_up: bool,
     /// A message into an idle source so often, so that its slot moves.
     pub heartbeat: Option<Duration>,
     /// WAL that the source may keep because of us before the spool is acknowledged.
@@ -82,6 +84,7 @@ impl Default for StreamJob {
             batch_bytes: 64 << 20,
             ddl: DdlPolicy::Additive,
             commit_interval: Duration::from_secs(10),
+            catch_up: true,
             heartbeat: None,
             source_wal: 16 << 30,
             spool: 64 << 30,

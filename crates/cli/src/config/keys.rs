@@ -287,6 +287,14 @@ pub const KEYS: &[Key] = &[
         why: "What happens when a followed table is altered. additive carries new columns over where that is certain to be right (no default, or a constant one) and stops the job with the position kept at anything else; stop-table stops that table alone, with its position kept, until tidemark reset lets it join again (PostgreSQL targets; the exit code is 7 in the end); stop stops at any change.",
     },
     Key {
+        path: "stream.catch_up",
+        kind: Kind::Switch,
+        default: Some("true"),
+        otherwise: "",
+        example: "true",
+        why: "Whether a backlog of more than 32 MiB of WAL is read by queries on a temporary copy of the slot before the stream begins, which costs the source much less; it takes one more free slot while it lasts. Without it everything comes as a stream.",
+    },
+    Key {
         path: "stream.heartbeat",
         kind: Kind::Text,
         default: Some("off"),

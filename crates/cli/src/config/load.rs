@@ -378,12 +378,14 @@ impl Resolver<'_> {
             "stop" => Some(Ddl::Stop),
             _ => None,
         })?;
+        let catch_up = raw.catch_up.map(|on| on.to_string());
+        let catch_up = self.with_default("stream.catch_up", catch_up)?.text == "true";
         let found = self.with_default("stream.heartbeat", raw.heartbeat)?;
         let heartbeat = match found.text.as_str() {
             "off" => None,
             text => Some(units::duration(text).map_err(|why| self.wrong(&found, why))?),
         };
-        Ok(Stream { batch_delay, batch_bytes, ddl, heartbeat })
+        Ok(Stream { batch_delay, batch_bytes, ddl, catch_up, heartbeat })
     }
 
     fn listen(&mut self, file: Option<String>) -> Result<Option<SocketAddr>, ConfigError> {

@@ -146,6 +146,8 @@ pub struct Stream {
     pub batch_bytes: u64,
     /// What happens to changed definitions.
     pub ddl: Ddl,
+    /// Whether a long backlog is read in rounds.
+    pub catch_up: bool,
     /// How often a message is written on the source.
     pub heartbeat: Option<Duration>,
 }

@@ -135,6 +135,8 @@ pub struct RawStream {
     pub batch_bytes: Option<String>,
     /// `ddl`
     pub ddl: Option<String>,
+    /// `catch_up`
+    pub catch_up: Option<bool>,
     /// `heartbeat`
     pub heartbeat: Option<String>,
 }

@@ -57,6 +57,8 @@ pub(crate) struct Feed {
     pub(crate) ladder: Arc<Ladder>,
     /// The source may keep so much WAL because of us; beyond it what the spool holds is acknowledged.
     pub(crate) source_wal: u64,
+    /// Whether a long backlog is read in rounds.
+    pub(crate) catches_up: bool,
     /// Memory for what is read in rounds.
     pub(crate) buffers: Budget,
     /// Decodings in a row that failed inside the server.
@@ -95,7 +97,7 @@ impl Feed {
     async fn connection(&mut self) -> Result<()> {
         // A push may have been given up when the connection was lost: what counts is what the queue has.
         self.assembler.reconnected(self.queue.spools().1);
-        if self.is_far_behind().await? {
+        if self.catches_up && self.is_far_behind().await? {
             if let Err(error) = self.catch_up().await {
                 if error.kind != Kind::Preflight {
                     return Err(error);

@@ -178,6 +178,7 @@ impl Session {
             queue: Arc::clone(&queue),
             ladder: Arc::clone(ladder),
             source_wal: job.stream.source_wal,
+            catches_up: job.stream.catch_up,
             buffers: Budget::new(job.memory / OPEN_SHARE),
             failures: 0,
             is_skipping: false,
