@@ -3,6 +3,7 @@
 //! **Invariant:** results go to stdout once, at the end. SIGINT and SIGTERM stop a job cleanly; a second one ends the
 //! process at once.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::job;
 use crate::log::Screen;
 use crate::output;
 use crate::progress as bars;
-use crate::serve::serve;
+use crate::serve::{Serving, serve};
 
 /// Between two looks at the counters.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -57,7 +58,7 @@ pub fn sync(config: &Config, args: &SyncArgs, screen: &Screen) -> Result<ExitCod
     });
     let report = runtime()?.block_on(async {
         let _serving = match config.listen {
-            Some(listen) => Some(serve(listen, job.state_dir.clone()).await?),
+            Some(listen) => Some(serving(listen, &job).await?),
             None => None,
         };
         let run = async |progress: &Arc<Progress>, stop: &CancellationToken| {
@@ -86,6 +87,17 @@ pub fn sync(config: &Config, args: &SyncArgs, screen: &Screen) -> Result<ExitCod
     }
     output::print(&text)?;
     Ok(code)
+}
+
+/// Listens for whoever watches. Where the job runs already, that is what is wrong, and not the address that it has.
+async fn serving(listen: SocketAddr, job: &Job) -> Result<Serving, Failure> {
+    match serve(listen, job.state_dir.clone()).await {
+        Ok(serving) => Ok(serving),
+        Err(failure) => {
+            pipeline::refuse_running(job).await?;
+            Err(failure)
+        }
+    }
 }
 
 /// Says which tables stand still; whether any does.
@@ -239,19 +251,25 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 fn status_text(status: &Status) -> String {
     let snapshot = &status.snapshot;
     let mut text = format!(
-        "job        {}\nphase      {}{}\nsnapshot   {} of {} tables, {} rows, {} of {}\n",
+        "job        {}\nphase      {}{}\n",
         status.job,
         serde_json::to_value(status.phase)
             .ok()
             .and_then(|phase| phase.as_str().map(str::to_owned))
             .unwrap_or_default(),
         if status.activity.is_empty() { String::new() } else { format!(" ({})", status.activity) },
-        snapshot.tables_done,
-        snapshot.tables_total,
-        output::count(snapshot.rows_done),
-        output::bytes(snapshot.bytes_done),
-        output::bytes(snapshot.bytes_total),
     );
+    // A process that goes on after the snapshot copies nothing.
+    if snapshot.tables_total > 0 {
+        text.push_str(&format!(
+            "snapshot   {} of {} tables, {} rows, {} of {}\n",
+            snapshot.tables_done,
+            snapshot.tables_total,
+            output::count(snapshot.rows_done),
+            output::bytes(snapshot.bytes_done),
+            output::bytes(snapshot.bytes_total),
+        ));
+    }
     for table in &snapshot.active {
         text.push_str(&format!(
             "  {:<9}{}  {} of about {} rows\n",

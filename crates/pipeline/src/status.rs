@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 use tidemark_ledger::LedgerReader;
 use tidemark_model::Lsn;
 
+use crate::cleanup::CLEANED;
+use crate::job::Job;
 use crate::progress::{Phase, ProgressView};
+use crate::snapshot::blocking;
 use crate::stream::{Ladder, LadderView};
 use crate::{Error, Kind, Result};
 
@@ -153,7 +156,8 @@ pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
     let relations = reader.relations()?;
     let is_copied = run.finished_at_ms.is_some();
     let follows = run.phase == "follow";
-    let is_complete = is_copied && !follows;
+    let is_cleaned = run.phase == CLEANED;
+    let is_complete = is_copied && !follows && !is_cleaned;
     let mut snapshot =
         SnapshotStatus { tables_total: relations.len() as u64, ..SnapshotStatus::default() };
     for relation in &relations {
@@ -169,6 +173,9 @@ pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
         job: run.job,
         phase: if is_complete { Phase::Complete } else { Phase::Stopped },
         activity: match (is_complete, follows) {
+            _ if is_cleaned => {
+                "cleaned up: the servers know nothing of it; the same sync takes a new snapshot"
+            }
             (true, _) => "done",
             (false, true) => "not running; the same sync goes on where it stopped",
             (false, false) => "not running; the same sync starts the snapshot over",
@@ -179,6 +186,21 @@ pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
         last_error: run.last_error,
         ..Status::default()
     })
+}
+
+/// Refuses to go on where a process runs the job of this state directory.
+///
+/// # Errors
+/// One does ([`Kind::Held`]).
+pub async fn refuse_running(job: &Job) -> Result<()> {
+    let state_dir = job.state_dir.clone();
+    let look = move || LedgerReader::open(&state_dir).ok().and_then(|ledger| ledger.holder());
+    match blocking(look).await? {
+        Some(pid) => {
+            Err(tidemark_ledger::Error::Held { directory: job.state_dir.clone(), pid }.into())
+        }
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

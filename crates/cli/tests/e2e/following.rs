@@ -296,9 +296,25 @@ fn monitoring_is_told_the_lag_and_nobody_can_change_anything() {
     assert!(ask(address, &post).unwrap().starts_with("HTTP/1.1 405 "));
     let rebound = "GET /status HTTP/1.1\r\nHost: evil.example\r\n\r\n";
     assert!(ask(address, rebound).unwrap().starts_with("HTTP/1.1 403 "));
+    // Not the address is wrong, which the running job has, but that it runs.
+    job.run(&["sync"]).expect(9);
+    job.run(&["cleanup", "--yes"]).expect(9);
     running.signal(Signal::TERM);
     running.end().expect(0);
     assert!(ask(address, rebound).is_none(), "it ended with the job");
+    // One that goes on copies nothing, and does not speak of tables.
+    let mut again = job.start(&["sync"]);
+    follows(&mut again, &pair.target, "served");
+    wait_until("it is said to follow", || {
+        job.run(&["status"]).expect(0).stdout.contains("phase      follow")
+    });
+    let status = job.run(&["status"]).expect(0).stdout;
+    assert!(!status.contains("tables"), "{status}");
+    again.signal(Signal::TERM);
+    again.end().expect(0);
+    job.run(&["cleanup", "--yes"]).expect(0);
+    let status = job.run(&["status"]).expect(0).stdout;
+    assert!(status.contains("cleaned up") && !status.contains("goes on"), "{status}");
 }
 
 #[test]
