@@ -270,6 +270,28 @@ fn tables_that_were_given_up_are_copied_again_while_the_others_go_on() {
 }
 
 #[test]
+fn a_table_that_was_given_up_is_emptied_without_what_refers_to_it() {
+    let pair = Pair::new("cascade");
+    pair.source
+        .psql(
+            "CREATE TABLE owner (id integer PRIMARY KEY); \
+             CREATE TABLE owned (id integer PRIMARY KEY, owner integer REFERENCES owner ON DELETE CASCADE, note text); \
+             INSERT INTO owner SELECT generate_series(1, 50); INSERT INTO owned SELECT i, i, 'n' FROM generate_series(1, 50) i",
+        )
+        .unwrap();
+    // Triggers fire, those of foreign keys too.
+    let job = pair.job().configured("triggers = \"as-is\"\n");
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.target.psql("UPDATE owned SET note = 'kept'").unwrap();
+    job.run(&["reset", "public.owner", "--yes"]).expect(0);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let kept = "SELECT count(*) FROM owned WHERE note = 'kept'";
+    assert_eq!(pair.target.psql(kept).unwrap(), "50");
+    pair.target.psql("UPDATE owned SET note = 'n'").unwrap();
+    pair.assert_equal();
+}
+
+#[test]
 fn a_table_that_was_left_out_for_a_while_is_not_taken_for_whole() {
     let pair = Pair::new("leftout");
     let all = "[snapshot]\nreaders = 2\n";
