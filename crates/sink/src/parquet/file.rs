@@ -207,7 +207,7 @@ fn append_row_group(
 ) -> Result<(), ParquetError> {
     let mut row_group = writer.next_row_group()?;
     for column in group.columns {
-        column.append_to_row_group(&mut row_group)?;
+        column.append_to(&mut row_group)?;
     }
     row_group.close()?;
     Ok(())

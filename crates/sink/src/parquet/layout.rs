@@ -15,16 +15,15 @@ use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
-use parquet::arrow::arrow_writer::{
-    ArrowColumnChunk, ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves,
-};
+use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
 use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
 use parquet::basic::{Compression as Codec, Encoding, Type as Physical, ZstdLevel};
 use parquet::errors::Result;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesPtr};
 use parquet::file::writer::SerializedFileWriter;
-use parquet::schema::types::{ColumnDescriptor, TypePtr};
+use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor, TypePtr};
 
+use super::encode::{self, EncodedColumn, FlatColumn, Packer, Spec};
 use super::options::Compression;
 
 /// Rows of a full row group: DuckDB's vector size times 60, what its own writer and its readers are tuned for.
@@ -52,9 +51,11 @@ pub struct ColumnChoice {
 #[derive(Debug)]
 pub struct Layout {
     schema: SchemaRef,
+    descriptor: SchemaDescriptor,
     root: TypePtr,
     properties: WriterPropertiesPtr,
     factory: ArrowRowGroupWriterFactory,
+    codec: Codec,
     choices: Vec<ColumnChoice>,
 }
 
@@ -133,7 +134,8 @@ impl Layout {
         let template =
             SerializedFileWriter::new(Vec::new(), Arc::clone(&root), Arc::clone(&properties))?;
         let factory = ArrowRowGroupWriterFactory::new(&template, Arc::clone(schema));
-        Ok(Self { schema: Arc::clone(schema), root, properties, factory, choices })
+        let schema = Arc::clone(schema);
+        Ok(Self { schema, descriptor, root, properties, factory, codec, choices })
     }
 
     /// The schema.
@@ -156,15 +158,39 @@ impl Layout {
     /// # Errors
     /// The schema has a type that Parquet has not.
     pub fn row_group(&self) -> Result<RowGroupEncoder> {
-        let writers = self.factory.create_column_writers(0)?;
-        Ok(RowGroupEncoder { schema: Arc::clone(&self.schema), writers, rows: 0 })
+        let writers = self.factory.create_column_writers(0)?.into_iter().enumerate();
+        let writers = writers.map(|(leaf, writer)| match self.own_column(leaf) {
+            Some(column) => LeafWriter::Own(column),
+            None => LeafWriter::Library(Box::new(writer)),
+        });
+        Ok(RowGroupEncoder {
+            schema: Arc::clone(&self.schema),
+            writers: writers.collect(),
+            packer: Packer::new(self.codec),
+            rows: 0,
+        })
     }
+
+    fn own_column(&self, leaf: usize) -> Option<Box<dyn FlatColumn>> {
+        let field = self.schema.field(self.descriptor.get_column_root_idx(leaf));
+        let ColumnChoice { has_dictionary, is_compressed } = self.choices[leaf];
+        let column = self.descriptor.column(leaf);
+        let spec = Spec { column, codec: self.codec, has_dictionary, is_compressed };
+        encode::flat_column(field.data_type(), spec)
+    }
+}
+
+/// Who encodes a leaf column.
+enum LeafWriter {
+    Own(Box<dyn FlatColumn>),
+    Library(Box<ArrowColumnWriter>),
 }
 
 /// The columns of one row group while rows come in. Holds encoded pages, hence less than the rows it was given.
 pub struct RowGroupEncoder {
     schema: SchemaRef,
-    writers: Vec<ArrowColumnWriter>,
+    writers: Vec<LeafWriter>,
+    packer: Packer,
     rows: usize,
 }
 
@@ -175,10 +201,21 @@ impl RowGroupEncoder {
     /// The batch does not fit the schema.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         let mut writers = self.writers.iter_mut();
+        let mut next = || writers.next().expect("one writer for each leaf of the schema");
         for (field, column) in self.schema.fields().iter().zip(batch.columns()) {
-            for leaf in compute_leaves(field, column)? {
-                let writer = writers.next().expect("one writer for each leaf of the schema");
-                writer.write(&leaf)?;
+            let mut writer = next();
+            if let LeafWriter::Own(own) = writer {
+                own.append(column, &mut self.packer)?;
+                continue;
+            }
+            for (number, leaf) in compute_leaves(field, column)?.iter().enumerate() {
+                if number > 0 {
+                    writer = next();
+                }
+                let LeafWriter::Library(library) = &mut *writer else {
+                    unreachable!("only columns of one leaf are encoded by us")
+                };
+                library.write(leaf)?;
             }
         }
         self.rows += batch.num_rows();
@@ -192,7 +229,11 @@ impl RowGroupEncoder {
 
     /// Bytes held now.
     pub fn bytes(&self) -> usize {
-        self.writers.iter().map(ArrowColumnWriter::memory_size).sum()
+        let bytes = |writer: &LeafWriter| match writer {
+            LeafWriter::Own(own) => own.bytes(),
+            LeafWriter::Library(library) => library.memory_size(),
+        };
+        self.writers.iter().map(bytes).sum()
     }
 
     /// Ends the row group.
@@ -200,10 +241,14 @@ impl RowGroupEncoder {
     /// # Errors
     /// Compression failed.
     pub fn finish(self) -> Result<EncodedRowGroup> {
-        let columns =
-            self.writers.into_iter().map(ArrowColumnWriter::close).collect::<Result<Vec<_>>>()?;
+        let Self { writers, mut packer, rows, .. } = self;
+        let columns = writers.into_iter().map(|writer| match writer {
+            LeafWriter::Own(own) => own.finish(&mut packer),
+            LeafWriter::Library(library) => Ok(EncodedColumn::Library(Box::new(library.close()?))),
+        });
+        let columns = columns.collect::<Result<Vec<_>>>()?;
         let bytes = columns.iter().map(|column| column.close().bytes_written).sum();
-        Ok(EncodedRowGroup { columns, rows: self.rows as u64, bytes })
+        Ok(EncodedRowGroup { columns, rows: rows as u64, bytes })
     }
 }
 
@@ -211,7 +256,7 @@ impl RowGroupEncoder {
 #[derive(Debug)]
 pub struct EncodedRowGroup {
     /// The column chunks in leaf order.
-    pub columns: Vec<ArrowColumnChunk>,
+    pub columns: Vec<EncodedColumn>,
     /// Rows.
     pub rows: u64,
     /// Bytes in the file.
@@ -226,7 +271,7 @@ struct Trial {
 }
 
 impl Trial {
-    fn of(column: &ArrowColumnChunk) -> Self {
+    fn of(column: &EncodedColumn) -> Self {
         let total = column.close().bytes_written as f64;
         let data = column.close().offset_index.as_ref().map_or(total, |index| {
             index.page_locations().iter().map(|page| f64::from(page.compressed_page_size)).sum()

@@ -18,6 +18,7 @@
 
 mod check;
 mod chunk;
+mod encode;
 mod failure;
 mod file;
 mod layout;
