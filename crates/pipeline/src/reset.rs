@@ -19,7 +19,7 @@ pub async fn reset(job: &Job, tables: &[RelationName]) -> Result<Vec<RelationNam
     let cpu = tidemark_model::Cpu::new(1)
         .map_err(|cause| Error::new(Kind::Unavailable, "start the CPU threads").because(cause))?;
     let budget = tidemark_model::Budget::new(job.memory / 2);
-    let noted = sink(job, &cpu, &budget).forget(tables).await?;
+    let noted = sink(job, &cpu, &budget).forget(&job.name, tables).await?;
     match tables.iter().find(|table| !noted.contains(table)) {
         None => Ok(noted),
         Some(missing) => {

@@ -90,6 +90,11 @@ pub struct Join {
     pub run: String,
     /// Where they join.
     pub point: JoinPoint,
+    /// Where the target stood before the tables were published. A target that has moved since is refused, where no lock keeps
+    /// others from moving it: what ended in between may be missing in the tables' snapshot.
+    pub position: Lsn,
+    /// The tables that are followed already.
+    pub followed: Vec<(RelationName, Oid)>,
     /// The partitioned tables above them, which may have to be created, too.
     pub above: Vec<(Oid, RelationName)>,
 }
@@ -165,12 +170,15 @@ pub trait Sink: Send + Sync + 'static {
     /// [`Disposition::Held`](crate::Disposition).
     async fn refuse_if_held(&self) -> Result<()>;
 
-    /// Notes that these tables are to be emptied and to join anew with the next run. Gives those that it noted: the others
-    /// the job does not have.
+    /// Notes that these tables of the job are to be emptied and to join anew with the next run. Gives those that it noted:
+    /// the others the job does not have.
     ///
     /// # Errors
-    /// Another instance has the job, or the target holds no snapshot that a stream continues from.
-    async fn forget(&self, tables: &[RelationName]) -> Result<Vec<RelationName>>;
+    /// Another instance has the job.
+    async fn forget(&self, job: &str, tables: &[RelationName]) -> Result<Vec<RelationName>>;
+
+    /// Gives back at once what a run holds on the target that has failed, whoever still holds the sink. The run is over.
+    fn let_go(&self) {}
 
     /// Says that the stream has passed every join: all tables are as of one moment, and what could not be checked before can
     /// be now. May be called at any time after that, also while the stream goes on; repeating it is harmless.

@@ -9,6 +9,7 @@
 //! Cluster      one server: own data directory, port and socket; stop, kill, restart, promote
 //! oracle       compares two databases by psql and SHA-256, never by our own code
 //! workload     TPC-H, a live writer, a storm of every kind of transaction, the type matrix, hostile names, the schema zoo
+//! lake         what a lake says its tables hold, by pyarrow
 //! proxy        a TCP proxy that cuts, stalls, slows and corrupts at an exact byte
 //! torture      a seeded campaign: a storm on the source, faults everywhere, the oracle at the end
 //! ```
@@ -16,6 +17,7 @@
 //! Development only: product crates name it under `[dev-dependencies]`.
 
 mod cluster;
+pub mod lake;
 pub mod oracle;
 mod process;
 pub mod proxy;

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use tidemark_model::{JoinPoint, Oid, Relation, RelationName, SchemaObjects, TablePlan};
+use tidemark_model::{JoinPoint, Lsn, Oid, Relation, RelationName, SchemaObjects, TablePlan};
 use tidemark_sink::Join;
 use tidemark_source::{Catalog, Snapshot, head};
 use tidemark_wire::Client;
@@ -17,6 +17,8 @@ use crate::{Error, Kind, Result};
 pub(crate) struct Joining {
     /// The run that the job has on the target.
     pub(crate) run: String,
+    /// Where the target stood before the tables were published.
+    pub(crate) position: Lsn,
     /// The tables.
     pub(crate) tables: HashSet<Oid>,
     /// Those that are followed already.
@@ -37,7 +39,8 @@ impl Joining {
         })?;
         let point = JoinPoint { snapshot: read, lsn: head(client).await? };
         let above = above(catalog, plans);
-        Ok(Join { run: self.run.clone(), point, above })
+        let followed = self.followed.iter().map(|table| (table.name.clone(), table.oid)).collect();
+        Ok(Join { run: self.run.clone(), point, position: self.position, followed, above })
     }
 }
 

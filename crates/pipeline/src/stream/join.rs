@@ -47,6 +47,7 @@ impl Sync<'_> {
         let continuation = Continuation {
             point: Point::Join(Joining {
                 run: start.run.clone(),
+                position: start.position,
                 tables: joining.iter().map(|plan| plan.relation.oid).collect(),
                 followed: start.plans.iter().map(|plan| plan.relation.clone()).collect(),
             }),
@@ -66,8 +67,11 @@ impl Sync<'_> {
             }
             Session::beside_join(self.job, start, spool, self.ladder).await.map(Some)
         };
-        let (copied, session) =
-            session::copy_beside(copy, receive).await.map_err(Error::of_a_join)?;
+        let (copied, session) = session::copy_beside(copy, receive).await.map_err(|error| {
+            // What is made anew after this error finds the target free.
+            tools.sink.let_go();
+            Error::of_a_join(error)
+        })?;
         *joined = Some(copied);
         Ok(session)
     }

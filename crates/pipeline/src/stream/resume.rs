@@ -19,7 +19,7 @@ use tidemark_wire::Client;
 use super::session::SessionStart;
 use super::spool::Spool;
 use super::watch::publication_changed;
-use crate::job::{Job, Target};
+use crate::job::Job;
 use crate::plan::plan_tables;
 use crate::snapshot::blocking;
 use crate::target::target_version;
@@ -85,11 +85,6 @@ pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Re
         !is_unlogged
     });
     joining.retain(|plan| !stored.stopped.iter().any(|table| table.name == plan.relation.name));
-    if matches!(job.target, Target::Lake(_)) {
-        for plan in joining.drain(..) {
-            tracing::warn!(table = %plan.relation.name, "a table that came after the snapshot is not followed: tables cannot join a lake yet");
-        }
-    }
     let publications = [publication_name(job)];
     // An unlogged table was copied, but is in no publication: there is no WAL of its rows.
     let is_unlogged = |oid: Oid| {
@@ -99,7 +94,8 @@ pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Re
     let streamed: Vec<_> = tables.iter().filter(|(oid, _)| !is_unlogged(*oid)).cloned().collect();
     let expected =
         Expected { publications: &publications, tables: &streamed, is_restricted: false };
-    let others = check_publication(&client, &expected).await?;
+    let mut others = check_publication(&client, &expected).await?;
+    others.retain(|name| joining.iter().all(|plan| plan.relation.name != *name));
     still_published(&client, &expected, ledger, stored).await?;
     if !others.is_empty() {
         tracing::warn!(

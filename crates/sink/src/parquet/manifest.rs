@@ -1,11 +1,12 @@
 //! The documents in `_tidemark/` (described for readers in `docs/lake-format.md`).
 //!
 //! **Invariant:** what no commit lists is not part of the lake. A commit is written once, put-if-absent, after everything that it
-//! lists is durable; commit 0 is the snapshot, and the numbers are dense. `job.json` is written before the first file of a run and names every directory that the run may write
+//! lists is durable; commit 0 is the snapshot, and the numbers are dense. Which tables the lake has whole is said by a commit, too
+//! (`members`), never by `job.json` alone. `job.json` is written before the first file of a run and names every directory that the run may write
 //! into, so that a later run knows what was left by us and touches nothing else.
 
 use serde::{Deserialize, Serialize};
-use tidemark_model::{Column, Lsn, RelationName, RowSum, TablePlan};
+use tidemark_model::{Column, JoinPoint, Lsn, Oid, RelationName, RowSum};
 
 use super::file::FileEntry;
 use super::names;
@@ -22,8 +23,8 @@ pub(super) const COMMITS: &str = "_tidemark/commits";
 /// Who writes here.
 pub(super) const JOB: &str = "_tidemark/job.json";
 
-/// Version of both documents; a reader refuses a higher one.
-pub const FORMAT_VERSION: u32 = 1;
+/// Version of both documents; a reader refuses a higher one. From 2 on tables join and are given up.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Whose lake this is, while it is made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +44,18 @@ pub(super) struct JobDocument {
     /// Runs whose unlisted change files may still lie about.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) former: Vec<FormerRun>,
+    /// Copies of tables that were to join, whose files may lie about unlisted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) joining: Vec<FormerJoin>,
+}
+
+/// A copy of tables that join. Its files count from the one commit on that makes it a member's `run`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FormerJoin {
+    /// How its files begin.
+    pub(super) run: String,
+    /// Directories relative to the root that it writes into.
+    pub(super) directories: Vec<String>,
 }
 
 /// What the lake has of a table; later than a commit shows it, never earlier.
@@ -83,7 +96,8 @@ pub struct Commit {
     pub format_version: u32,
     /// Dense, from 0.
     pub commit: u64,
-    /// `snapshot`, `changes`, or `position` for one that lists nothing and moves the position or the run.
+    /// `snapshot`; `changes`; `join` and `reset`, with which the tables that they name begin anew; `position` for one that
+    /// lists nothing and moves the position or the run.
     pub kind: String,
     /// The job.
     pub job: String,
@@ -98,8 +112,57 @@ pub struct Commit {
     /// Of a snapshot: a stream continues from it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub continues: bool,
-    /// The tables that have files in this commit, in the job's order; of a snapshot all.
+    /// The tables that have files in this commit, in the job's order; of a snapshot all. Of `join` those that join, with
+    /// all their rows; of `reset` those that are given up, without files.
     pub tables: Vec<CommitTable>,
+    /// The commit whose `members` hold now; none before version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roster: Option<u64>,
+    /// Every table that the lake has had, with what holds from this commit on; only in commits that change it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub members: Option<Vec<Member>>,
+}
+
+/// A table that a lake has, or has had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Schema, as in PostgreSQL.
+    pub schema: String,
+    /// Name, as in PostgreSQL.
+    pub name: String,
+    /// `pg_class.oid` on the source.
+    pub oid: Oid,
+    /// What it is to readers.
+    pub state: MemberState,
+    /// The commit that brought it into this state.
+    pub since: u64,
+    /// How the names of its snapshot's files begin.
+    pub run: String,
+    /// Where it joined; none for tables of the job's first snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<JoinPoint>,
+}
+
+impl Member {
+    pub(super) fn is_of(&self, relation: &RelationName) -> bool {
+        self.schema == relation.schema && self.name == relation.name
+    }
+
+    pub(super) fn relation(&self) -> RelationName {
+        RelationName::new(&self.schema, &self.name)
+    }
+}
+
+/// What a lake's table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemberState {
+    /// It has every change up to the commit's position, but for the transactions that its join's snapshot does not show.
+    Joined,
+    /// It is as it was: the stream goes on without it.
+    Left,
+    /// It was given up, and has no files any more.
+    Reset,
 }
 
 /// The source of a lake.
@@ -142,6 +205,9 @@ pub struct CommitTable {
     pub replaced: Vec<Replaced>,
     /// The files; together they are the table.
     pub files: Vec<FileEntry>,
+    /// Of a table that joins: until a commit's `end_lsn` has reached its `lsn`, the table is ahead of the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<JoinPoint>,
 }
 
 /// Rows of change files by their `_op`.
@@ -184,14 +250,12 @@ pub struct Replaced {
 }
 
 /// The directory of a table's snapshot files, relative to the root.
-pub(super) fn snapshot_directory(plan: &TablePlan) -> String {
-    let name = &plan.relation.name;
+pub(super) fn snapshot_directory(name: &RelationName) -> String {
     format!("{}/{}/snapshot", names::encode(&name.schema), names::encode(&name.name))
 }
 
 /// The directory of a table's change files, relative to the root.
-pub(super) fn changes_directory(plan: &TablePlan) -> String {
-    let name = &plan.relation.name;
+pub(super) fn changes_directory(name: &RelationName) -> String {
     format!("{}/{}/changes", names::encode(&name.schema), names::encode(&name.name))
 }
 
@@ -221,6 +285,21 @@ pub(super) fn is_change_file(name: &str, run: &str, commit: Option<u64>) -> bool
     let (number, rest) = rest.split_at(rest.bytes().take_while(u8::is_ascii_digit).count());
     let is_parquet = rest == ".parquet" || rest.starts_with(".parquet.tmp-");
     is_commit && number.len() >= 5 && is_parquet
+}
+
+/// The commit that a change file was written for, whichever run wrote it.
+pub(super) fn commit_of_change_file(name: &str) -> Option<u64> {
+    let stem = &name[..name.rfind(".parquet")?];
+    let (rest, number) = stem.rsplit_once('-')?;
+    let (_, commit) = rest.rsplit_once('-')?;
+    let run = &rest[..rest.len() - commit.len() - 1];
+    let run = run.strip_prefix('.').unwrap_or(run);
+    let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_ours = commit.len() == 20 && number.len() >= 5 && is_digits(commit) && is_digits(number);
+    // As it would have been named: nothing else is taken for a file of ours.
+    let commit = commit.parse().ok().filter(|_| is_ours && !run.is_empty())?;
+    let rest = &name[stem.len()..];
+    (rest == ".parquet" || rest.starts_with(".parquet.tmp-")).then_some(commit)
 }
 
 /// How the files of a run begin, in every directory; temporary ones have a dot before it.
@@ -287,6 +366,26 @@ mod tests {
         assert!(!is_file_of_run(&name, "R:1"));
         for name in ["r1-00000.parquet", "r1-00000000000000000001.parquet", "r1-é", "r1-"] {
             assert!(!is_change_file(name, "r1", None), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_change_file_of_any_run_tells_its_commit_and_nothing_else_does() {
+        let name = change_file_name("R:1", 12, 3);
+        assert_eq!(commit_of_change_file(&name), Some(12));
+        assert_eq!(commit_of_change_file(&format!(".{name}.tmp-a-b.parquet.x")), None);
+        assert_eq!(commit_of_change_file(&format!(".{name}.tmp-Ab12")), Some(12));
+        for name in [
+            "r1-00000.parquet",
+            "r1-00000000000000000001.parquet",
+            "-00000000000000000001-00000.parquet",
+            "r1-00000000000000000001-00000.parquet.bak",
+            "r1-0000000000000000001-00000.parquet",
+            "r1-00000000000000000001-notes.parquet",
+            "é-é-.parquet",
+            ".parquet",
+        ] {
+            assert_eq!(commit_of_change_file(name), None, "{name}");
         }
     }
 }

@@ -7,7 +7,7 @@
 //! <root>/_tidemark/job.json                             whose files these are, written before the first of them
 //! <root>/<schema>/<table>/snapshot/<run>-<nnnnn>.parquet
 //! <root>/_tidemark/commits/00000000000000000000.json    put-if-absent, last: the snapshot exists
-//! <root>/<schema>/<table>/changes/...                   what follows: [`stream`]
+//! <root>/<schema>/<table>/changes/...                   what follows: [`stream`]; tables that join: [`join`]
 //! ```
 //!
 //! A run that dies before the commit leaves files that no commit lists. The next run of the same job finds `job.json` without a
@@ -21,6 +21,7 @@ mod chunk;
 mod encode;
 mod failure;
 mod file;
+mod join;
 mod layout;
 mod manifest;
 mod names;
@@ -50,7 +51,8 @@ pub use layout::{
     ColumnChoice, EncodedRowGroup, Layout, ROW_GROUP_ROWS, RowGroupEncoder, SAMPLE_ROWS,
 };
 pub use manifest::{
-    Commit, CommitColumn, CommitTable, FORMAT_VERSION, OperationCounts, Replaced, Source,
+    Commit, CommitColumn, CommitTable, FORMAT_VERSION, Member, MemberState, OperationCounts,
+    Replaced, Source,
 };
 pub use options::{Compression, ParquetOptions};
 pub use root::Root;
@@ -82,6 +84,19 @@ struct Run {
     start: SnapshotStart,
     tables: HashMap<RelationName, Arc<Table>>,
     is_finished: std::sync::atomic::AtomicBool,
+    /// Where tables join: the lake is taken for as long as they are copied.
+    taken: Mutex<Option<stream::Commits>>,
+}
+
+impl Run {
+    fn new(start: &SnapshotStart, tables: HashMap<RelationName, Arc<Table>>) -> Self {
+        Self { start: start.clone(), tables, is_finished: false.into(), taken: Mutex::default() }
+    }
+
+    /// Takes over what the run has of the lake; dropped, it is free for others.
+    fn take(&self) -> Option<stream::Commits> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 impl ParquetSink {
@@ -205,6 +220,7 @@ impl ParquetSink {
             for name in self.root.file_names(directory).await? {
                 let is_left = manifest::is_file_of_run(&name, &left.run)
                     || manifest::is_change_file(&name, &left.run, None)
+                    || left.joining.iter().any(|copy| manifest::is_file_of_run(&name, &copy.run))
                     || left.former.iter().any(|former| {
                         manifest::is_change_file(&name, &former.run, Some(former.commit))
                     });
@@ -231,7 +247,7 @@ impl ParquetSink {
         Err(Error::new(Disposition::Usage, attempt).hint("it names a path that we never write"))
     }
 
-    fn commit_document(&self, run: &Run, summary: &SnapshotSummary) -> Result<Commit> {
+    fn commit_tables(&self, run: &Run, summary: &SnapshotSummary) -> Result<Vec<CommitTable>> {
         let sums: HashMap<_, _> =
             summary.tables.iter().map(|table| (&table.relation, table)).collect();
         let tables = run.start.tables.iter().map(|plan| {
@@ -242,18 +258,38 @@ impl ParquetSink {
             })?;
             commit_table(plan, self.table(name)?.as_ref(), summary)
         });
+        tables.collect()
+    }
+
+    fn commit_document(&self, run: &Run, summary: &SnapshotSummary) -> Result<Commit> {
+        let start = &run.start;
         Ok(Commit {
             format_version: FORMAT_VERSION,
             commit: 0,
             kind: "snapshot".to_owned(),
-            job: run.start.job.clone(),
-            run: run.start.run.clone(),
+            job: start.job.clone(),
+            run: start.run.clone(),
             end_lsn: summary.lsn,
-            source: source_of(&run.start),
+            source: source_of(start),
             created_at: jiff::Timestamp::now().to_string(),
-            continues: run.start.continues,
-            tables: tables.collect::<Result<_>>()?,
+            continues: start.continues,
+            tables: self.commit_tables(run, summary)?,
+            roster: start.continues.then_some(0),
+            members: start.continues.then(|| stream::first(&start.tables, &start.run)),
         })
+    }
+
+    fn hold(&self, run: Run) {
+        *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(run));
+    }
+
+    /// The files of a run for its tables, which are opened with their first rows.
+    fn tables_of(&self, start: &SnapshotStart) -> Result<HashMap<RelationName, Arc<Table>>> {
+        let table = |plan: &TablePlan| {
+            let table = Table::new(&self.root, &start.run, plan, &self.options)?;
+            Ok((plan.relation.name.clone(), Arc::new(table)))
+        };
+        start.tables.iter().map(table).collect()
     }
 }
 
@@ -295,6 +331,7 @@ fn commit_table(plan: &TablePlan, table: &Table, summary: &TableSummary) -> Resu
             .map(|(column, values)| Replaced { column: column.clone(), values: *values })
             .collect(),
         files,
+        join: None,
     })
 }
 
@@ -316,32 +353,25 @@ impl Sink for ParquetSink {
     }
 
     async fn prepare(&self, start: &SnapshotStart) -> Result<()> {
-        if start.joins.is_some() {
-            let attempt = format!("let tables join the lake {}", self.root);
-            return Err(Error::new(Disposition::Refused, attempt)
-                .hint("tables cannot join a lake yet: --target-not-empty truncate --yes makes a new snapshot of all"));
+        let tables = self.tables_of(start)?;
+        if let Some(join) = &start.joins {
+            return self.begin_join(start, join, tables).await;
         }
-        let mut tables = HashMap::with_capacity(start.tables.len());
-        let mut directories = Vec::with_capacity(start.tables.len());
-        for plan in start.tables.iter() {
-            let table = Table::new(&self.root, &start.run, plan, &self.options)?;
-            directories.push(manifest::snapshot_directory(plan));
-            tables.insert(plan.relation.name.clone(), Arc::new(table));
-        }
+        let directory = |plan: &TablePlan| manifest::snapshot_directory(&plan.relation.name);
         self.clear(&start.job).await?;
         let document = JobDocument {
             format_version: FORMAT_VERSION,
             job: start.job.clone(),
             run: start.run.clone(),
             created_at: jiff::Timestamp::now().to_string(),
-            directories,
+            directories: start.tables.iter().map(directory).collect(),
             source: Some(source_of(start)),
             tables: start.tables.iter().map(job_table).collect(),
             former: Vec::new(),
+            joining: Vec::new(),
         };
         self.root.put(JOB, to_json(&document)).await?;
-        let run = Run { start: start.clone(), tables, is_finished: false.into() };
-        *self.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(run));
+        self.hold(Run::new(start, tables));
         Ok(())
     }
 
@@ -366,6 +396,9 @@ impl Sink for ParquetSink {
     async fn finish(&self, summary: &SnapshotSummary) -> Result<()> {
         use std::sync::atomic::Ordering;
         let run = self.run()?;
+        if let Some(join) = &run.start.joins {
+            return self.finish_join(&run, join, summary).await;
+        }
         let document = self.commit_document(&run, summary)?;
         if run.is_finished.load(Ordering::Acquire) {
             return Err(Error::new(Disposition::Internal, "finish a run twice"));
@@ -395,11 +428,13 @@ impl Sink for ParquetSink {
         stream::stored(&self.root).await
     }
 
-    async fn forget(&self, tables: &[RelationName]) -> Result<Vec<RelationName>> {
-        let mut error =
-            Error::new(Disposition::Usage, format!("let tables join the lake {} anew", self.root));
-        error.relation = tables.first().cloned();
-        Err(error.hint("tables cannot join a lake yet: --target-not-empty truncate --yes makes a new snapshot of all"))
+    async fn forget(&self, job: &str, tables: &[RelationName]) -> Result<Vec<RelationName>> {
+        join::forget(&self.root, job, tables).await
+    }
+
+    fn let_go(&self) {
+        let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(run.and_then(|run| run.take()));
     }
 
     async fn open_stream(&self, start: &StreamStart) -> Result<OpenStream> {

@@ -77,7 +77,7 @@ impl Table {
             bounds: options.bounds(),
             root: root.clone(),
             run: run.to_owned(),
-            directory: manifest::snapshot_directory(plan),
+            directory: manifest::snapshot_directory(&plan.relation.name),
             compression: options.compression,
             file_bytes: options.file_bytes.max(1),
             next_file: AtomicU32::new(0),

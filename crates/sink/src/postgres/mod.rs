@@ -277,7 +277,7 @@ impl Sink for PostgresSink {
         stream::stored(&self.sessions, &self.options.job).await
     }
 
-    async fn forget(&self, tables: &[RelationName]) -> Result<Vec<RelationName>> {
+    async fn forget(&self, _job: &str, tables: &[RelationName]) -> Result<Vec<RelationName>> {
         join::forget(&self.options, &self.sessions, tables).await
     }
 

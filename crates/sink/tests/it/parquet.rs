@@ -17,6 +17,8 @@ mod safety;
 mod stream;
 #[path = "parquet/stream_crash.rs"]
 mod stream_crash;
+#[path = "parquet/stream_joining.rs"]
+mod stream_joining;
 #[path = "parquet/stream_reading.rs"]
 mod stream_reading;
 #[path = "parquet/stream_types.rs"]

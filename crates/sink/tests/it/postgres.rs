@@ -134,8 +134,8 @@ impl Sink for WithTables {
         self.sink.stored().await
     }
 
-    async fn forget(&self, tables: &[RelationName]) -> Result<Vec<RelationName>> {
-        self.sink.forget(tables).await
+    async fn forget(&self, job: &str, tables: &[RelationName]) -> Result<Vec<RelationName>> {
+        self.sink.forget(job, tables).await
     }
 
     async fn open_stream(&self, start: &StreamStart) -> Result<OpenStream> {

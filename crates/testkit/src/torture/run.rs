@@ -33,7 +33,6 @@ const RESTARTS_MAX: u32 = 400;
 /// By how many bytes of WAL the follower may be behind before the storm slows down.
 const BEHIND_MAX: u64 = 24 << 20;
 /// Reads a lake into statements.
-const LAKE: &str = include_str!("lake.py");
 
 /// Who follows.
 #[derive(Debug, Clone)]
@@ -543,15 +542,12 @@ impl<'a> Run<'a> {
     /// Loads what the lake holds into the target, so that the oracle can compare it.
     fn load_lake(&mut self, root: &Path) -> Step {
         Storm::prepare_empty(&self.rig.target, DATABASE).map_err(rig_error)?;
-        let mut command = process::command(python());
-        let script = self.rig.path().join("lake.py");
-        std::fs::write(&script, LAKE).map_err(|cause| rig_error(cause.into()))?;
-        let read = process::run(command.arg(script).arg(root));
         // The reader is strict: what it cannot make sense of is the lake's fault.
+        let read = crate::lake::script(root);
         let read =
             read.map_err(|cause| Failure { seen_by: "difference", detail: format!("{cause:#}") })?;
         let mut psql = self.rig.target.psql_command(DATABASE);
-        let loaded = process::run_with_input(&mut psql, &read.stdout);
+        let loaded = process::run_with_input(&mut psql, &read);
         loaded.map_err(|cause| Failure { seen_by: "difference", detail: format!("{cause:#}") })?;
         Ok(())
     }
@@ -578,12 +574,6 @@ impl<'a> Run<'a> {
             kept: None,
         }
     }
-}
-
-/// The Python that has pyarrow: `scripts/lib.sh` makes it.
-fn python() -> PathBuf {
-    let made = || crate::cluster::cache_home().join("python/bin/python");
-    std::env::var_os("TIDEMARK_PYTHON").map_or_else(made, PathBuf::from)
 }
 
 /// Where the binary is: the environment says so, or the debug build of this tree.

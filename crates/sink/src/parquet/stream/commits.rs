@@ -11,19 +11,21 @@ use std::collections::HashSet;
 use tidemark_model::{Column, Lsn, RelationName};
 
 use super::super::manifest::{
-    self, COMMITS, Commit, CommitTable, DOCUMENTS, FORMAT_VERSION, FormerRun, JOB, JobDocument,
-    JobTable, SNAPSHOT_COMMIT, Source,
+    self, COMMITS, Commit, CommitTable, DOCUMENTS, FORMAT_VERSION, FormerJoin, FormerRun, JOB,
+    JobDocument, JobTable, Member, MemberState, SNAPSHOT_COMMIT, Source,
 };
 use super::super::root::{Root, is_unfinished_document};
 use super::super::to_json;
 use super::lock::Lock;
-use crate::{Disposition, Error, Result, StreamStart};
+use super::roster::{self, Roster};
+use super::turn::Turn;
+use crate::{Disposition, Error, Join, Result, SnapshotStart};
 
 /// How often the lake is taken anew because its last writer still commits.
 const ATTEMPTS: u32 = 10;
 
 /// The last commit, and the right to write the next one.
-pub(super) struct Commits {
+pub(crate) struct Commits {
     root: Root,
     job: String,
     run: String,
@@ -31,45 +33,39 @@ pub(super) struct Commits {
     last: u64,
     position: Lsn,
     tables: Vec<JobTable>,
+    roster: Roster,
     _lock: Lock,
 }
 
 impl Commits {
-    /// Takes the lake for a run.
-    pub(super) async fn take(root: &Root, start: &StreamStart) -> Result<Self> {
+    /// Takes the lake, with a commit that says what for.
+    pub(crate) async fn take(root: &Root, turn: Turn<'_>) -> Result<Self> {
         // Before anything is changed, and again once nobody else changes it.
-        snapshot_to_follow(root, start).await?;
-        own_job(root, start).await?;
+        snapshot_to_follow(root, turn).await?;
+        own_job(root, turn.job()).await?;
         let lock = Lock::take(root)?;
-        let snapshot = snapshot_to_follow(root, start).await?;
+        let snapshot = snapshot_to_follow(root, turn).await?;
+        let first_run = snapshot.run.clone();
         let mut last = last(root, snapshot).await?;
-        let source = Source { timeline: Some(start.timeline), ..last.source.clone() };
-        let before = own_job(root, start).await?.run;
+        let before = own_job(root, turn.job()).await?.run;
         for _ in 0..ATTEMPTS {
-            let mut job = own_job(root, start).await?;
-            let former = FormerRun { run: before.clone(), commit: last.commit + 1 };
+            let mut job = own_job(root, turn.job()).await?;
+            let mut commits = Self::behind(root, turn, &last).await?;
+            let mut document = commits.document(last.end_lsn, Vec::new());
+            turn.write(&mut document, &commits.roster, &first_run)?;
+            let former = FormerRun { run: before.clone(), commit: document.commit };
             if !job.former.contains(&former) {
                 job.former.push(former);
             }
-            job.run.clone_from(&start.run);
-            add_tables(&mut job, start);
+            job.run.clone_from(&commits.run);
+            job.format_version = FORMAT_VERSION;
+            turn.note(&mut job);
             root.put(JOB, to_json(&job)).await?;
-            let mut commits = Self {
-                root: root.clone(),
-                job: start.job.clone(),
-                run: start.run.clone(),
-                source: source.clone(),
-                last: last.commit,
-                position: last.end_lsn,
-                tables: Vec::new(),
-                _lock: Lock::default(),
-            };
-            let document = commits.document(last.end_lsn, Vec::new());
             if root.put_new(&manifest::commit_path(document.commit), to_json(&document)).await? {
-                commits.last = document.commit;
                 commits._lock = lock;
                 commits.tables.clone_from(&job.tables);
-                commits.remove_leftovers(job).await?;
+                commits.passed(document);
+                commits.remove_leftovers(job, turn.copy()).await?;
                 return Ok(commits);
             }
             // Whoever had the lake has committed in the meantime; or this very document is there, because the answer to
@@ -78,6 +74,30 @@ impl Commits {
         }
         Err(Error::new(Disposition::Held, format!("take the lake {root}"))
             .hint("another run of the job goes on writing to it; stop that one first"))
+    }
+
+    /// The commits up to this one, without the right to write the next.
+    async fn behind(root: &Root, turn: Turn<'_>, last: &Commit) -> Result<Self> {
+        let timeline = turn.timeline().or(last.source.timeline);
+        Ok(Self {
+            root: root.clone(),
+            job: turn.job().to_owned(),
+            run: turn.run().unwrap_or(&last.run).to_owned(),
+            source: Source { timeline, ..last.source.clone() },
+            last: last.commit,
+            position: last.end_lsn,
+            tables: Vec::new(),
+            roster: Roster::of(root, last).await?,
+            _lock: Lock::default(),
+        })
+    }
+
+    /// The commit is there.
+    fn passed(&mut self, document: Commit) {
+        (self.last, self.position) = (document.commit, document.end_lsn);
+        if let Some(members) = document.members {
+            self.roster = Roster { at: document.roster, members };
+        }
     }
 
     /// Everything up to here is in the lake.
@@ -120,13 +140,37 @@ impl Commits {
     /// Makes files, which are durable, part of the lake, and moves the position.
     pub(super) async fn commit(&mut self, end_lsn: Lsn, tables: Vec<CommitTable>) -> Result<()> {
         let document = self.document(end_lsn, tables);
+        self.commit_document(document).await
+    }
+
+    /// Makes the files of tables part of the lake, which are durable, and says where the tables joined. The position stays.
+    pub(crate) async fn join(
+        mut self,
+        start: &SnapshotStart,
+        join: &Join,
+        mut tables: Vec<CommitTable>,
+    ) -> Result<()> {
+        tables.iter_mut().for_each(|table| table.join = Some(join.point.clone()));
+        let mut document = self.document(self.position, tables);
+        "join".clone_into(&mut document.kind);
+        let mut members = self.roster.members.clone();
+        for plan in start.tables.iter() {
+            let (name, oid) = (&plan.relation.name, plan.relation.oid);
+            members.retain(|member| !member.is_of(name));
+            let whole = roster::joined(name, oid, document.commit, &start.run);
+            members.push(Member { join: Some(join.point.clone()), ..whole });
+        }
+        (document.roster, document.members) = (Some(document.commit), Some(members));
+        self.commit_document(document).await
+    }
+
+    async fn commit_document(&mut self, document: Commit) -> Result<()> {
         let outcome = self.put_commit(&document).await;
         if outcome.as_ref().is_err_and(|error| error.disposition == Disposition::Held) {
             self.remove_own(&document).await;
         }
         outcome?;
-        self.last = document.commit;
-        self.position = end_lsn;
+        self.passed(document);
         Ok(())
     }
 
@@ -166,6 +210,8 @@ impl Commits {
             created_at: jiff::Timestamp::now().to_string(),
             continues: false,
             tables,
+            roster: self.roster.at,
+            members: None,
         }
     }
 
@@ -185,9 +231,16 @@ impl Commits {
         )
     }
 
-    /// Removes the files that were written for a commit which another one has taken the number of.
-    async fn remove_leftovers(&self, mut job: JobDocument) -> Result<()> {
+    /// Removes the files that were written for a commit which another one has taken the number of, those of copies that did
+    /// not come to their end, and those of tables that were given up.
+    async fn remove_leftovers(&self, mut job: JobDocument, copy: Option<&str>) -> Result<()> {
         self.remove_unfinished_documents().await?;
+        let (own, joining) = std::mem::take(&mut job.joining)
+            .into_iter()
+            .partition(|former| Some(former.run.as_str()) == copy);
+        job.joining = own;
+        self.remove_unjoined(joining).await?;
+        self.remove_given_up().await?;
         for former in std::mem::take(&mut job.former) {
             // It is there, for a later one is; what it lists stays, whoever wrote it.
             let commit = read(&self.root, former.commit).await?;
@@ -199,7 +252,7 @@ impl Commits {
                 .collect();
             let start = manifest::change_file_prefix(&former.run, former.commit);
             for directory in job.directories.iter().filter(|path| path.ends_with("/changes")) {
-                require_inside(&self.root, directory)?;
+                require_inside(&self.root, directory, "changes")?;
                 for name in self.root.file_names_from(directory, &start).await? {
                     let path = format!("{directory}/{name}");
                     let is_left = manifest::is_change_file(&name, &former.run, Some(former.commit));
@@ -210,6 +263,45 @@ impl Commits {
             }
         }
         self.root.put(JOB, to_json(&job)).await
+    }
+
+    /// Their writers can commit no more: the number that they waited for is taken.
+    async fn remove_unjoined(&self, joining: Vec<FormerJoin>) -> Result<()> {
+        for FormerJoin { run, directories } in joining {
+            let members = self.roster.members.iter().filter(|member| member.run == run);
+            let there: HashSet<_> =
+                members.map(|member| manifest::snapshot_directory(&member.relation())).collect();
+            for directory in directories.iter().filter(|directory| !there.contains(*directory)) {
+                require_inside(&self.root, directory, "snapshot")?;
+                for name in self.root.file_names(directory).await? {
+                    if manifest::is_file_of_run(&name, &run) {
+                        self.root.remove(&format!("{directory}/{name}")).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Readers of the commits do not come upon these any more.
+    async fn remove_given_up(&self) -> Result<()> {
+        let given_up = |member: &&Member| member.state == MemberState::Reset;
+        for member in self.roster.members.iter().filter(given_up) {
+            let name = member.relation();
+            let directory = manifest::changes_directory(&name);
+            for file in self.root.file_names(&directory).await? {
+                if manifest::commit_of_change_file(&file).is_some_and(|of| of <= member.since) {
+                    self.root.remove(&format!("{directory}/{file}")).await?;
+                }
+            }
+            let directory = manifest::snapshot_directory(&name);
+            for file in self.root.file_names(&directory).await? {
+                if manifest::is_file_of_run(&file, &member.run) {
+                    self.root.remove(&format!("{directory}/{file}")).await?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// On a disk, where the lock tells that nobody is writing one.
@@ -259,7 +351,7 @@ pub(super) async fn last(root: &Root, snapshot: Commit) -> Result<Commit> {
     if low == 0 { Ok(snapshot) } else { read(root, low).await }
 }
 
-async fn read(root: &Root, number: u64) -> Result<Commit> {
+pub(super) async fn read(root: &Root, number: u64) -> Result<Commit> {
     let path = manifest::commit_path(number);
     let bytes = root.read(&path).await?.unwrap_or_default();
     let commit: Commit = parse(root, &path, &bytes)?;
@@ -272,7 +364,7 @@ async fn read(root: &Root, number: u64) -> Result<Commit> {
 }
 
 /// The commit that a stream of this job goes on from.
-async fn snapshot_to_follow(root: &Root, start: &StreamStart) -> Result<Commit> {
+async fn snapshot_to_follow(root: &Root, turn: Turn<'_>) -> Result<Commit> {
     let refuse = |disposition, hint: String| {
         Err(Error::new(disposition, format!("follow a source into the lake {root}")).hint(hint))
     };
@@ -283,7 +375,7 @@ async fn snapshot_to_follow(root: &Root, start: &StreamStart) -> Result<Commit> 
     if snapshot.format_version > FORMAT_VERSION {
         return refuse(Disposition::Usage, "a newer version of tidemark wrote it".to_owned());
     }
-    if snapshot.job != start.job {
+    if snapshot.job != turn.job() {
         return refuse(Disposition::Usage, format!("it belongs to job \"{}\"", snapshot.job));
     }
     if !snapshot.continues {
@@ -293,53 +385,39 @@ async fn snapshot_to_follow(root: &Root, start: &StreamStart) -> Result<Commit> 
         );
     }
     let source = &snapshot.source;
-    if source.system_identifier != start.system_identifier.to_string()
-        || source.database != start.database
+    if let Some((identifier, database)) = turn.source()
+        && (source.system_identifier != identifier || source.database != database)
     {
         let found = format!(
-            "it holds database \"{}\" of the cluster {}, the source is \"{}\" of {}",
-            source.database, source.system_identifier, start.database, start.system_identifier
+            "it holds database \"{}\" of the cluster {}, the source is \"{database}\" of {identifier}",
+            source.database, source.system_identifier
         );
         return refuse(Disposition::Refused, found);
     }
     Ok(snapshot)
 }
 
-async fn own_job(root: &Root, start: &StreamStart) -> Result<JobDocument> {
+async fn own_job(root: &Root, name: &str) -> Result<JobDocument> {
     let attempt = || format!("take the lake {root}");
     let Some(bytes) = root.read(JOB).await? else {
         return Err(Error::new(Disposition::Refused, attempt())
             .hint("_tidemark/job.json is gone: put it back, or make a new snapshot"));
     };
     let job: JobDocument = parse(root, JOB, &bytes)?;
-    if job.job == start.job && job.format_version <= FORMAT_VERSION {
+    if job.job == name && job.format_version <= FORMAT_VERSION {
         return Ok(job);
     }
     let hint = format!("it belongs to job \"{}\", or a newer version wrote it", job.job);
     Err(Error::new(Disposition::Usage, attempt()).hint(hint))
 }
 
-/// Notes what is followed now, with the columns that the lake has already.
-fn add_tables(job: &mut JobDocument, start: &StreamStart) {
-    for plan in start.tables.iter() {
-        let name = &plan.relation.name;
-        if !job.tables.iter().any(|known| known.is_of(name)) {
-            job.tables.push(JobTable::new(name, &plan.columns));
-        }
-        let directory = manifest::changes_directory(plan);
-        if !job.directories.contains(&directory) {
-            job.directories.push(directory);
-        }
-    }
-}
-
 /// A document that was tampered with must not make us remove files elsewhere.
-fn require_inside(root: &Root, directory: &str) -> Result<()> {
+fn require_inside(root: &Root, directory: &str, last: &str) -> Result<()> {
     let mut segments = directory.split('/');
     let is_plain = |segment: Option<&str>| segment.is_some_and(|s| !matches!(s, "" | "." | ".."));
     let is_ours = is_plain(segments.next())
         && is_plain(segments.next())
-        && segments.next() == Some("changes")
+        && segments.next() == Some(last)
         && segments.next().is_none();
     if is_ours {
         return Ok(());

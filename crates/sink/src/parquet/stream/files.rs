@@ -45,7 +45,7 @@ impl Files {
                 let spec = FileSpec {
                     root: to.root.clone(),
                     relation: table.name().clone(),
-                    directory: manifest::changes_directory(&table.plan),
+                    directory: manifest::changes_directory(table.name()),
                     name: manifest::change_file_name(&to.run, to.commit, self.next),
                 };
                 self.next += 1;

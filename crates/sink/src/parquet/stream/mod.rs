@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! <root>/<schema>/<table>/changes/<run>-<commit>-<nnnnn>.parquet     rows with `_op`, `_commit_lsn`, `_seq`, ..
-//! <root>/_tidemark/commits/<commit>.json                             put-if-absent, dense: one per flush
+//! <root>/_tidemark/commits/<commit>.json                             put-if-absent, dense: one per flush, join, reset, start
 //! <root>/_tidemark/lock                                              local roots: locked while a process follows
 //! ```
 //!
@@ -24,21 +24,26 @@ mod frame;
 mod heads;
 mod lane;
 mod lock;
+mod roster;
 mod rows;
 mod table;
+mod turn;
 mod writer;
 
 use tidemark_model::{Cpu, Lsn};
 
-use super::manifest::{Commit, JOB, JobDocument, SNAPSHOT_COMMIT};
+use super::manifest::{Commit, JOB, JobDocument, Member, SNAPSHOT_COMMIT};
 use super::options::ParquetOptions;
 use super::root::Root;
-use crate::{OpenStream, Result, Stored, StoredStage, StreamStart};
+use crate::{OpenStream, Result, Stored, StoredStage, StoredTable, StreamStart};
 
+pub(super) use commits::Commits;
 pub use forms::binary_is_safe;
 pub(super) use lock::Lock;
+pub(super) use roster::first;
+pub(super) use turn::Turn;
 
-use commits::Commits;
+use roster::Roster;
 use writer::LakeWriter;
 
 /// Where a lake stands.
@@ -46,10 +51,11 @@ pub(super) async fn stored(root: &Root) -> Result<Option<Stored>> {
     if let Some(bytes) = root.read(SNAPSHOT_COMMIT).await? {
         let snapshot: Commit = commits::parse(root, SNAPSHOT_COMMIT, &bytes)?;
         if !snapshot.continues {
-            return Ok(Some(stored_by(snapshot, StoredStage::Complete)));
+            return Ok(Some(stored_by(snapshot, StoredStage::Complete, None)));
         }
         let last = commits::last(root, snapshot).await?;
-        return Ok(Some(stored_by(last, StoredStage::Follow)));
+        let tables = Roster::of(root, &last).await?.whole();
+        return Ok(Some(stored_by(last, StoredStage::Follow, tables)));
     }
     let Some(bytes) = root.read(JOB).await? else { return Ok(None) };
     let left: JobDocument = commits::parse(root, JOB, &bytes)?;
@@ -66,7 +72,19 @@ pub(super) async fn stored(root: &Root) -> Result<Option<Stored>> {
     }))
 }
 
-fn stored_by(commit: Commit, stage: StoredStage) -> Stored {
+/// The tables that a lake which follows has or has had, and that a user can give up, with whether they are there to be given
+/// up; `None` where there is no such lake or where it does not tell.
+pub(super) async fn members(root: &Root) -> Result<Option<Vec<Member>>> {
+    let Some(bytes) = root.read(SNAPSHOT_COMMIT).await? else { return Ok(None) };
+    let snapshot: Commit = commits::parse(root, SNAPSHOT_COMMIT, &bytes)?;
+    if !snapshot.continues {
+        return Ok(None);
+    }
+    let roster = Roster::of(root, &commits::last(root, snapshot).await?).await?;
+    Ok(roster.at.map(|_| roster.members))
+}
+
+fn stored_by(commit: Commit, stage: StoredStage, tables: Option<Vec<StoredTable>>) -> Stored {
     Stored {
         run: commit.run,
         stage,
@@ -74,7 +92,7 @@ fn stored_by(commit: Commit, stage: StoredStage) -> Stored {
         system_identifier: commit.source.system_identifier,
         database: commit.source.database,
         timeline: commit.source.timeline,
-        tables: None,
+        tables,
         stopped: Vec::new(),
     }
 }
@@ -86,7 +104,7 @@ pub(super) async fn open(
     cpu: &Cpu,
     start: &StreamStart,
 ) -> Result<OpenStream> {
-    let commits = Commits::take(root, start).await?;
+    let commits = Commits::take(root, Turn::Stream(start)).await?;
     let tables = table::compile(&start.tables, &commits)?;
     let position = commits.position();
     let columns = tables.iter().map(|table| (table.name().clone(), table.column_names()));

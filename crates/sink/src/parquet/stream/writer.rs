@@ -391,6 +391,7 @@ fn listed(table: &mut TableState) -> Option<CommitTable> {
             .map(|(column, values)| Replaced { column, values })
             .collect(),
         files,
+        join: None,
     })
 }
 

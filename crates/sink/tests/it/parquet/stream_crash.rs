@@ -30,7 +30,7 @@ use crate::conformance::{Target, plan};
 
 /// What happens at the operation that is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
+pub(super) enum Fault {
     /// It is not done, and an error comes back.
     Fails,
     /// It is done, and an error comes back: the answer was lost.
@@ -43,11 +43,11 @@ enum Fault {
 
 /// An object store with one fault at the n-th operation that changes something.
 #[derive(Debug)]
-struct Faulty {
-    inner: Arc<InMemory>,
-    fault: Fault,
-    left: AtomicUsize,
-    killed: Arc<Notify>,
+pub(super) struct Faulty {
+    pub(super) inner: Arc<InMemory>,
+    pub(super) fault: Fault,
+    pub(super) left: AtomicUsize,
+    pub(super) killed: Arc<Notify>,
 }
 
 fn lost() -> object_store::Error {
@@ -236,11 +236,11 @@ fn prefix() -> Path {
     Path::parse("lake").unwrap()
 }
 
-fn sink_on(store: Arc<dyn ObjectStore>) -> Arc<dyn Sink> {
+pub(super) fn sink_on(store: Arc<dyn ObjectStore>) -> Arc<dyn Sink> {
     sink_at(Root::objects(store, prefix(), "memory"), ParquetOptions::default())
 }
 
-async fn files_of(store: &InMemory) -> BTreeMap<String, Bytes> {
+pub(super) async fn files_of(store: &InMemory) -> BTreeMap<String, Bytes> {
     let mut files = BTreeMap::new();
     let found: Vec<_> = store.list(Some(&prefix())).try_collect().await.unwrap();
     for object in found {

@@ -6,15 +6,15 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use tidemark_model::{StreamBatch, TablePlan, Transaction};
-use tidemark_sink::{SnapshotStart, SnapshotSummary, StreamWriter};
+use tidemark_model::{JoinPoint, StreamBatch, TablePlan, Transaction};
+use tidemark_sink::{Join, SnapshotStart, SnapshotSummary, StreamWriter};
 use tidemark_testkit::{Database, shared};
 
 use super::lake::LocalLake;
 use super::pgoutput::{Feed, plan_from};
 use super::support::{batch, commits, debris, stream_start};
 use crate::catalog::Catalog;
-use crate::conformance::{Target as _, accept, begin, result, spec, start, summary};
+use crate::conformance::{JOB, Target as _, accept, begin, result, spec, start, summary};
 use crate::copy;
 
 const SCHEMA: &str = "
@@ -143,22 +143,52 @@ fn workload(database: &Database, dice: &mut Dice) {
 
 /// The snapshot of all tables, as the slot sees them.
 async fn snapshot(lake: &LocalLake, database: &Database, feed: &Feed<'_>, plans: &[TablePlan]) {
-    let sink = lake.sink();
     let begun = SnapshotStart { continues: true, lsn: feed.position(), ..start("r1", plans) };
+    copied(lake, database, begun).await;
+}
+
+/// Tables that were given up are copied as they are now, which is what the stream has come to.
+async fn joins_again(
+    lake: &LocalLake,
+    database: &Database,
+    plans: &[TablePlan],
+    again: &[&TablePlan],
+) {
+    let sink = lake.sink();
+    let names: Vec<_> = again.iter().map(|plan| plan.relation.name.clone()).collect();
+    sink.forget(JOB, &names).await.unwrap();
+    let stored = sink.stored().await.unwrap().unwrap();
+    let others = plans.iter().filter(|plan| !names.contains(&plan.relation.name));
+    let now = database.psql("SELECT pg_current_snapshot()").unwrap();
+    let join = Join {
+        run: stored.run,
+        point: JoinPoint { snapshot: now.parse().unwrap(), lsn: stored.end_lsn },
+        position: stored.end_lsn,
+        followed: others.map(|plan| (plan.relation.name.clone(), plan.relation.oid)).collect(),
+        above: Vec::new(),
+    };
+    let again: Vec<TablePlan> = again.iter().map(|plan| (*plan).clone()).collect();
+    let begun = SnapshotStart { continues: true, joins: Some(join), ..start("j1", &again) };
+    copied(lake, database, begun).await;
+}
+
+/// Copies the tables and finishes the run.
+async fn copied(lake: &LocalLake, database: &Database, begun: SnapshotStart) {
+    let sink = lake.sink();
     sink.prepare(&begun).await.unwrap();
     let mut counts = Vec::new();
-    for plan in plans {
+    for plan in begun.tables.iter() {
         let program =
             tidemark_columnar::Program::compile(&plan.columns, plan.unrepresentable).unwrap();
         let tuples = copy::table(database, &plan.relation.name.name, &program);
-        let (rows, spec) = (tuples.row_count() as u64, spec("r1", plan, 0));
+        let (rows, spec) = (tuples.row_count() as u64, spec(&begun.run, plan, 0));
         let mut writer = begin(&*sink, &spec).await;
         accept(&mut writer, tuples).await.unwrap();
         writer.commit(&result(&spec, rows)).await.unwrap();
         sink.table_loaded(&plan.relation.name).await.unwrap();
         counts.push((plan, rows));
     }
-    let finished = SnapshotSummary { lsn: feed.position(), ..summary(&counts) };
+    let finished = SnapshotSummary { lsn: begun.lsn, ..summary(&counts) };
     sink.finish(&finished).await.unwrap();
 }
 
@@ -189,9 +219,14 @@ fn rows_of_postgres(database: &Database) -> Vec<String> {
     rows
 }
 
-fn rows_of_lake(python: &std::ffi::OsStr, lake: &LocalLake, at: &str) -> Vec<String> {
+fn rows_of_lake(
+    python: &std::ffi::OsStr,
+    lake: &LocalLake,
+    at: &str,
+    tables: &[(&str, &str)],
+) -> Vec<String> {
     let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guides/reading-the-lake.md");
-    let tables = serde_json::to_string(&TABLES).unwrap();
+    let tables = serde_json::to_string(tables).unwrap();
     let mut command = Command::new(python);
     command.args(["-c", SCRIPT]).arg(lake.path()).arg(guide).args([at, &tables]);
     let output = command.output().unwrap();
@@ -215,6 +250,9 @@ async fn the_guide_gives_the_rows(seed: u64, is_binary: bool) {
     snapshot(&lake, &database, &feed, &plans).await;
     let mut before = Vec::new();
     for run in ["r1", "r2", "r3"] {
+        if run == "r3" {
+            joins_again(&lake, &database, &plans, &[&plans[0], &plans[3]]).await;
+        }
         let started = stream_start(run, &plans);
         let mut opened = lake.sink().open_stream(&started).await.unwrap();
         workload(&database, &mut dice);
@@ -222,7 +260,7 @@ async fn the_guide_gives_the_rows(seed: u64, is_binary: bool) {
         opened.writer.close().await.unwrap();
         let expected = rows_of_postgres(&database);
         before.push((commits(&lake.files()).len() - 1, expected.clone()));
-        let found = rows_of_lake(&python, &lake, "last");
+        let found = rows_of_lake(&python, &lake, "last", &TABLES);
         let (by_sql, by_function): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|row| row.starts_with("sql:"));
         assert_eq!(by_function, expected, "seed {seed}, {run}");
@@ -233,17 +271,29 @@ async fn the_guide_gives_the_rows(seed: u64, is_binary: bool) {
             "seed {seed}, {run}"
         );
     }
-    for (commit, expected) in before {
-        assert_eq!(
-            rows_of_lake(&python, &lake, &commit.to_string())
-                .into_iter()
-                .filter(|row| !row.starts_with("sql:"))
-                .collect::<Vec<_>>(),
-            expected,
-            "seed {seed}, commit {commit}"
-        );
+    let (last, expected) = before.pop().unwrap();
+    assert_eq!(at_commit(&python, &lake, last, &TABLES), expected, "seed {seed}, commit {last}");
+    // What was given up since then is gone.
+    let kept: Vec<_> =
+        TABLES.into_iter().filter(|(name, _)| !["orders", "log"].contains(name)).collect();
+    for (commit, mut expected) in before {
+        expected.retain(|row| !row.starts_with("orders:") && !row.starts_with("log:"));
+        let found = at_commit(&python, &lake, commit, &kept);
+        assert_eq!(found, expected, "seed {seed}, commit {commit}");
     }
     assert_eq!(debris(&lake.files()), [""; 0]);
+}
+
+/// The rows at a commit, by the function.
+fn at_commit(
+    python: &std::ffi::OsStr,
+    lake: &LocalLake,
+    commit: usize,
+    tables: &[(&str, &str)],
+) -> Vec<String> {
+    let mut found = rows_of_lake(python, lake, &commit.to_string(), tables);
+    found.retain(|row| !row.starts_with("sql:"));
+    found
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

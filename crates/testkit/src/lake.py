@@ -95,10 +95,17 @@ class Table:
                 yield image
 
 
-def main(root):
-    documents = sorted(glob.glob(os.path.join(root, "_tidemark/commits/*.json")))
-    tables, first, changes, last = {}, collections.defaultdict(list), collections.defaultdict(list), 0
-    for number, path in enumerate(documents):
+class Part:
+    """What the commits list of a table since it began anew."""
+
+    def __init__(self, described):
+        self.described, self.base, self.changes = described, described["files"], []
+
+
+def listed(root):
+    """The tables as the commits leave them, each with its files."""
+    tables, last = {}, 0
+    for number, path in enumerate(sorted(glob.glob(os.path.join(root, "_tidemark/commits/*.json")))):
         with open(path, encoding="utf-8") as document:
             commit = json.load(document)
         if commit["commit"] != number or int(os.path.basename(path)[:-5]) != number:
@@ -107,33 +114,55 @@ def main(root):
         end_lsn = int(high, 16) << 32 | int(low, 16)
         if end_lsn < last:
             raise SystemExit(f"the position goes back in {path}")
+        if commit["kind"] in ("join", "reset") and end_lsn != last:
+            raise SystemExit(f"the position moves in {path}")
         for described in commit["tables"]:
             name = described["schema"], described["name"]
-            if number == 0:
-                tables[name] = Table(described)
-            # Of changes: what tells a row apart in the stream, which may be another index than the primary key.
-            if number > 0:
-                tables[name].key = described["key"]
-            for file in described["files"]:
-                rows = parquet.read_table(os.path.join(root, file["path"])).to_pylist()
-                if len(rows) != file["rows"]:
-                    raise SystemExit(f"{file['path']} has {len(rows)} rows, the commit says {file['rows']}")
-                if number == 0:
-                    first[name].extend(rows)
-                    continue
-                for row in rows:
-                    if not last < row["_commit_lsn"] <= end_lsn:
-                        raise SystemExit(f"{path} has a change of another commit's range: {row['_commit_lsn']}")
-                changes[name].extend(rows)
+            if commit["kind"] == "reset":
+                del tables[name]
+            elif commit["kind"] in ("snapshot", "join"):
+                if (number == 0) != (commit["kind"] == "snapshot") or name in tables:
+                    raise SystemExit(f"{path} begins a table that is there: {name}")
+                tables[name] = Part(described)
+            elif commit["kind"] == "changes" and name in tables:
+                # What tells a row apart in the stream may be another index than the primary key.
+                tables[name].described = {**tables[name].described, "key": described["key"]}
+                tables[name].changes += [(file, path, last, end_lsn) for file in described["files"]]
+            else:
+                raise SystemExit(f"{path}: {commit['kind']} lists {name}")
         last = end_lsn
-    for name, table in tables.items():
-        for row in first[name]:
-            table.insert(row)
-        rows = sorted(changes[name], key=lambda row: (row["_commit_lsn"], row["_seq"]))
-        for before, after in zip(rows, rows[1:]):
-            if (before["_commit_lsn"], before["_seq"]) == (after["_commit_lsn"], after["_seq"]):
-                raise SystemExit(f"two changes of {name} have one number: {after['_commit_lsn']} {after['_seq']}")
+    return tables
+
+
+def read(root, file):
+    rows = parquet.read_table(os.path.join(root, file["path"])).to_pylist()
+    if len(rows) != file["rows"]:
+        raise SystemExit(f"{file['path']} has {len(rows)} rows, the commit says {file['rows']}")
+    return rows
+
+
+def changes_of(root, name, part):
+    changes = []
+    for file, path, last, end_lsn in part.changes:
+        rows = read(root, file)
         for row in rows:
+            if not last < row["_commit_lsn"] <= end_lsn:
+                raise SystemExit(f"{path} has a change of another commit's range: {row['_commit_lsn']}")
+        changes.extend(rows)
+    changes.sort(key=lambda row: (row["_commit_lsn"], row["_seq"]))
+    for before, after in zip(changes, changes[1:]):
+        if (before["_commit_lsn"], before["_seq"]) == (after["_commit_lsn"], after["_seq"]):
+            raise SystemExit(f"two changes of {name} have one number: {after['_commit_lsn']} {after['_seq']}")
+    return changes
+
+
+def main(root):
+    for name, part in listed(root).items():
+        table = Table(part.described)
+        for file in part.base:
+            for row in read(root, file):
+                table.insert(row)
+        for row in changes_of(root, name, part):
             table.apply(row)
         columns = ", ".join('"' + column + '"' for column in table.columns)
         print(f'COPY "{name[0]}"."{name[1]}" ({columns}) FROM STDIN;')
