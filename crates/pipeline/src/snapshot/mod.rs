@@ -4,28 +4,26 @@
 //! in; when the holder is lost the run begins again as a whole and never mixes two snapshots (`hazards.md` A5). Nothing
 //! is left behind on the source: no slot, no publication, no table, only sessions that end with us.
 
+mod archive;
 mod chunk;
 mod engine;
 mod finish;
 mod joining;
 mod ranges;
 mod readers;
+mod report;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use tidemark_digest::{CANONICAL_VERSION, DigestKey, Forms, LeafBounds};
 use tidemark_ledger::{Ledger, NewRelation, RunRecord, now_ms};
 use tidemark_model::{
-    Budget, ChunkRange, ChunkResult, ChunkSpec, Cpu, Lsn, RelationName, RowSum, SchemaObjects,
-    SequencePosition, Severity, TablePlan,
+    Budget, ChunkRange, ChunkSpec, Cpu, SchemaObjects, SequencePosition, Severity, TablePlan,
 };
-use tidemark_sink::postgres::SchemaMode;
-use tidemark_sink::{Sink, SnapshotStart, SnapshotSummary, TableSummary};
-use tidemark_source::{Catalog, Reader, SlotOptions, Snapshot, SnapshotOptions, dump, schema};
+use tidemark_sink::{Sink, SnapshotStart, SnapshotSummary};
+use tidemark_source::{Catalog, Reader, SlotOptions, Snapshot, SnapshotOptions, schema};
 use tidemark_wire::Client;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -38,58 +36,18 @@ use crate::progress::{Phase, Progress};
 use crate::target::sink;
 use crate::{Error, Kind, Result};
 
+use archive::Archive;
 pub use chunk::{ChunkRunner, run_chunk};
 pub(crate) use engine::blocking;
 use engine::{Engine, TableWork};
 pub(crate) use joining::Joining;
 use ranges::{chunk_specs, leaf_bounds, plan_chunks};
 use readers::ReaderOptions;
+use report::report_of;
+pub use report::{Report, TableReport};
 
 /// How often a run begins again after its snapshot was lost.
 const RUNS: u32 = 3;
-
-/// What libpq says when a connection cannot be made or was lost; `pg_dump`'s exit code is the same for everything.
-const CONNECTION_LOST: [&str; 5] = [
-    "server closed the connection",
-    "terminating connection",
-    "connection to server",
-    "could not receive data",
-    // The session that exported it was lost before pg_dump imported it.
-    "invalid snapshot identifier",
-];
-
-/// What a finished snapshot says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
-    /// The job.
-    pub job: String,
-    /// The run.
-    pub run: String,
-    /// The source's position that belongs to the snapshot.
-    pub lsn: Lsn,
-    /// Every table, largest first.
-    pub tables: Vec<TableReport>,
-    /// From start to durable.
-    pub duration_ms: u64,
-    /// Connections that read.
-    pub readers: usize,
-    /// Tables that were dropped between being chosen and being locked: not copied.
-    pub gone: Vec<RelationName>,
-}
-
-/// One table of the report.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TableReport {
-    /// Counts and digest.
-    #[serde(flatten)]
-    pub summary: TableSummary,
-    /// The chunks' time added up, which is more than the wall time where several ran at once.
-    pub duration_ms: u64,
-    /// Number of chunks.
-    pub chunks: u64,
-    /// Number of leaves with rows.
-    pub leaves: u64,
-}
 
 /// Copies the chosen tables once and ends.
 ///
@@ -347,46 +305,6 @@ impl Run<'_> {
         Ok(objects)
     }
 
-    async fn dump_schema(&self, catalog: &Catalog, snapshot: &Snapshot) -> Result<Option<Archive>> {
-        let Target::Postgres(target) = &self.job.target else { return Ok(None) };
-        if target.schema == SchemaMode::Exists {
-            return Ok(None);
-        }
-        let archive = Archive { path: self.job.state_dir.join("schema.dump") };
-        let dumped = dump::dump_schema(
-            &self.job.source,
-            catalog.server.version_num,
-            snapshot.id(),
-            self.job.lock_timeout,
-            &archive.path,
-        );
-        match dumped.await {
-            Ok(()) => Ok(Some(archive)),
-            Err(cause) => Err(self.dump_error(cause).await),
-        }
-    }
-
-    /// Nothing has been moved yet: where a connection was lost, or somebody waits for the snapshot's holder and `pg_dump`
-    /// for them, the run begins again.
-    async fn dump_error(&self, cause: dump::DumpError) -> Error {
-        let message = cause.to_string();
-        let is_cut = CONNECTION_LOST.iter().any(|words| message.contains(words));
-        let is_blocked = matches!(cause, dump::DumpError::KeptWaiting { .. });
-        let waits = match is_blocked {
-            true => tidemark_source::waiting_for_us(&self.job.source).await.ok().flatten(),
-            false => None,
-        };
-        let is_lost = is_cut || is_blocked;
-        let kind = if is_lost { Kind::Unavailable } else { Kind::Usage };
-        let hint = waits.map_or_else(
-            || cause.hint(),
-            |waits| format!("{waits}; end that session or wait for it, then run again"),
-        );
-        let mut error = Error::new(kind, message).hint(hint);
-        error.lost_snapshot = is_lost;
-        error
-    }
-
     async fn copy(
         &self,
         prepared: Prepared,
@@ -591,20 +509,6 @@ struct Prepared {
     _archive: Option<Archive>,
 }
 
-/// The schema dump and its list; removed when the run ends.
-struct Archive {
-    path: PathBuf,
-}
-
-impl Drop for Archive {
-    fn drop(&mut self) {
-        for extension in ["dump", "list", "late", "last"] {
-            // It may never have been written.
-            drop(std::fs::remove_file(self.path.with_extension(extension)));
-        }
-    }
-}
-
 pub(crate) fn refuse_blocking(looked: &Looked) -> Result<()> {
     let blocking: Vec<_> = looked
         .findings
@@ -623,55 +527,6 @@ pub(crate) fn refuse_blocking(looked: &Looked) -> Result<()> {
             .hint("mend what is listed; tidemark check shows all findings");
     error.findings = blocking;
     Err(error)
-}
-
-fn report_of(engine: &Engine, start: &SnapshotStart, readers: usize) -> Report {
-    let done = engine.done.lock().expect("no holder panics");
-    let mut tables: Vec<TableReport> = start
-        .tables
-        .iter()
-        .map(|plan| table_report(plan, done.get(&plan.relation.oid).map_or(&[], Vec::as_slice)))
-        .collect();
-    tables.sort_by_key(|table| std::cmp::Reverse(table.summary.bytes));
-    Report {
-        job: start.job.clone(),
-        run: start.run.clone(),
-        lsn: start.lsn,
-        tables,
-        duration_ms: 0,
-        readers,
-        gone: Vec::new(),
-    }
-}
-
-fn table_report(plan: &TablePlan, results: &[ChunkResult]) -> TableReport {
-    let mut sum = RowSum::default();
-    let mut replaced: Vec<(String, u64)> = Vec::new();
-    let mut leaves = HashSet::new();
-    for result in results {
-        sum += result.sum;
-        leaves.extend(result.leaves.iter().map(|leaf| leaf.leaf));
-        for (column, count) in &result.replaced {
-            match replaced.iter_mut().find(|(name, _)| name == column) {
-                Some((_, sum)) => *sum += count,
-                None => replaced.push((column.clone(), *count)),
-            }
-        }
-    }
-    let total = |count: fn(&ChunkResult) -> u64| results.iter().map(count).sum::<u64>();
-    TableReport {
-        summary: TableSummary {
-            relation: plan.relation.name.clone(),
-            rows_out: total(|result| result.rows_out),
-            rows_in: total(|result| result.rows_in),
-            bytes: total(|result| result.bytes),
-            sum,
-            replaced,
-        },
-        duration_ms: total(|result| result.duration_ms),
-        chunks: results.len() as u64,
-        leaves: leaves.len() as u64,
-    }
 }
 
 /// Names a run: the time, and the process so that two runs in one millisecond differ.

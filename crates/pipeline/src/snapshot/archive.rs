@@ -1,0 +1,82 @@
+//! The source's schema as an archive of `pg_dump`, for as long as the run needs it.
+//!
+//! **Invariant:** it shows the schema of the snapshot that the rows are read under, and it is gone when the run ends.
+
+use std::path::PathBuf;
+
+use tidemark_sink::postgres::SchemaMode;
+use tidemark_source::{Catalog, Snapshot, dump};
+
+use super::Run;
+use crate::job::Target;
+use crate::{Error, Kind, Result};
+
+/// What libpq says when a connection cannot be made or was lost; `pg_dump`'s exit code is the same for everything.
+const CONNECTION_LOST: [&str; 5] = [
+    "server closed the connection",
+    "terminating connection",
+    "connection to server",
+    "could not receive data",
+    // The session that exported it was lost before pg_dump imported it.
+    "invalid snapshot identifier",
+];
+
+/// The schema dump and its list; removed when the run ends.
+pub(super) struct Archive {
+    pub(super) path: PathBuf,
+}
+
+impl Drop for Archive {
+    fn drop(&mut self) {
+        for extension in ["dump", "list", "late", "last"] {
+            // It may never have been written.
+            drop(std::fs::remove_file(self.path.with_extension(extension)));
+        }
+    }
+}
+
+impl Run<'_> {
+    pub(super) async fn dump_schema(
+        &self,
+        catalog: &Catalog,
+        snapshot: &Snapshot,
+    ) -> Result<Option<Archive>> {
+        let Target::Postgres(target) = &self.job.target else { return Ok(None) };
+        if target.schema == SchemaMode::Exists {
+            return Ok(None);
+        }
+        let archive = Archive { path: self.job.state_dir.join("schema.dump") };
+        let dumped = dump::dump_schema(
+            &self.job.source,
+            catalog.server.version_num,
+            snapshot.id(),
+            self.job.lock_timeout,
+            &archive.path,
+        );
+        match dumped.await {
+            Ok(()) => Ok(Some(archive)),
+            Err(cause) => Err(self.dump_error(cause).await),
+        }
+    }
+
+    /// Nothing has been moved yet: where a connection was lost, or somebody waits for the snapshot's holder and `pg_dump`
+    /// for them, the run begins again.
+    async fn dump_error(&self, cause: dump::DumpError) -> Error {
+        let message = cause.to_string();
+        let is_cut = CONNECTION_LOST.iter().any(|words| message.contains(words));
+        let is_blocked = matches!(cause, dump::DumpError::KeptWaiting { .. });
+        let waits = match is_blocked {
+            true => tidemark_source::waiting_for_us(&self.job.source).await.ok().flatten(),
+            false => None,
+        };
+        let is_lost = is_cut || is_blocked;
+        let kind = if is_lost { Kind::Unavailable } else { Kind::Usage };
+        let hint = waits.map_or_else(
+            || cause.hint(),
+            |waits| format!("{waits}; end that session or wait for it, then run again"),
+        );
+        let mut error = Error::new(kind, message).hint(hint);
+        error.lost_snapshot = is_lost;
+        error
+    }
+}
