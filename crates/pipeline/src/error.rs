@@ -50,6 +50,8 @@ pub struct Error {
     pub is_transient: bool,
     /// Whether the run as a whole must begin again with a new snapshot.
     pub lost_snapshot: bool,
+    /// Whether what an unfinished snapshot left cannot be gone on with.
+    pub(crate) begin_anew: bool,
     /// The table whose changed definition could not be carried over: the others could go on without it.
     pub(crate) table: Option<Box<RelationName>>,
     /// The cause.
@@ -67,6 +69,7 @@ impl Error {
             findings: Vec::new(),
             is_transient: false,
             lost_snapshot: false,
+            begin_anew: false,
             table: None,
             source: None,
         }
@@ -156,7 +159,7 @@ impl From<sink::Error> for Error {
         use sink::Disposition as From;
 
         let kind = match error.disposition {
-            From::Retry | From::Unavailable => Kind::Unavailable,
+            From::Retry | From::Unavailable | From::Unfit => Kind::Unavailable,
             From::Refused | From::Value => Kind::TargetRefused,
             From::Usage => Kind::Usage,
             From::Held => Kind::Held,
@@ -165,6 +168,7 @@ impl From<sink::Error> for Error {
         let mut own = Self::new(kind, format!("target: {error}"));
         own.hint = error.hint;
         own.is_transient = error.disposition == From::Retry;
+        own.begin_anew = error.disposition == From::Unfit;
         own.source = error.source;
         own
     }

@@ -39,6 +39,8 @@ pub struct Progress {
     started: Instant,
     phase: Mutex<(Phase, &'static str)>,
     tables: RwLock<HashMap<Oid, Arc<TableProgress>>>,
+    /// Those that the next tables begin beside.
+    kept: Mutex<Vec<(Oid, Arc<TableProgress>)>>,
     snapshot_started: Mutex<Option<Instant>>,
     budget: Mutex<Option<Budget>>,
     ladder: Mutex<Option<Arc<Ladder>>>,
@@ -112,6 +114,7 @@ impl Default for Progress {
             started: Instant::now(),
             phase: Mutex::new((Phase::Check, "reading the catalog")),
             tables: RwLock::default(),
+            kept: Mutex::default(),
             snapshot_started: Mutex::new(None),
             budget: Mutex::new(None),
             ladder: Mutex::new(None),
@@ -146,23 +149,24 @@ impl Progress {
         self.ladder.lock().expect("no holder panics").clone()
     }
 
+    /// Tables that an earlier process has brought to their end, with their rows: they count as done beside those that
+    /// [`Self::begin`] begins with.
+    pub(crate) fn keep<'a>(&self, tables: impl Iterator<Item = (&'a TablePlan, u64)>) {
+        let kept = tables.map(|(plan, rows)| {
+            let table = TableProgress::new(plan, 0);
+            table.rows.store(rows, Ordering::Relaxed);
+            table.done();
+            (plan.relation.oid, Arc::new(table))
+        });
+        *self.kept.lock().expect("no holder panics") = kept.collect();
+    }
+
     /// Forgets the tables of an earlier try and begins with these.
     pub(crate) fn begin<'a>(&self, tables: impl Iterator<Item = (&'a TablePlan, usize)>) {
-        let fresh = tables.map(|(plan, chunks)| {
-            let relation = &plan.relation;
-            let table = TableProgress {
-                name: relation.name.clone(),
-                rows_estimate: relation.row_estimate,
-                bytes_estimate: relation.heap_bytes + relation.toast_bytes,
-                chunks: chunks as u64,
-                chunks_done: AtomicU64::new(0),
-                rows: AtomicU64::new(0),
-                bytes: AtomicU64::new(0),
-                stage: AtomicU64::new(0),
-            };
-            (relation.oid, Arc::new(table))
-        });
-        *self.tables.write().expect("no holder panics") = fresh.collect();
+        let fresh = tables
+            .map(|(plan, chunks)| (plan.relation.oid, Arc::new(TableProgress::new(plan, chunks))));
+        let kept = std::mem::take(&mut *self.kept.lock().expect("no holder panics"));
+        *self.tables.write().expect("no holder panics") = fresh.chain(kept).collect();
     }
 
     pub(crate) fn table(&self, oid: Oid) -> Option<Arc<TableProgress>> {
@@ -198,6 +202,20 @@ impl Progress {
 }
 
 impl TableProgress {
+    fn new(plan: &TablePlan, chunks: usize) -> Self {
+        let relation = &plan.relation;
+        Self {
+            name: relation.name.clone(),
+            rows_estimate: relation.row_estimate,
+            bytes_estimate: relation.heap_bytes + relation.toast_bytes,
+            chunks: chunks as u64,
+            chunks_done: AtomicU64::new(0),
+            rows: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            stage: AtomicU64::new(0),
+        }
+    }
+
     pub(crate) fn copying(&self) {
         self.stage.fetch_max(1, Ordering::Relaxed);
     }

@@ -12,7 +12,7 @@ use crate::cleanup::CLEANED;
 use crate::job::Job;
 use crate::progress::{Phase, ProgressView};
 use crate::snapshot::blocking;
-use crate::stream::{Ladder, LadderView};
+use crate::stream::{Ladder, LadderView, made_run};
 use crate::{Error, Kind, Result};
 
 /// The state of a job.
@@ -154,6 +154,7 @@ pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
         .hint("start it with tidemark sync"));
     };
     let relations = reader.relations()?;
+    let goes_on = made_run(&reader.journal()?) == Some(run.run.as_str());
     let is_copied = run.finished_at_ms.is_some();
     let follows = run.phase == "follow";
     let is_cleaned = run.phase == CLEANED;
@@ -178,6 +179,9 @@ pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
             }
             (true, _) => "done",
             (false, true) => "not running; the same sync goes on where it stopped",
+            (false, false) if goes_on && snapshot.tables_done > 0 => {
+                "not running; the same sync keeps the tables that are done and copies the others"
+            }
             (false, false) => "not running; the same sync starts the snapshot over",
         }
         .to_owned(),

@@ -234,6 +234,7 @@ async fn follow(
         excluded: Arc::default(),
         continues: true,
         joins: None,
+        schema_digest: None,
     };
     sink.prepare(&start).await.unwrap();
     sink.finish(&SnapshotSummary { lsn: Lsn::new(1), tables: Vec::new() }).await.unwrap();

@@ -201,6 +201,7 @@ async fn snapshot(sink: &ParquetSink, plans: &[TablePlan]) {
         excluded: Arc::default(),
         continues: true,
         joins: None,
+        schema_digest: None,
     };
     sink.prepare(&start).await.unwrap();
     let tables = plans.iter().map(|plan| TableSummary {

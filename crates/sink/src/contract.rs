@@ -14,6 +14,7 @@
 //!
 //! A run with [`SnapshotStart::joins`] brings single tables into a job that follows: the others stay as they are, and
 //! `finish` makes the tables and where they joined durable together. Until then [`Sink::stored`] does not name them.
+//! With [`Join::completes`] the job is a first snapshot that died: its whole tables stay, the others join.
 //!
 //! - **Accepted** (`accept` returned `Ok`): the sink holds the rows and will refuse no later than at `commit`; nothing is
 //!   visible to a reader of the target, nothing survives a crash.
@@ -81,6 +82,8 @@ pub struct SnapshotStart {
     pub continues: bool,
     /// These tables join a job that follows already.
     pub joins: Option<Join>,
+    /// What the definitions of `schema_archive` come to: two archives of equal digests make the same schema.
+    pub schema_digest: Option<String>,
 }
 
 /// How tables join a job that follows.
@@ -97,6 +100,8 @@ pub struct Join {
     pub followed: Vec<(RelationName, Oid)>,
     /// The partitioned tables above them, which may have to be created, too.
     pub above: Vec<(Oid, RelationName)>,
+    /// The run is a first snapshot that died: these tables of it are whole, and `finish` ends it with those that join.
+    pub completes: Option<Arc<Vec<TablePlan>>>,
 }
 
 /// What came of one table.

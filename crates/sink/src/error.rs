@@ -17,6 +17,8 @@ pub enum Disposition {
     Value,
     /// Another instance holds the job: exit code 9.
     Held,
+    /// What an unfinished snapshot left cannot be gone on from: it begins anew.
+    Unfit,
     /// A defect of ours: exit code 70.
     Internal,
 }

@@ -66,7 +66,8 @@ pub struct Stored {
     pub database: String,
     /// The source's timeline when the stream was opened last; none before.
     pub timeline: Option<u32>,
-    /// The tables that are whole, once the stage is `Follow`; none in records of before tables could join.
+    /// The tables that are whole, at the stage `Follow`, and of a snapshot that died those that were whole by then; none where
+    /// the record does not tell.
     pub tables: Option<Vec<StoredTable>>,
     /// The tables that the stream goes on without.
     #[serde(default)]

@@ -35,7 +35,11 @@ impl Pair {
         Job::new(self.name, &self.source.url(), &self.target.url())
     }
 
-    fn writer(&self) -> Writer {
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    pub(crate) fn writer(&self) -> Writer {
         let options = WriterOptions { clients: 2, seed: 3, pause: Duration::from_millis(4) };
         Writer::start(self.source.cluster(), self.source.name(), &options).unwrap()
     }

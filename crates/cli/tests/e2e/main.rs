@@ -21,6 +21,7 @@ mod standby;
 mod status;
 mod support;
 mod torture;
+mod unfinished;
 mod versions;
 mod waits;
 mod whole;

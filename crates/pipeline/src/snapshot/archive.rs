@@ -2,10 +2,13 @@
 //!
 //! **Invariant:** it shows the schema of the snapshot that the rows are read under, and it is gone when the run ends.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use tidemark_sink::postgres::SchemaMode;
 use tidemark_source::{Catalog, Snapshot, dump};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::Run;
 use crate::job::Target;
@@ -24,6 +27,8 @@ const CONNECTION_LOST: [&str; 5] = [
 /// The schema dump and its list; removed when the run ends.
 pub(super) struct Archive {
     pub(super) path: PathBuf,
+    /// Of its definitions; none where a run needs none.
+    pub(super) digest: Option<String>,
 }
 
 impl Drop for Archive {
@@ -45,7 +50,7 @@ impl Run<'_> {
         if target.schema == SchemaMode::Exists {
             return Ok(None);
         }
-        let archive = Archive { path: self.job.state_dir.join("schema.dump") };
+        let mut archive = Archive { path: self.job.state_dir.join("schema.dump"), digest: None };
         let dumped = dump::dump_schema(
             &self.job.source,
             catalog.server.version_num,
@@ -54,9 +59,20 @@ impl Run<'_> {
             &archive.path,
         );
         match dumped.await {
-            Ok(()) => Ok(Some(archive)),
-            Err(cause) => Err(self.dump_error(cause).await),
+            Ok(()) => {}
+            Err(cause) => return Err(self.dump_error(cause).await),
         }
+        if self.continuation.is_some() {
+            let digest = digest(&archive.path, catalog.server.version_num).await;
+            archive.digest = Some(digest.map_err(|cause| {
+                Error::new(Kind::Usage, "read the schema's archive with pg_restore")
+                    .hint(
+                        "install the package postgresql-client, or set target.schema = \"exists\"",
+                    )
+                    .because(cause)
+            })?);
+        }
+        Ok(Some(archive))
     }
 
     /// Nothing has been moved yet: where a connection was lost, or somebody waits for the snapshot's holder and `pg_dump`
@@ -79,4 +95,30 @@ impl Run<'_> {
         error.lost_snapshot = is_lost;
         error
     }
+}
+
+/// What the archive's definitions come to: of the statements that it would be restored with, without comments, which carry
+/// versions and times, and without the key that newer tools write at random around them.
+async fn digest(archive: &Path, server_version: u32) -> std::io::Result<String> {
+    let tool = dump::client_tool("pg_restore", server_version / 10_000);
+    let mut command = tokio::process::Command::new(tool);
+    command.arg("--file=-").arg(archive).stdin(Stdio::null()).kill_on_drop(true);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let output = child.stdout.take().ok_or_else(|| std::io::Error::other("it has no output"))?;
+    let mut output = BufReader::new(output);
+    let (mut sum, mut line) = (Xxh3::new(), Vec::new());
+    while output.read_until(b'\n', &mut line).await? > 0 {
+        let is_meant = !["--", "\\restrict ", "\\unrestrict "]
+            .iter()
+            .any(|start| line.starts_with(start.as_bytes()));
+        if is_meant {
+            sum.update(&line);
+        }
+        line.clear();
+    }
+    let status = child.wait().await?;
+    if !status.success() {
+        return Err(std::io::Error::other(format!("pg_restore ended with {status}")));
+    }
+    Ok(format!("{:032x}", sum.digest128()))
 }

@@ -3,7 +3,8 @@
 //! **Invariant:** the run that the job has stays: nothing of the other tables is forgotten, on the target or in the ledger.
 //! The read snapshot is taken after the tables were published, and the join point's position after the snapshot.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use tidemark_model::{JoinPoint, Lsn, Oid, Relation, RelationName, SchemaObjects, TablePlan};
 use tidemark_sink::Join;
@@ -23,6 +24,17 @@ pub(crate) struct Joining {
     pub(crate) tables: HashSet<Oid>,
     /// Those that are followed already.
     pub(crate) followed: Vec<Relation>,
+    /// The run is a first snapshot that died: these tables of it are whole, with so many rows.
+    pub(crate) completes: Option<Completes>,
+}
+
+/// What a first snapshot that died has left.
+#[derive(Debug, Clone)]
+pub(crate) struct Completes {
+    /// The tables that are whole.
+    pub(crate) whole: Arc<Vec<TablePlan>>,
+    /// Their rows, as far as the ledger knows them.
+    pub(crate) rows: HashMap<Oid, u64>,
 }
 
 impl Joining {
@@ -40,7 +52,9 @@ impl Joining {
         let point = JoinPoint { snapshot: read, lsn: head(client).await? };
         let above = above(catalog, plans);
         let followed = self.followed.iter().map(|table| (table.name.clone(), table.oid)).collect();
-        Ok(Join { run: self.run.clone(), point, position: self.position, followed, above })
+        let completes = self.completes.as_ref().map(|left| Arc::clone(&left.whole));
+        let (run, position) = (self.run.clone(), self.position);
+        Ok(Join { run, point, position, followed, above, completes })
     }
 }
 

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use tidemark_digest::{CANONICAL_VERSION, DigestKey, Forms, LeafBounds};
 use tidemark_ledger::{Ledger, NewRelation, RunRecord, now_ms};
 use tidemark_model::{
-    Budget, ChunkRange, ChunkSpec, Cpu, SchemaObjects, SequencePosition, Severity, TablePlan,
+    Budget, ChunkRange, ChunkSpec, Cpu, Oid, SchemaObjects, SequencePosition, Severity, TablePlan,
 };
 use tidemark_sink::{Sink, SnapshotStart, SnapshotSummary};
 use tidemark_source::{Catalog, Reader, SlotOptions, Snapshot, SnapshotOptions, schema};
@@ -40,7 +40,7 @@ use archive::Archive;
 pub use chunk::{ChunkRunner, run_chunk};
 pub(crate) use engine::blocking;
 use engine::{Engine, TableWork};
-pub(crate) use joining::Joining;
+pub(crate) use joining::{Completes, Joining};
 use ranges::{chunk_specs, leaf_bounds, plan_chunks};
 use readers::ReaderOptions;
 use report::report_of;
@@ -237,7 +237,7 @@ impl Run<'_> {
         plans.retain(|plan| !snapshot.gone().contains(&plan.relation.name));
         refresh(&mut plans, snapshot.tables());
         let objects = self.schema_objects(&client, &catalog, &plans, snapshot).await?;
-        let excluded = excluded_relations(&catalog, &plans);
+        let excluded = self.excluded(&catalog, &plans);
         let leaves = leaf_bounds(&client, &plans).await;
         let leaves = let_through(self.job, leaves, tidemark_source::Error::sqlstate).await?;
         let chunks = plan_chunks(self.job, &client, &catalog, &plans).await;
@@ -260,6 +260,7 @@ impl Run<'_> {
             tables: Arc::new(plans),
             schema: Arc::new(objects),
             schema_archive: archive.as_ref().map(|archive| archive.path.clone()),
+            schema_digest: archive.as_ref().and_then(|archive| archive.digest.clone()),
             excluded: Arc::new(excluded),
             continues: self.continuation.is_some(),
             joins,
@@ -270,6 +271,15 @@ impl Run<'_> {
             drop(begun.send(start.clone()));
         }
         Ok(Prepared { start, leaves, chunks, _archive: archive })
+    }
+
+    /// What the schema's archive has and the target is not to have.
+    fn excluded(&self, catalog: &Catalog, plans: &[TablePlan]) -> HashSet<Oid> {
+        let Some(Joining { completes: Some(left), .. }) = self.joining() else {
+            return excluded_relations(catalog, plans);
+        };
+        let all: Vec<_> = left.whole.iter().chain(plans).cloned().collect();
+        excluded_relations(catalog, &all)
     }
 
     async fn schema_objects(
@@ -295,12 +305,17 @@ impl Run<'_> {
         // One that we may not read has a finding already, and no position that could be set.
         let readable = snapshot.sequences().iter().filter(|sequence| sequence.can_select);
         objects.sequences = readable.map(sequence).collect();
-        if let Some(joining) = self.joining() {
-            joining::restrict(&mut objects, joining, catalog, plans);
-            return Ok(objects);
-        }
-        let mut chosen: HashSet<_> = plans.iter().map(|plan| plan.relation.name.clone()).collect();
-        chosen.extend(plans.iter().flat_map(|plan| catalog.ancestors(&plan.relation)).cloned());
+        let whole = match self.joining() {
+            Some(Joining { completes: Some(left), .. }) => left.whole.as_slice(),
+            Some(joining) => {
+                joining::restrict(&mut objects, joining, catalog, plans);
+                return Ok(objects);
+            }
+            None => &[],
+        };
+        let plans = || whole.iter().chain(plans);
+        let mut chosen: HashSet<_> = plans().map(|plan| plan.relation.name.clone()).collect();
+        chosen.extend(plans().flat_map(|plan| catalog.ancestors(&plan.relation)).cloned());
         schema::restrict(&mut objects, &chosen);
         Ok(objects)
     }
@@ -336,7 +351,7 @@ impl Run<'_> {
         self.finish(engine.runner.sink.as_ref(), &summary, &start.run).await?;
         let ledger = Arc::clone(self.ledger);
         let follows = self.continuation.is_some();
-        let joins = self.joining().is_some();
+        let joins = self.joining().is_some_and(|joining| joining.completes.is_none());
         blocking(move || {
             if joins {
                 return Ok(());
@@ -362,6 +377,11 @@ impl Run<'_> {
         order.sort_by_key(|plan| {
             std::cmp::Reverse(plan.relation.heap_bytes + plan.relation.toast_bytes)
         });
+        if let Some(Joining { completes: Some(left), .. }) = self.joining() {
+            self.progress.keep(left.whole.iter().map(|plan| {
+                (plan, left.rows.get(&plan.relation.oid).copied().unwrap_or_default())
+            }));
+        }
         self.progress.begin(order.iter().map(|plan| (*plan, chunks[&plan.relation.oid].len())));
         let key = self.begin_ledger(start, &order, &leaves, &chunks).await?;
         let queue: VecDeque<ChunkSpec> = order

@@ -16,6 +16,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use tidemark_model::{Persistence, TablePlan};
 use tidemark_source::{Expected, SnapshotOptions, check_publication, publish_for_join};
 use tokio::sync::oneshot;
 
@@ -34,14 +35,16 @@ impl Sync<'_> {
         tools: &Tools,
         joined: &mut Option<Report>,
     ) -> Result<Session> {
-        let Resumable { mut start, spool, joining } = resumable;
-        if joining.is_empty() {
+        let Resumable { mut start, spool, joining, completes } = resumable;
+        if joining.is_empty() && completes.is_none() {
             return Session::resumed(self.job, start, spool, self.ladder).await;
         }
         self.refuse_filters()?;
         let names: Vec<String> =
             joining.iter().map(|plan| plan.relation.name.to_string()).collect();
-        tracing::info!(tables = names.join(", "), "tables join the stream");
+        if !names.is_empty() {
+            tracing::info!(tables = names.join(", "), "tables join the stream");
+        }
         self.publish(&joining, &start.run).await?;
         let (send, begun) = oneshot::channel();
         let continuation = Continuation {
@@ -50,6 +53,7 @@ impl Sync<'_> {
                 position: start.position,
                 tables: joining.iter().map(|plan| plan.relation.oid).collect(),
                 followed: start.plans.iter().map(|plan| plan.relation.clone()).collect(),
+                completes,
             }),
             begun: Mutex::new(Some(send)),
         };
@@ -61,8 +65,7 @@ impl Sync<'_> {
             let plans = start.plans.iter().chain(begun.tables.iter()).cloned().collect();
             start.plans = Arc::new(plans);
             if let Some(join) = &begun.joins {
-                let point =
-                    |plan: &tidemark_model::TablePlan| (plan.relation.oid, join.point.clone());
+                let point = |plan: &TablePlan| (plan.relation.oid, join.point.clone());
                 start.joins.extend(begun.tables.iter().map(point));
             }
             Session::beside_join(self.job, start, spool, self.ladder).await.map(Some)
@@ -77,7 +80,13 @@ impl Sync<'_> {
     }
 
     /// Brings the tables into the stream, and keeps how the publication is then.
-    async fn publish(&self, joining: &[tidemark_model::TablePlan], run: &str) -> Result<()> {
+    async fn publish(&self, joining: &[TablePlan], run: &str) -> Result<()> {
+        // Of an unlogged one, which a snapshot that died may have left, there is nothing to publish.
+        let is_logged = |plan: &&TablePlan| plan.relation.persistence != Persistence::Unlogged;
+        let joining: Vec<_> = joining.iter().filter(is_logged).collect();
+        if joining.is_empty() {
+            return Ok(());
+        }
         self.progress.enter(Phase::Prepare, "publishing the tables that join");
         let tables = joining.iter().map(|plan| plan.relation.clone()).collect();
         let name = tidemark_model::names::application_name(&self.job.name);

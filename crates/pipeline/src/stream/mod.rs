@@ -28,9 +28,11 @@ mod resume;
 mod segment;
 mod session;
 mod spool;
+mod unfinished;
 mod waiting;
 mod watch;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -53,6 +55,7 @@ use crate::{Error, Kind, NotEmpty, Result, Target};
 pub use ddl::DdlPolicy;
 pub(crate) use ladder::{Ladder, LadderView};
 pub(crate) use spool::SpoolError;
+pub(crate) use unfinished::made_run;
 
 use apply::Ended;
 use session::Session;
@@ -105,8 +108,8 @@ pub struct SyncReport {
 /// Brings the target to the source and keeps it there.
 ///
 /// # Errors
-/// See [`Kind`]. The position is kept: the same call goes on from there, or, where the snapshot was not whole, begins it
-/// anew.
+/// See [`Kind`]. The position is kept: the same call goes on from there; where the snapshot was not whole, with the tables
+/// that were, or it begins it anew.
 ///
 /// # Cancel safety
 /// Cancel by `stop`: what was received and accepted becomes durable and is acknowledged first.
@@ -124,7 +127,8 @@ pub async fn sync(
     let shared = Shared::new(job, progress, &ledger);
     let _control = control::listen(&job.state_dir, shared).await;
     let ladder = Arc::new(Ladder::default());
-    let sync = Sync { job, progress, stop, ledger: &ledger, ladder: &ladder, until };
+    let anew = AtomicBool::new(false);
+    let sync = Sync { job, progress, stop, ledger: &ledger, ladder: &ladder, until, anew };
     let ended = sync.run().await;
     let (reports, end_lsn) = match ended {
         Ok(ended) => ended,
@@ -170,6 +174,8 @@ struct Sync<'a> {
     ledger: &'a Arc<Ledger>,
     ladder: &'a Arc<Ladder>,
     until: Option<Until>,
+    /// What an unfinished snapshot left turned out not to fit.
+    anew: AtomicBool,
 }
 
 impl Sync<'_> {
@@ -196,6 +202,10 @@ impl Sync<'_> {
                 // Noted on the target when the stream is opened again, before a change of it is passed over.
                 let stopped = StoppedTable { name: (**name).clone(), because: error.to_string() };
                 reports.stopped.push(stopped);
+                continue;
+            }
+            if error.begin_anew && !self.anew.swap(true, Ordering::Relaxed) {
+                tracing::warn!(because = %error, cause = error.cause(), "the snapshot begins anew");
                 continue;
             }
             if self.ladder.view().durable > before {
@@ -252,6 +262,12 @@ impl Sync<'_> {
                     format!("follow the source: the target holds a finished snapshot of job {:?} that no stream continues", self.job.name),
                 )
                 .hint("--target-not-empty truncate --yes replaces it by one that is followed, or use another job name and target"));
+            }
+            Some(stored) if !self.anew.load(Ordering::Relaxed) => {
+                match self.unfinished(stored).await? {
+                    Some(left) => Box::pin(self.resume(left, tools, &mut reports.joined)).await?,
+                    None => Box::pin(self.snapshot(tools, &mut reports.snapshot)).await?,
+                }
             }
             _ => Box::pin(self.snapshot(tools, &mut reports.snapshot)).await?,
         };
@@ -322,6 +338,7 @@ impl Sync<'_> {
                 match begun.await {
                     Ok(start) => {
                         self.note_publication(&start.run).await?;
+                        self.note_made(&slot, &start.run).await?;
                         Session::beside(self.job, &start, self.ladder).await.map(Some)
                     }
                     Err(_) => Ok(None),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tidemark_ledger::{Ledger, NewRelation};
 use tidemark_model::{JoinPoint, Lsn, Oid, Persistence, RelationName, TablePlan, names};
-use tidemark_sink::Stored;
+use tidemark_sink::{Stored, StoredStage};
 use tidemark_source::{
     Catalog, Expected, PublicationState, Saved, check_continuation, check_publication, identify,
     inspect_slot, read_catalog,
@@ -18,10 +18,11 @@ use tidemark_wire::Client;
 
 use super::session::SessionStart;
 use super::spool::Spool;
+use super::unfinished::without_unlogged;
 use super::watch::publication_changed;
 use crate::job::Job;
 use crate::plan::plan_tables;
-use crate::snapshot::blocking;
+use crate::snapshot::{Completes, blocking};
 use crate::target::target_version;
 use crate::{Error, Kind, Result};
 
@@ -43,6 +44,8 @@ pub(super) struct Resumable {
     pub(super) spool: Option<Spool>,
     /// Chosen tables that the target does not have whole: they join first.
     pub(super) joining: Vec<TablePlan>,
+    /// What a first snapshot that died has left, which is to be completed.
+    pub(super) completes: Option<Completes>,
 }
 
 /// Checks that the stream can go on.
@@ -73,12 +76,16 @@ pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Re
     let catalog = read_catalog(&client).await?;
     let target_version = target_version(job).await?;
     let mut plans = plan_tables(job, &catalog, target_version)?;
-    let tables = followed(job, ledger, stored, &plans).await?;
+    let mut tables = followed(job, ledger, stored, &plans).await?;
+    let is_unfinished = stored.stage == StoredStage::Snapshot;
+    if is_unfinished {
+        without_unlogged(&mut tables, &plans);
+    }
     still_named(&catalog, &tables, stored.end_lsn)?;
     let is_followed = |plan: &TablePlan| tables.iter().any(|(oid, _)| *oid == plan.relation.oid);
     let mut joining: Vec<TablePlan> = plans.extract_if(.., |plan| !is_followed(plan)).collect();
     joining.retain(|plan| {
-        let is_unlogged = plan.relation.persistence == Persistence::Unlogged;
+        let is_unlogged = plan.relation.persistence == Persistence::Unlogged && !is_unfinished;
         if is_unlogged {
             tracing::warn!(table = %plan.relation.name, "an unlogged table that came after the snapshot is not copied: there is no WAL of its rows");
         }
@@ -115,7 +122,7 @@ pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Re
         joins: joins(stored),
         stopped: stored.stopped.clone(),
     };
-    Ok(Resumable { start, spool, joining })
+    Ok(Resumable { start, spool, joining, completes: None })
 }
 
 /// Where tables joined that the stream has not passed yet.

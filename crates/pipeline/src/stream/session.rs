@@ -292,7 +292,7 @@ impl Session {
             error = Self::failed(&mut self.tasks) => return Err(error),
         };
         self.goodbye().await;
-        if let (Ended::Reached(durable), true) = (ended, passed > Lsn::ZERO)
+        if let Ended::Reached(durable) = ended
             && durable >= passed
         {
             // The task that waits for it ends with the session, perhaps before it was at it.

@@ -10,13 +10,14 @@ use std::sync::Arc;
 
 use futures::future::try_join_all;
 use tidemark_model::{
-    ConstraintKind, ForeignKey, IndexDef, RelationName, SchemaObjects, sql::Ident,
+    ConstraintKind, ForeignKey, IndexDef, Oid, RelationName, SchemaObjects, sql::Ident,
 };
 use tidemark_wire::tokio_postgres;
 use tokio::sync::Semaphore;
 use tokio_postgres::error::SqlState;
 
 use super::session::{Pool, Purpose, Sessions, server_error, wait_for_end};
+use super::unfinished::Mark;
 use super::{PostgresOptions, SchemaMode};
 use crate::{Disposition, Result, SnapshotStart};
 
@@ -56,14 +57,17 @@ pub(super) struct Builder {
     slots: Arc<Semaphore>,
     mode: SchemaMode,
     schema: Arc<SchemaObjects>,
-    /// The tables join a job whose other tables are in use.
-    joins: bool,
+    /// Sequences may be behind those of the target, which is in use.
+    may_be_behind: bool,
+    /// Says of a table that it is whole, where that is kept.
+    mark: Option<Mark>,
     tables: HashMap<RelationName, TableBuild>,
 }
 
 /// What is built on one table.
 #[derive(Default)]
 struct TableBuild {
+    oid: Oid,
     heap_bytes: u64,
     indexes: Vec<IndexDef>,
 }
@@ -74,10 +78,16 @@ impl Builder {
         sessions: &Sessions,
         start: &SnapshotStart,
         mode: SchemaMode,
+        mark: Option<Mark>,
     ) -> Self {
         let table = |plan: &tidemark_model::TablePlan| {
-            let build = TableBuild { heap_bytes: plan.relation.heap_bytes, indexes: Vec::new() };
-            (plan.relation.name.clone(), build)
+            let relation = &plan.relation;
+            let build = TableBuild {
+                oid: relation.oid,
+                heap_bytes: relation.heap_bytes,
+                indexes: Vec::new(),
+            };
+            (relation.name.clone(), build)
         };
         let mut tables: HashMap<_, _> = start.tables.iter().map(table).collect();
         if mode == SchemaMode::Create {
@@ -93,7 +103,8 @@ impl Builder {
             slots: Arc::new(Semaphore::new(options.build_jobs.max(1))),
             mode,
             schema: Arc::clone(&start.schema),
-            joins: start.joins.is_some(),
+            may_be_behind: start.joins.as_ref().is_some_and(|join| join.completes.is_none()),
+            mark,
             tables,
         }
     }
@@ -107,6 +118,8 @@ impl Builder {
             // Statistics of an empty table say nothing.
             after.push(format!("ANALYZE {relation}"));
         }
+        // The last of it, in one transaction with the keys.
+        after.extend(self.mark.iter().map(|mark| mark.statement(relation, table.oid)));
         if table.heap_bytes < SMALL_TABLE_BYTES {
             let all: Vec<String> =
                 creations.map(|(_, statement)| statement.to_owned()).chain(after).collect();
@@ -208,13 +221,16 @@ impl Builder {
     }
 
     /// Foreign keys that are not checked against rows: while the tables are not as of one moment they need not hold. One on a
-    /// partitioned table would be checked at once, and is left out.
-    pub(super) async fn foreign_keys_unchecked(&self) -> Result<()> {
+    /// partitioned table would be checked at once, and is left out; unless it `comes_later`, that is said.
+    pub(super) async fn foreign_keys_unchecked(&self, comes_later: bool) -> Result<()> {
         if self.mode != SchemaMode::Create {
             return Ok(());
         }
         for key in &self.schema.foreign_keys {
             let name = Ident(&key.name);
+            if key.on_partitioned && comes_later {
+                continue;
+            }
             if key.on_partitioned {
                 tracing::warn!(
                     table = %key.table,
@@ -231,8 +247,7 @@ impl Builder {
 
     async fn validate(&self, keys: Vec<&ForeignKey>) -> Result<()> {
         for key in keys {
-            let statement =
-                format!("ALTER TABLE {} VALIDATE CONSTRAINT {}", key.table, Ident(&key.name));
+            let statement = validate_foreign_key(key);
             let attempt = format!("validate foreign key {}", Ident(&key.name));
             self.execute(&key.table, &attempt, &[statement]).await?;
         }
@@ -253,7 +268,7 @@ impl Builder {
     pub(super) async fn sequences(&self) -> Result<()> {
         let client = self.pool.take().await?;
         // In tables that were there before us a sequence may be ahead: set back, it would give numbers twice.
-        let may_go_back = self.mode == SchemaMode::Create && !self.joins;
+        let may_go_back = self.mode == SchemaMode::Create && !self.may_be_behind;
         for group in self.schema.sequences.chunks(1000) {
             let names: Vec<String> =
                 group.iter().map(|sequence| sequence.name.to_string()).collect();
@@ -301,7 +316,7 @@ impl Builder {
 }
 
 /// Whether a statement failed because its object exists.
-fn is_there_already(cause: &tokio_postgres::Error) -> bool {
+pub(super) fn is_there_already(cause: &tokio_postgres::Error) -> bool {
     let states = [
         SqlState::DUPLICATE_TABLE,
         SqlState::DUPLICATE_OBJECT,
@@ -345,7 +360,11 @@ fn after_index(index: &IndexDef) -> Vec<String> {
     statements
 }
 
-fn add_foreign_key(key: &ForeignKey, is_validated_later: bool) -> String {
+pub(super) fn validate_foreign_key(key: &ForeignKey) -> String {
+    format!("ALTER TABLE {} VALIDATE CONSTRAINT {}", key.table, Ident(&key.name))
+}
+
+pub(super) fn add_foreign_key(key: &ForeignKey, is_validated_later: bool) -> String {
     let only = if key.on_partitioned { "" } else { "ONLY " };
     let suffix = if is_validated_later { " NOT VALID" } else { "" };
     format!(

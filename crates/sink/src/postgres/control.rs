@@ -7,6 +7,7 @@
 //! **Invariant:** the run that `tidemark.progress` names is the only one whose chunks can commit: a run that takes over
 //! writes its own name there first, which waits for commits in flight and refuses all later ones.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tidemark_wire::{Client, ConnectSpec};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
+use super::load::Owner;
 use super::session::{Sessions, may_replicate, server_error};
 use super::{PostgresOptions, SchemaMode};
 use crate::{Disposition, Error, NotEmpty, Result, SnapshotStart, SnapshotSummary};
@@ -52,6 +54,9 @@ DO $$ BEGIN
   END IF;
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tidemark.relation'::regclass AND attname = 'stopped_lsn') THEN
     ALTER TABLE tidemark.relation ADD COLUMN stopped_lsn pg_lsn, ADD COLUMN stopped_because text;
+  END IF;
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tidemark.progress'::regclass AND attname = 'owed') THEN
+    ALTER TABLE tidemark.progress ADD COLUMN schema_digest text, ADD COLUMN owed text[] NOT NULL DEFAULT '{}';
   END IF;
 END $$";
 
@@ -95,6 +100,8 @@ pub(super) struct Begun {
     pub(super) mode: SchemaMode,
     /// Whether objects of an earlier run of this job are being replaced.
     pub(super) replaces_own: bool,
+    /// Whose chunks may commit.
+    pub(super) owner: Owner,
 }
 
 /// The session that holds the job.
@@ -180,26 +187,26 @@ impl Control {
     ) -> Result<Begun> {
         let record = read_record(&self.client, &self.job).await?;
         let there = self.relations_there().await?;
-        let begun = match record.filter(|record| record.phase != "cleaned") {
+        let (mode, replaces_own) = match record.filter(|record| record.phase != "cleaned") {
             Some(record) => self.continue_over(&record, options, start).await?,
             None => decide(options, start, &there)?,
         };
-        let replaced = match begun.replaces_own {
+        let replaced = match replaces_own {
             true => self.own_tables("'r', 'p'").await?,
             false => Vec::new(),
         };
         // Before what takes its time, so that another instance sees a heartbeat; after the list, which it adds to.
-        self.record(options, start, begun.mode).await?;
-        if begun.mode == SchemaMode::Create && begun.replaces_own {
+        let owner = self.record(options, start, mode).await?;
+        if mode == SchemaMode::Create && replaces_own {
             self.drop_tables(&replaced).await?;
             let left = self.relations_there().await?;
             refuse_foreign(&left, start)?;
         }
-        if begun.mode == SchemaMode::Exists {
+        if mode == SchemaMode::Exists {
             super::check::matching_or_refuse(&self.client, &start.tables).await?;
             self.make_room(options, start).await?;
         }
-        Ok(begun)
+        Ok(Begun { mode, replaces_own, owner })
     }
 
     async fn continue_over(
@@ -207,7 +214,7 @@ impl Control {
         record: &JobRecord,
         options: &PostgresOptions,
         start: &SnapshotStart,
-    ) -> Result<Begun> {
+    ) -> Result<(SchemaMode, bool)> {
         if record.source_system_identifier != start.system_identifier.to_string()
             || record.source_database != start.database
         {
@@ -236,8 +243,8 @@ impl Control {
         let mode = if created && !appends { SchemaMode::Create } else { SchemaMode::Exists };
         self.claim(record).await?;
         if mode == SchemaMode::Exists {
-            self.delete_own_rows().await?;
-            return Ok(Begun { mode, replaces_own: false });
+            self.delete_own_rows(&HashSet::new()).await?;
+            return Ok((mode, false));
         }
         let replaces_own = match record.schema_state.as_str() {
             "made" => true,
@@ -247,7 +254,7 @@ impl Control {
             }
             _ => false,
         };
-        Ok(Begun { mode, replaces_own })
+        Ok((mode, replaces_own))
     }
 
     /// Puts this run in the place of the earlier one. From here on no chunk of that one can commit, and what it committed
@@ -257,7 +264,8 @@ impl Control {
         self.client
             .execute(
                 "WITH owner AS MATERIALIZED (SELECT FROM tidemark.progress WHERE job = $1 AND wave = '' FOR UPDATE), \
-                 markers AS (DELETE FROM tidemark.chunk WHERE job = $1 AND $3) \
+                 markers AS (DELETE FROM tidemark.chunk WHERE job = $1 AND $3), \
+                 whole AS (UPDATE tidemark.relation SET state = NULL WHERE job = $1 AND state = 'whole') \
                  UPDATE tidemark.progress SET run = $2, phase = 'prepare', finished_at = NULL, heartbeat = clock_timestamp() \
                  WHERE job = $1 AND wave = '' AND EXISTS (SELECT FROM owner)",
                 &[&self.job, &self.run, &finished],
@@ -269,8 +277,8 @@ impl Control {
 
     /// Deletes the rows that unfinished runs added to tables that they did not create, by the transactions that their
     /// markers name: rows that were there before stay. Every table that the job has ever named is looked at, because the
-    /// selection may have become smaller since.
-    async fn delete_own_rows(&self) -> Result<()> {
+    /// selection may have become smaller since; those in `kept` stay as they are.
+    pub(super) async fn delete_own_rows(&self, kept: &HashSet<&RelationName>) -> Result<()> {
         let attempt = "delete what an unfinished run left";
         let row = self
             .client
@@ -289,7 +297,7 @@ impl Control {
             let set = self.client.batch_execute("SET session_replication_role = replica").await;
             set.map_err(|cause| server_error(attempt, None, cause))?;
         }
-        for name in self.own_tables("'r'").await? {
+        for name in self.own_tables("'r'").await?.iter().filter(|name| !kept.contains(name)) {
             let statement = format!(
                 "DELETE FROM ONLY {name} WHERE xmin::text::int8 IN \
                  (SELECT xid & 4294967295 FROM tidemark.chunk WHERE job = $1)"
@@ -297,7 +305,7 @@ impl Control {
             self.client
                 .execute(&statement, &[&self.job])
                 .await
-                .map_err(|cause| server_error(attempt, Some(&name), cause))?;
+                .map_err(|cause| server_error(attempt, Some(name), cause))?;
         }
         if quietly {
             let reset = self.client.batch_execute("RESET session_replication_role").await;
@@ -376,7 +384,7 @@ impl Control {
         options: &PostgresOptions,
         start: &SnapshotStart,
         mode: SchemaMode,
-    ) -> Result<()> {
+    ) -> Result<Owner> {
         let attempt = |cause| server_error("write the job's record on the target", None, cause);
         let mode = if mode == SchemaMode::Create { "create" } else { "exists" };
         let (schemas, names): (Vec<&str>, Vec<&str>) = start
@@ -406,19 +414,21 @@ impl Control {
             )
             .await
             .map_err(attempt)?;
-        self.client
-            .execute(
+        let row = self
+            .client
+            .query_one(
                 "INSERT INTO tidemark.progress (job, run, phase, end_lsn, schema_mode, source_system_identifier, source_database, tool_version) \
                  VALUES ($1, $2, 'prepare', $3::text::pg_lsn, $4, $5, $6, $7) \
                  ON CONFLICT (job, wave) DO UPDATE SET run = excluded.run, phase = excluded.phase, end_lsn = excluded.end_lsn, \
                  schema_mode = excluded.schema_mode, source_system_identifier = excluded.source_system_identifier, \
                  source_database = excluded.source_database, tool_version = excluded.tool_version, \
-                 started_at = now(), finished_at = NULL, heartbeat = now()",
+                 started_at = now(), finished_at = NULL, heartbeat = now(), epoch = progress.epoch + 1, schema_digest = NULL, owed = '{}' \
+                 RETURNING epoch",
                 &[&self.job, &self.run, &lsn, &mode, &identifier, &start.database, &options.tool_version],
             )
             .await
             .map_err(attempt)?;
-        Ok(())
+        Ok(Owner { run: self.run.clone(), epoch: row.get(0) })
     }
 
     async fn relations_there(&self) -> Result<Vec<RelationName>> {
@@ -426,12 +436,12 @@ impl Control {
     }
 
     /// Writes the phase; refused once the run is complete or another run has taken the record over.
-    pub(super) async fn set_phase(&self, phase: &str) -> Result<()> {
+    pub(super) async fn set_phase(&self, owner: &Owner, phase: &str) -> Result<()> {
         let changed = self
             .client
             .execute(
-                "UPDATE tidemark.progress SET phase = $3 WHERE job = $1 AND run = $2 AND phase NOT IN ('follow', 'complete')",
-                &[&self.job, &self.run, &phase],
+                "UPDATE tidemark.progress SET phase = $3 WHERE job = $1 AND run = $2 AND epoch = $4 AND phase NOT IN ('follow', 'complete')",
+                &[&self.job, &self.run, &phase, &owner.epoch],
             )
             .await
             .map_err(|cause| server_error("write the job's phase on the target", None, cause))?;
@@ -447,12 +457,12 @@ impl Control {
         ))
     }
 
-    /// Writes how far the schema is created.
-    pub(super) async fn set_schema_state(&self, state: &str) -> Result<()> {
+    /// Writes how far the schema is created, and from which definitions.
+    pub(super) async fn set_schema_state(&self, state: &str, digest: Option<&str>) -> Result<()> {
         self.client
             .execute(
-                "UPDATE tidemark.progress SET schema_state = $3 WHERE job = $1 AND run = $2",
-                &[&self.job, &self.run, &state],
+                "UPDATE tidemark.progress SET schema_state = $3, schema_digest = $4 WHERE job = $1 AND run = $2",
+                &[&self.job, &self.run, &state, &digest],
             )
             .await
             .map_err(|cause| server_error("write how far the schema is", None, cause))?;
@@ -485,6 +495,7 @@ impl Control {
     pub(super) async fn complete(
         &self,
         start: &SnapshotStart,
+        owner: &Owner,
         summary: &SnapshotSummary,
     ) -> Result<()> {
         self.alive()?;
@@ -502,8 +513,8 @@ impl Control {
                    FROM unnest($5::text[], $6::text[], $7::oid[]) AS t(s, n, o) \
                    WHERE r.job = $1 AND r.schema_name = t.s AND r.relation_name = t.n) \
                  UPDATE tidemark.progress SET phase = $4, end_lsn = $3::text::pg_lsn, finished_at = now() \
-                 WHERE job = $1 AND run = $2",
-                &[&self.job, &self.run, &lsn, &phase, &schemas, &names, &oids],
+                 WHERE job = $1 AND run = $2 AND epoch = $8 AND phase = 'finish'",
+                &[&self.job, &self.run, &lsn, &phase, &schemas, &names, &oids, &owner.epoch],
             )
             .await
             .map_err(|cause| server_error("close the job's record on the target", None, cause))?;
@@ -518,17 +529,17 @@ fn decide(
     options: &PostgresOptions,
     start: &SnapshotStart,
     there: &[RelationName],
-) -> Result<Begun> {
+) -> Result<(SchemaMode, bool)> {
     if options.schema == SchemaMode::Exists {
-        return Ok(Begun { mode: SchemaMode::Exists, replaces_own: false });
+        return Ok((SchemaMode::Exists, false));
     }
     if there.is_empty() {
-        return Ok(Begun { mode: SchemaMode::Create, replaces_own: false });
+        return Ok((SchemaMode::Create, false));
     }
     let missing = start.tables.iter().find(|plan| !there.contains(&plan.relation.name));
     match (options.not_empty, missing) {
         (NotEmpty::Refuse, _) => Err(not_empty(&there[0])),
-        (_, None) => Ok(Begun { mode: SchemaMode::Exists, replaces_own: false }),
+        (_, None) => Ok((SchemaMode::Exists, false)),
         (_, Some(plan)) => Err(Error::new(
             Disposition::Usage,
             "load into a target that holds some of the tables but not this one",

@@ -50,8 +50,12 @@ pub(super) fn columns(plans: &[TablePlan]) -> (Vec<&str>, Vec<&str>, Vec<Oid>) {
     columns
 }
 
-/// The tables that are whole; `None` where a version wrote the record that did not tell them apart.
-pub(super) async fn whole(client: &Client, job: &str) -> Result<Option<Vec<StoredTable>>> {
+/// The tables of a state, `joined` or, of a snapshot that died, `whole`; `None` where a version wrote the record that did not tell them apart.
+pub(super) async fn whole(
+    client: &Client,
+    job: &str,
+    state: &str,
+) -> Result<Option<Vec<StoredTable>>> {
     let attempt = "read which tables the target has whole";
     let rows = client
         .query(
@@ -67,7 +71,7 @@ pub(super) async fn whole(client: &Client, job: &str) -> Result<Option<Vec<Store
         return Ok(None);
     }
     let mut tables = Vec::with_capacity(rows.len());
-    for row in rows.iter().filter(|row| row.get::<_, &str>(3) == "joined") {
+    for row in rows.iter().filter(|row| row.get::<_, &str>(3) == state) {
         let name = RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
         let malformed = || Error::new(Disposition::Internal, attempt).on(&name);
         let join = match (row.get::<_, Option<&str>>(4), row.get::<_, Option<&str>>(5)) {
@@ -209,7 +213,7 @@ async fn claim(client: &Client, job: &str, join: &Join) -> Result<Owner> {
         .await
         .map_err(|cause| server_error("take the job's record on the target over", None, cause))?;
     let row = row.ok_or_else(|| held(job))?;
-    Ok(Owner { run: join.run.clone(), epoch: Some(row.get(0)) })
+    Ok(Owner { run: join.run.clone(), epoch: row.get(0) })
 }
 
 async fn states(client: &Client, job: &str) -> Result<HashMap<RelationName, String>> {
@@ -227,7 +231,7 @@ async fn states(client: &Client, job: &str) -> Result<HashMap<RelationName, Stri
 }
 
 /// Those of the names that a table or a partitioned table has.
-async fn present(
+pub(super) async fn present(
     client: &Client,
     names: impl Iterator<Item = &RelationName>,
 ) -> Result<HashSet<RelationName>> {
@@ -248,7 +252,7 @@ async fn present(
         .collect())
 }
 
-async fn refuse_rows(client: &Client, name: &RelationName) -> Result<()> {
+pub(super) async fn refuse_rows(client: &Client, name: &RelationName) -> Result<()> {
     let row =
         client.query_one(&format!("SELECT EXISTS (SELECT FROM ONLY {name})"), &[]).await.map_err(
             |cause| server_error("look whether the target's table is empty", Some(name), cause),
@@ -264,7 +268,7 @@ async fn refuse_rows(client: &Client, name: &RelationName) -> Result<()> {
         )))
 }
 
-async fn note(
+pub(super) async fn note(
     client: &Client,
     start: &SnapshotStart,
     plans: &[TablePlan],
@@ -286,7 +290,7 @@ async fn note(
 }
 
 /// Empties tables: where a foreign key keeps TRUNCATE from it, row by row and without what the key would do.
-async fn empty(client: &Client, plans: &[TablePlan]) -> Result<()> {
+pub(super) async fn empty(client: &Client, plans: &[TablePlan]) -> Result<()> {
     if plans.is_empty() {
         return Ok(());
     }
@@ -400,7 +404,7 @@ pub(super) async fn settle(options: &PostgresOptions, sessions: &Sessions) -> Re
             }
         }
     }
-    Ok(())
+    super::unfinished::settle(&client, &options.job).await
 }
 
 /// Notes that tables are to join anew.

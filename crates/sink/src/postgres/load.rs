@@ -37,8 +37,8 @@ const MESSAGE_BYTES: usize = 256 * 1024;
 pub(super) struct Owner {
     /// The job's run.
     pub(super) run: String,
-    /// Where the run stays and tables join it: how often it was taken over.
-    pub(super) epoch: Option<i64>,
+    /// How often the record was taken over: one process and the next may have the same run.
+    pub(super) epoch: i64,
 }
 
 /// What the chunks of one run share.
@@ -64,12 +64,11 @@ impl Loader {
         sessions: &Sessions,
         start: &SnapshotStart,
         mode: SchemaMode,
-        joins_as: Option<Owner>,
+        owner: Owner,
     ) -> Self {
         let may_freeze = mode == SchemaMode::Create
             && options.not_empty != NotEmpty::Append
-            && joins_as.is_none();
-        let owner = joins_as.unwrap_or_else(|| Owner { run: start.run.clone(), epoch: None });
+            && start.joins.is_none();
         let inner = Inner {
             pool: Pool::new(sessions, Purpose::Load),
             job: options.job.clone(),
@@ -238,9 +237,8 @@ impl ChunkWriter for PostgresChunk {
 /// One statement text for marker and commit: one round trip, no plan to prepare. Where another run has taken the job over
 /// there is no row to lock and the division ends the transaction: a run that was stopped and goes on cannot add its rows.
 fn marker_statement(inner: &Inner, spec: &ChunkSpec, rows: u64, result: &ChunkResult) -> String {
-    let epoch = inner.owner.epoch.map_or_else(String::new, |epoch| format!(" AND epoch = {epoch}"));
     format!(
-        "WITH owner AS (SELECT FROM tidemark.progress WHERE job = {job} AND wave = '' AND run = {owner}{epoch} FOR KEY SHARE) \
+        "WITH owner AS (SELECT FROM tidemark.progress WHERE job = {job} AND wave = '' AND run = {owner} AND epoch = {epoch} FOR KEY SHARE) \
          INSERT INTO tidemark.chunk (job, run, relation_oid, chunk, rows, digest_raw, xid) \
          SELECT {job}, {run}, {}, {}, {rows} / (SELECT count(*) FROM owner), '{:032x}', pg_current_xact_id()::text::int8",
         spec.relation_oid,
@@ -249,6 +247,7 @@ fn marker_statement(inner: &Inner, spec: &ChunkSpec, rows: u64, result: &ChunkRe
         job = Literal(&inner.job),
         run = Literal(&inner.run),
         owner = Literal(&inner.owner.run),
+        epoch = inner.owner.epoch,
     )
 }
 

@@ -25,6 +25,7 @@ mod origin;
 mod restore;
 mod session;
 mod stream;
+mod unfinished;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -108,6 +109,9 @@ struct Run {
     control: Arc<Control>,
     load: Loader,
     build: Builder,
+    owner: load::Owner,
+    /// What is done once all tables are as of one moment.
+    owed: Vec<String>,
 }
 
 impl PostgresSink {
@@ -144,31 +148,92 @@ impl PostgresSink {
             contents = Some(list);
         }
         let start = join::without_what_is_there(control.client(), start).await?;
+        let (mode, owner) = (self.options.schema, joining.owner);
         Ok(Run {
-            load: Loader::new(
-                &self.options,
-                &self.sessions,
-                &start,
-                self.options.schema,
-                Some(joining.owner),
-            ),
-            build: Builder::new(&self.options, &self.sessions, &start, self.options.schema),
+            load: Loader::new(&self.options, &self.sessions, &start, mode, owner.clone()),
+            build: Builder::new(&self.options, &self.sessions, &start, mode, None),
             start,
-            mode: self.options.schema,
+            mode,
             contents,
             control,
+            owner,
+            owed: Vec::new(),
         })
+    }
+
+    /// The part of `prepare` that is about a first snapshot that died: its `whole` tables stay, the others join.
+    async fn prepare_rest(
+        &self,
+        control: Arc<Control>,
+        start: &SnapshotStart,
+        (join, whole): (&Join, &[TablePlan]),
+    ) -> Result<Run> {
+        let unfinished::Begun { mode, owner } =
+            unfinished::begin(&control, &self.options, start, join, whole).await?;
+        let (contents, owed) = match mode {
+            SchemaMode::Create => {
+                let list = restore::Contents::read(&self.options, start, None).await?;
+                (Some(list), unfinished::owed(start))
+            }
+            SchemaMode::Exists => {
+                self.triggers_are_quiet(control.client()).await?;
+                (None, Vec::new())
+            }
+        };
+        let start = join::without_what_is_there(control.client(), start).await?;
+        let mark = self.mark(&owner, Some(&join.point));
+        Ok(Run {
+            load: Loader::new(&self.options, &self.sessions, &start, mode, owner.clone()),
+            build: Builder::new(&self.options, &self.sessions, &start, mode, Some(mark)),
+            start,
+            mode,
+            contents,
+            control,
+            owner,
+            owed,
+        })
+    }
+
+    fn mark(
+        &self,
+        owner: &load::Owner,
+        point: Option<&tidemark_model::JoinPoint>,
+    ) -> unfinished::Mark {
+        let job = self.options.job.clone();
+        unfinished::Mark { job, owner: owner.clone(), point: point.cloned() }
+    }
+
+    /// The part of `finish` that is about a first snapshot that died. What reads more than one table is owed until `settle`.
+    async fn finish_rest(&self, run: &Run, whole: &[TablePlan]) -> Result<()> {
+        unfinished::enter_finish(&run.control, &self.options.job, &run.owner).await?;
+        // A process that died here may have made a part of it.
+        if let Some(contents) = &run.contents {
+            restore::post_data(&self.options, contents, true).await?;
+        }
+        run.build.foreign_keys_unchecked(true).await?;
+        if let Some(contents) = &run.contents {
+            restore::after_foreign_keys(&self.options, contents, true).await?;
+        }
+        run.build.sequences().await?;
+        if let Some(contents) = &run.contents {
+            restore::event_triggers(&self.options, contents, true).await?;
+        }
+        if run.mode == SchemaMode::Exists {
+            check::keys_hold(run.control.client(), &run.start.tables).await?;
+            check::keys_hold(run.control.client(), whole).await?;
+        }
+        unfinished::complete(&run.control, &run.start, &run.owner, (whole, &run.owed)).await
     }
 
     /// The part of `finish` that is about tables that join. Materialized views are not filled anew, and what reads more than
     /// one table holds only once the stream has passed the join: foreign keys stay NOT VALID until `settle`.
     async fn finish_join(&self, run: &Run, join: &Join) -> Result<()> {
         if let Some(contents) = &run.contents {
-            restore::post_data(&self.options, contents).await?;
+            restore::post_data(&self.options, contents, false).await?;
         }
-        run.build.foreign_keys_unchecked().await?;
+        run.build.foreign_keys_unchecked(false).await?;
         if let Some(contents) = &run.contents {
-            restore::after_foreign_keys(&self.options, contents).await?;
+            restore::after_foreign_keys(&self.options, contents, false).await?;
         }
         run.build.sequences().await?;
         join::joined(&run.control, &run.start, join).await
@@ -197,7 +262,10 @@ impl Sink for PostgresSink {
         let control = Arc::new(Control::open(&self.options, &self.sessions, &start.run).await?);
         self.hold.lock().await.control = Some(Arc::clone(&control));
         if let Some(join) = &start.joins {
-            let run = self.prepare_join(control, start, join).await?;
+            let run = match &join.completes {
+                Some(whole) => self.prepare_rest(control, start, (join, whole)).await?,
+                None => self.prepare_join(control, start, join).await?,
+            };
             return self.set_run(run);
         }
         let begun = control.begin(&self.options, start).await?;
@@ -206,23 +274,28 @@ impl Sink for PostgresSink {
             SchemaMode::Create => {
                 let list = restore::Contents::read(&self.options, start, None).await?;
                 if !begun.replaces_own {
-                    control.set_schema_state("making").await?;
+                    control.set_schema_state("making", None).await?;
                 }
                 let atomic = restore::is_atomic(start);
                 restore::pre_data(&self.options, &list, begun.replaces_own, atomic).await?;
-                control.set_schema_state("made").await?;
+                control.set_schema_state("made", start.schema_digest.as_deref()).await?;
                 contents = Some(list);
             }
             SchemaMode::Exists => self.triggers_are_quiet(control.client()).await?,
         }
-        control.set_phase("snapshot").await?;
+        let owner = begun.owner;
+        control.set_phase(&owner, "snapshot").await?;
+        // Only a slot's stream could go on from it.
+        let mark = start.continues.then(|| self.mark(&owner, None));
         let run = Run {
-            load: Loader::new(&self.options, &self.sessions, start, begun.mode, None),
-            build: Builder::new(&self.options, &self.sessions, start, begun.mode),
+            load: Loader::new(&self.options, &self.sessions, start, begun.mode, owner.clone()),
+            build: Builder::new(&self.options, &self.sessions, start, begun.mode, mark),
             start: start.clone(),
             mode: begun.mode,
             contents,
             control,
+            owner,
+            owed: Vec::new(),
         };
         self.set_run(run)
     }
@@ -247,26 +320,29 @@ impl Sink for PostgresSink {
         run.control.alive()?;
         run.control.expect_markers(summary).await?;
         if let Some(join) = &run.start.joins {
-            return self.finish_join(run, join).await;
+            return match &join.completes {
+                Some(whole) => self.finish_rest(run, whole).await,
+                None => self.finish_join(run, join).await,
+            };
         }
-        run.control.set_phase("finish").await?;
+        run.control.set_phase(&run.owner, "finish").await?;
         // The links between partitions' indexes come with the post-data half; a foreign key may need the key they make.
         if let Some(contents) = &run.contents {
-            restore::post_data(&self.options, contents).await?;
+            restore::post_data(&self.options, contents, false).await?;
         }
         run.build.foreign_keys().await?;
         if let Some(contents) = &run.contents {
-            restore::after_foreign_keys(&self.options, contents).await?;
+            restore::after_foreign_keys(&self.options, contents, false).await?;
         }
         run.build.sequences().await?;
         run.build.materialized_views().await?;
         if let Some(contents) = &run.contents {
-            restore::event_triggers(&self.options, contents).await?;
+            restore::event_triggers(&self.options, contents, false).await?;
         }
         if run.mode == SchemaMode::Exists {
             check::keys_hold(run.control.client(), &run.start.tables).await?;
         }
-        run.control.complete(&run.start, summary).await
+        run.control.complete(&run.start, &run.owner, summary).await
     }
 
     async fn refuse_if_held(&self) -> Result<()> {

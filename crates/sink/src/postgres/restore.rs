@@ -84,7 +84,10 @@ impl Contents {
         let built: HashSet<(u32, Oid)> = built_by_us(start);
         let entries = parse(&text);
         let is_excluded = |(catalog, oid)| catalog == PG_CLASS && start.excluded.contains(&oid);
-        let dropped = with_dependents(&entries, is_excluded);
+        let later = made_later(start);
+        let dropped = with_dependents(&entries, |object| {
+            is_excluded(object) || object.0 == PG_CONSTRAINT && later.contains(&object.1)
+        });
         let foreign: HashSet<Oid> = start.schema.foreign_keys.iter().map(|key| key.oid).collect();
         let after_keys = with_dependents(&entries, |(catalog, oid)| {
             catalog == PG_CONSTRAINT && foreign.contains(&oid)
@@ -155,25 +158,39 @@ pub(super) fn is_atomic(start: &SnapshotStart) -> bool {
 }
 
 /// Restores what comes after them and is not ours to build: triggers, rules, policies, partitions' index links.
-pub(super) async fn post_data(options: &PostgresOptions, contents: &Contents) -> Result<()> {
-    section(options, contents, &contents.list, "post-data", &[]).await
+/// With `again` a part of it may be there.
+pub(super) async fn post_data(
+    options: &PostgresOptions,
+    contents: &Contents,
+    again: bool,
+) -> Result<()> {
+    section(options, contents, &contents.list, "post-data", replacing(again)).await
+}
+
+fn replacing(again: bool) -> &'static [&'static str] {
+    if again { &["--clean", "--if-exists"] } else { &[] }
 }
 
 /// Restores what depends on foreign keys.
 pub(super) async fn after_foreign_keys(
     options: &PostgresOptions,
     contents: &Contents,
+    again: bool,
 ) -> Result<()> {
     match &contents.late {
-        Some(list) => restore(options, contents, list, "the rest", &[]).await,
+        Some(list) => restore(options, contents, list, "the rest", replacing(again)).await,
         None => Ok(()),
     }
 }
 
 /// Restores what would fire on everything before it.
-pub(super) async fn event_triggers(options: &PostgresOptions, contents: &Contents) -> Result<()> {
+pub(super) async fn event_triggers(
+    options: &PostgresOptions,
+    contents: &Contents,
+    again: bool,
+) -> Result<()> {
     match &contents.last {
-        Some(list) => restore(options, contents, list, "the rest", &[]).await,
+        Some(list) => restore(options, contents, list, "the rest", replacing(again)).await,
         None => Ok(()),
     }
 }
@@ -321,6 +338,15 @@ async fn roles_are_there(options: &PostgresOptions, roles: &[String]) -> Result<
         );
     }
     Ok(there)
+}
+
+/// Foreign keys that a snapshot that goes on after a crash owes: what depends on them, a comment, cannot be made with the rest.
+fn made_later(start: &SnapshotStart) -> HashSet<Oid> {
+    if start.joins.as_ref().is_none_or(|join| join.completes.is_none()) {
+        return HashSet::new();
+    }
+    let keys = start.schema.foreign_keys.iter().filter(|key| key.on_partitioned);
+    keys.map(|key| key.oid).collect()
 }
 
 fn built_by_us(start: &SnapshotStart) -> HashSet<(u32, Oid)> {

@@ -122,6 +122,7 @@ pub(crate) fn start(run: &str, plans: &[TablePlan]) -> SnapshotStart {
         excluded: Arc::default(),
         continues: false,
         joins: None,
+        schema_digest: None,
     }
 }
 

@@ -55,8 +55,11 @@ pub(super) async fn stored(client: &Client, job: &str) -> Result<Option<Stored>>
         Error::new(Disposition::Internal, "read the position that the target stores").because(cause)
     })?;
     let (tables, stopped) = match stage {
-        StoredStage::Follow => (join::whole(client, job).await?, join::stopped(client, job).await?),
-        StoredStage::Snapshot | StoredStage::Complete => (None, Vec::new()),
+        StoredStage::Follow => {
+            (join::whole(client, job, "joined").await?, join::stopped(client, job).await?)
+        }
+        StoredStage::Snapshot => (join::whole(client, job, "whole").await?, Vec::new()),
+        StoredStage::Complete => (None, Vec::new()),
     };
     Ok(Some(Stored {
         run: row.get(0),

@@ -41,6 +41,7 @@ fn joining(copy: &str, position: u64) -> SnapshotStart {
         position: lsn(position),
         followed: [orders, items].map(|plan| (plan.relation.name, plan.relation.oid)).to_vec(),
         above: Vec::new(),
+        completes: None,
     };
     SnapshotStart { continues: true, joins: Some(join), ..start(copy, &[late]) }
 }

@@ -166,6 +166,7 @@ async fn joins_again(
         position: stored.end_lsn,
         followed: others.map(|plan| (plan.relation.name.clone(), plan.relation.oid)).collect(),
         above: Vec::new(),
+        completes: None,
     };
     let again: Vec<TablePlan> = again.iter().map(|plan| (*plan).clone()).collect();
     let begun = SnapshotStart { continues: true, joins: Some(join), ..start("j1", &again) };

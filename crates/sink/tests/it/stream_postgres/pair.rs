@@ -109,6 +109,7 @@ impl Pair {
             excluded: Arc::default(),
             continues: true,
             joins: None,
+            schema_digest: None,
         };
         sink.prepare(&start).await.unwrap();
         sink.finish(&SnapshotSummary { lsn: Lsn::new(1), tables: Vec::new() }).await.unwrap();

@@ -1,0 +1,350 @@
+//! A first snapshot that died while the source was to be followed: what was whole stays, the rest joins, and the end is that
+//! of an undisturbed run.
+//!
+//! **Invariant:** equality is the oracle's; that the snapshot went on, and did not begin anew, is read from the run that the
+//! target's record names, which only a new snapshot changes.
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use rustix::process::Signal;
+use tidemark_testkit::workload::check_ledger;
+
+use crate::crash::Blocker;
+use crate::follow::{Pair, follows, passes};
+use crate::support::{Job, Running, assert_same, phase, reached, run_of, say, side};
+
+/// What hangs on the tables, and is made when they are in.
+const AROUND: &str = "
+ALTER TABLE pet ADD COLUMN kind integer;
+CREATE TABLE owner (id integer PRIMARY KEY, pet integer REFERENCES pet, born date) ;
+INSERT INTO owner SELECT i, 1 + i % 100, '2024-01-01' FROM generate_series(1, 2000) i;
+CREATE TABLE visit (id integer, day date, pet integer REFERENCES pet, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+CREATE TABLE visit_1 PARTITION OF visit FOR VALUES FROM ('2024-01-01') TO ('2024-07-01');
+CREATE TABLE visit_2 PARTITION OF visit FOR VALUES FROM ('2024-07-01') TO ('2025-01-01');
+CREATE INDEX visit_pet ON visit (pet);
+INSERT INTO visit SELECT i, date '2024-01-01' + i % 300, 1 + i % 100 FROM generate_series(1, 3000) i;
+CREATE TABLE paper (id integer PRIMARY KEY, n integer, body text);
+ALTER TABLE paper ALTER body SET STORAGE EXTERNAL;
+INSERT INTO paper SELECT i, i, repeat(md5(i::text), 100) FROM generate_series(1, 400) i;
+CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+CREATE TRIGGER nothing BEFORE UPDATE ON owner FOR EACH ROW EXECUTE FUNCTION nothing();
+CREATE RULE quiet AS ON DELETE TO glad DO INSTEAD NOTHING;
+ALTER TABLE owner ENABLE ROW LEVEL SECURITY;
+CREATE POLICY mine ON owner USING (id > 0);
+CREATE STATISTICS both_of ON id, pet FROM owner;
+COMMENT ON CONSTRAINT owner_pet_fkey ON owner IS 'whose';
+CREATE MATERIALIZED VIEW busy AS SELECT pet, count(*) AS n FROM visit GROUP BY pet;
+CREATE UNIQUE INDEX busy_pet ON busy (pet);
+CREATE UNLOGGED TABLE scratch (id integer PRIMARY KEY);
+INSERT INTO scratch SELECT generate_series(1, 500);
+";
+
+/// Fewer chunks of `lineitem` can wait for a lock than there are readers: the other tables go on.
+const READERS: &str = "[snapshot]\nreaders = 4\nchunk_bytes = \"1600KiB\"\n";
+
+fn count(pair: &Pair, sql: &str) -> u64 {
+    pair.target.psql(sql).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+fn whole(pair: &Pair) -> u64 {
+    count(pair, "SELECT count(*) FROM tidemark.relation WHERE state = 'whole'")
+}
+
+fn chunks_of(pair: &Pair, job: &str, table: &str) -> u64 {
+    let oid = pair.source.psql(&format!("SELECT '{table}'::regclass::oid")).unwrap();
+    count(
+        pair,
+        &format!(
+            "SELECT count(*) FROM tidemark.chunk WHERE job = '{job}' AND relation_oid = {oid}"
+        ),
+    )
+}
+
+fn tables(pair: &Pair) -> u64 {
+    let sql = "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace::regnamespace::text IN ('public', 'load')";
+    pair.source.psql(sql).unwrap().parse().unwrap()
+}
+
+/// A job that was killed in its first snapshot: one table was half there, all others were whole.
+#[track_caller]
+fn dies_in(pair: &Pair, job: &Job, table: &str) -> String {
+    let mut running = job.start(&["sync"]);
+    let came = reached(&mut running, || chunks_of(pair, pair.name(), table) >= 1);
+    assert!(came, "{}", running.stderr());
+    let mut blocker = Blocker::start(&pair.target, &format!("LOCK TABLE {table}"));
+    let others = tables(pair) - 1;
+    let came = reached(&mut running, || whole(pair) == others);
+    assert!(came, "{}", running.stderr());
+    kill(running);
+    blocker.end();
+    run_of(side(&pair.target), pair.name())
+}
+
+#[track_caller]
+fn kill(running: Running) {
+    running.signal(Signal::KILL);
+    running.end().expect(137);
+}
+
+/// A pair with everything that hangs on tables, whose job died in `lineitem`.
+#[track_caller]
+fn died(name: &'static str) -> (Pair, Job, String) {
+    let pair = Pair::new(name);
+    pair.source.psql(AROUND).unwrap();
+    let job = pair.job().configured(READERS);
+    let run = dies_in(&pair, &job, "lineitem");
+    (pair, job, run)
+}
+
+/// The job goes on with what is there.
+#[track_caller]
+fn goes_on((pair, job, run): &(Pair, Job, String)) -> String {
+    let ran = job.run(&["sync", "--until", "now"]).expect(0).says(&["are whole and stay"]);
+    assert_eq!(run_of(side(&pair.target), pair.name()), *run, "it began anew: {}", ran.stderr);
+    ran.stderr
+}
+
+/// The job begins anew and says why.
+#[track_caller]
+fn begins_anew((pair, job, run): &(Pair, Job, String), because: &str) {
+    let ran = job.run(&["sync", "--until", "now"]).expect(0).says(&["begins anew", because]);
+    assert_ne!(run_of(side(&pair.target), pair.name()), *run, "{}", ran.stderr);
+    pair.assert_equal();
+}
+
+/// Every kind of change to tables that are whole and to the one that is not.
+const CHANGES: &str = "
+UPDATE orders SET o_comment = 'changed' WHERE o_orderkey % 7 = 0;
+UPDATE pet SET id = id + 100000 WHERE id % 11 = 0 AND id > 200;
+DELETE FROM keyless WHERE ctid IN (SELECT ctid FROM keyless WHERE note = 'n3' LIMIT 100);
+INSERT INTO keyless VALUES ('2025-01-01', 'twice'), ('2025-01-01', 'twice');
+UPDATE lineitem SET l_comment = left(md5(l_orderkey::text), 40) WHERE l_orderkey % 13 = 0;
+DELETE FROM lineitem WHERE l_orderkey % 17 = 0;
+UPDATE lineitem SET l_linenumber = l_linenumber + 100 WHERE l_orderkey % 19 = 0;
+INSERT INTO region VALUES (50, 'new', '');
+UPDATE paper SET n = n + 1 WHERE id % 4 = 0;
+UPDATE paper SET body = repeat('changed', 900) WHERE id % 4 = 1;
+DELETE FROM owner WHERE id % 3 = 0;
+UPDATE visit SET day = day + 100 WHERE id % 5 = 0 AND day < '2024-06-01';
+";
+
+#[test]
+fn what_was_whole_stays_and_the_rest_joins() {
+    let died = died("stays");
+    let (pair, job, _) = &died;
+    let status = job.status().unwrap();
+    let said = status["activity"].as_str().unwrap();
+    assert!(said.contains("keeps the tables that are done"), "{status}");
+    let all = tables(pair);
+    // The unlogged one is copied again.
+    let said = goes_on(&died);
+    let wanted = format!("{} of {all} tables are whole and stay, 2 join", all - 2);
+    assert!(said.contains(&wanted), "no {wanted:?} in {said}");
+    assert_same(side(&pair.source), side(&pair.target));
+    let open = "SELECT (SELECT count(*) FROM pg_constraint WHERE NOT convalidated) + \
+        (SELECT cardinality(owed) FROM tidemark.progress) + (SELECT count(*) FROM pg_class WHERE relkind = 'm' AND NOT relispopulated)";
+    assert_eq!(pair.target.psql(open).unwrap(), "0", "something is left open");
+    pair.source.psql(CHANGES).unwrap();
+    goes_on_following(pair, job);
+}
+
+#[track_caller]
+fn goes_on_following(pair: &Pair, job: &Job) {
+    let ran = job.run(&["sync", "--until", "now"]).expect(0);
+    assert!(!ran.stderr.contains("whole and stay"), "{}", ran.stderr);
+    pair.assert_equal();
+}
+
+#[test]
+fn changes_between_the_crash_and_the_next_start_are_there_once() {
+    let died = died("changed");
+    let (pair, job, _) = &died;
+    pair.source.psql(CHANGES).unwrap();
+    pair.source.psql("VACUUM FULL lineitem; VACUUM FULL orders").unwrap();
+    pair.source.psql(&CHANGES.replace("% 1", "% 2").replace("(50,", "(51,")).unwrap();
+    goes_on(&died);
+    pair.assert_equal();
+    goes_on_following(pair, job);
+}
+
+#[test]
+fn tables_that_were_truncated_meanwhile_are_as_on_the_source() {
+    let died = died("emptied");
+    let (pair, ..) = &died;
+    pair.source
+        .psql("TRUNCATE keyless, owner; INSERT INTO keyless VALUES ('2025-05-05', 'after'); TRUNCATE lineitem")
+        .unwrap();
+    goes_on(&died);
+    pair.assert_equal();
+}
+
+#[test]
+fn the_next_start_may_die_at_any_step_and_keeps_what_it_has_joined() {
+    let (pair, job, run) = died("dying");
+    let name = pair.name();
+    let is_joining = "SELECT count(*) FROM tidemark.relation WHERE relation_name = 'lineitem' AND state = 'joining'";
+    let loading = "SELECT count(*) FROM tidemark.chunk c, tidemark.progress p WHERE c.run <> p.run";
+    let joined = "SELECT count(*) FROM tidemark.relation WHERE state = 'whole' AND read_snapshot IS NOT NULL";
+    let triggers = "SELECT count(*) FROM pg_trigger WHERE tgname = 'nothing'";
+    let keys = "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND NOT convalidated";
+    let moments: [(&str, &dyn Fn() -> bool); 7] = [
+        ("joining", &|| count(&pair, is_joining) == 1),
+        ("loading", &|| count(&pair, loading) >= 2),
+        ("joined", &|| count(&pair, joined) >= 1),
+        ("finish", &|| phase(side(&pair.target), name) == "finish"),
+        ("triggers", &|| count(&pair, triggers) == 1),
+        ("keys", &|| count(&pair, keys) >= 1),
+        ("follow", &|| phase(side(&pair.target), name) == "follow"),
+    ];
+    for (number, (moment, is_there)) in moments.into_iter().enumerate() {
+        let mut running = job.start(&["sync"]);
+        let came = reached(&mut running, is_there);
+        assert!(came, "{moment}: {}", running.stderr());
+        kill(running);
+        let changes = CHANGES.replace("(50,", &format!("({},", 60 + number));
+        pair.source.psql(&changes).unwrap();
+    }
+    job.run(&["sync", "--until", "now"]).expect(0);
+    assert_eq!(run_of(side(&pair.target), name), run);
+    pair.assert_equal();
+    let open = "SELECT (SELECT count(*) FROM pg_constraint WHERE NOT convalidated) + (SELECT cardinality(owed) FROM tidemark.progress)";
+    assert_eq!(pair.target.psql(open).unwrap(), "0", "something is left open");
+}
+
+#[test]
+fn a_snapshot_that_died_in_its_last_part_copies_nothing_again() {
+    let pair = Pair::new("lastly");
+    pair.source.psql(AROUND).unwrap();
+    pair.source.psql("DROP TABLE scratch").unwrap();
+    let job = pair.job();
+    let mut running = job.start(&["sync"]);
+    assert!(reached(&mut running, || phase(side(&pair.target), "lastly") == "finish"));
+    kill(running);
+    let run = run_of(side(&pair.target), "lastly");
+    let died = (pair, job, run);
+    let said = goes_on(&died);
+    assert!(said.contains("0 join"), "{said}");
+    assert_same(side(&died.0.source), side(&died.0.target));
+}
+
+#[test]
+fn a_slot_that_is_gone_lets_the_snapshot_begin_anew() {
+    let died = died("slotless");
+    died.0.source.psql("SELECT pg_drop_replication_slot('tidemark_slotless')").unwrap();
+    died.0.source.psql(CHANGES).unwrap();
+    begins_anew(&died, "tidemark_slotless");
+}
+
+#[test]
+fn a_slot_that_was_made_again_or_moved_lets_the_snapshot_begin_anew() {
+    let died = died("moved");
+    died.0.source.psql(CHANGES).unwrap();
+    let sql = "SELECT pg_replication_slot_advance('tidemark_moved', pg_current_wal_lsn())";
+    died.0.source.psql(sql).unwrap();
+    begins_anew(&died, "tidemark_moved");
+}
+
+#[test]
+fn a_whole_table_that_was_taken_out_of_the_publication_lets_the_snapshot_begin_anew() {
+    let died = died("narrower");
+    let publication = |what: &str| {
+        let sql = format!("ALTER PUBLICATION tidemark_narrower {what} TABLE owner");
+        died.0.source.psql(&sql).unwrap();
+    };
+    publication("DROP");
+    died.0.source.psql(CHANGES).unwrap();
+    publication("ADD");
+    begins_anew(&died, "publication");
+}
+
+#[test]
+fn a_half_copied_table_that_was_taken_out_of_the_publication_joins_all_the_same() {
+    let died = died("halfout");
+    let publication = |what: &str| {
+        let sql = format!("ALTER PUBLICATION tidemark_halfout {what} TABLE lineitem");
+        died.0.source.psql(&sql).unwrap();
+    };
+    publication("DROP");
+    died.0.source.psql(CHANGES).unwrap();
+    goes_on(&died);
+    died.0.assert_equal();
+}
+
+#[test]
+fn definitions_that_have_changed_let_the_snapshot_begin_anew() {
+    let changed = "definitions on the source have changed";
+    for (name, sql, because) in [
+        ("altered", "ALTER TABLE lineitem ADD COLUMN more integer DEFAULT 7", changed),
+        ("added", "ALTER TABLE region ADD COLUMN more integer", changed),
+        ("dropped", "DROP TABLE owner", "owner"),
+        ("remade", "DROP TABLE lineitem; CREATE TABLE lineitem (id integer PRIMARY KEY)", changed),
+    ] {
+        let died = died(name);
+        died.0.source.psql(sql).unwrap();
+        begins_anew(&died, because);
+    }
+}
+
+#[test]
+fn tables_that_were_there_keep_their_rows_and_lose_ours() {
+    let pair = Pair::new("kept");
+    let job = pair.job();
+    // An undisturbed snapshot makes the tables; a second job then finds them.
+    job.run(&["sync", "--snapshot-only"]).expect(0);
+    pair.target.psql("TRUNCATE region, nation, supplier, customer, part, partsupp, orders, lineitem, keyless, pet").unwrap();
+    let exists = "schema = \"exists\"\n[snapshot]\nreaders = 4\nchunk_bytes = \"1600KiB\"\n[select]\ninclude = [\"public.*\"]\n";
+    let job = Job::new("keeper", &pair.source.url(), &pair.target.url()).configured(exists);
+    let mut running = job.start(&["sync"]);
+    assert!(
+        reached(&mut running, || chunks_of(&pair, "keeper", "lineitem") >= 1),
+        "{}",
+        running.stderr()
+    );
+    let mut blocker = Blocker::start(&pair.target, "LOCK TABLE lineitem");
+    let others = tables(&pair) - 1;
+    assert!(reached(&mut running, || whole(&pair) == others), "{}", running.stderr());
+    kill(running);
+    blocker.end();
+    pair.source.psql("UPDATE orders SET o_comment = 'x' WHERE o_orderkey % 7 = 0; DELETE FROM lineitem WHERE l_orderkey % 17 = 0").unwrap();
+    let ran = job.run(&["sync", "--until", "now"]).expect(0).says(&["are whole and stay, 1 join"]);
+    say(&ran.stderr);
+    pair.assert_equal();
+    pair.target
+        .psql("SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname LIKE 'tidemark_keeper@%'")
+        .unwrap();
+}
+
+#[test]
+fn snapshots_that_die_again_and_again_under_load_lose_nothing_and_double_nothing() {
+    let seed = 0x7265_7375;
+    say(&format!("seed {seed}"));
+    let mut random = StdRng::seed_from_u64(seed);
+    let pair = Pair::new("loaded");
+    pair.source.psql(AROUND).unwrap();
+    let writer = pair.writer();
+    let job = pair.job();
+    let all = tables(&pair);
+    let mut kept = 0;
+    for round in 0..8 {
+        let wanted = random.random_range(1..=all);
+        let mut running = job.start(&["sync"]);
+        let came = reached(&mut running, || {
+            whole(&pair) >= wanted || phase(side(&pair.target), "loaded") == "follow"
+        });
+        assert!(came, "{}", running.stderr());
+        let said = running.stderr();
+        kept += u32::from(said.contains("are whole and stay"));
+        kill(running);
+        say(&format!("round {round}: killed at {} of {all} whole", whole(&pair)));
+    }
+    assert!(kept > 0, "no snapshot has gone on");
+    let mut running = job.start(&["sync"]);
+    follows(&mut running, &pair.target, "loaded");
+    passes(&mut running, &pair.source, &pair.target);
+    let written = writer.stop().unwrap();
+    running.signal(Signal::TERM);
+    running.end().expect(0);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+    assert_eq!(check_ledger(pair.target.cluster(), pair.target.name()).unwrap(), written.committed);
+}
