@@ -37,7 +37,8 @@ pub use relation::{
     RelationName, ReplicaIdentity, TypeKind,
 };
 pub use schema::{
-    ConstraintDef, ConstraintKind, ForeignKey, IndexDef, SchemaObjects, SequencePosition,
+    ConstraintDef, ConstraintKind, ForeignKey, IndexDef, PartitionedIndex, SchemaObjects,
+    SequencePosition,
 };
 pub use secret::Secret;
 pub use tuples::{TupleForm, Tuples};

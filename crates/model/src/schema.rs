@@ -12,6 +12,8 @@ use crate::{Oid, RelationName};
 pub struct SchemaObjects {
     /// Indexes of tables that hold rows (not of partitioned parents), valid ones only.
     pub indexes: Vec<IndexDef>,
+    /// Indexes of partitioned tables, which the schema's archive makes and attaches the others to.
+    pub partitioned_indexes: Vec<PartitionedIndex>,
     /// Foreign keys, declared ones only (not those that partitions inherit).
     pub foreign_keys: Vec<ForeignKey>,
     /// Sequences with the position that belongs to the snapshot.
@@ -20,6 +22,17 @@ pub struct SchemaObjects {
     pub materialized_views: Vec<RelationName>,
     /// Roles that own something or were granted something.
     pub roles: Vec<String>,
+}
+
+/// An index of a partitioned table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionedIndex {
+    /// `pg_class.oid` of the index.
+    pub oid: Oid,
+    /// `pg_constraint.oid` of what owns it, if something does.
+    pub constraint: Option<Oid>,
+    /// The index's name.
+    pub name: RelationName,
 }
 
 /// An index and the constraint that owns it, if one does.

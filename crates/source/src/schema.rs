@@ -9,7 +9,8 @@
 use std::collections::HashSet;
 
 use tidemark_model::{
-    ConstraintDef, ConstraintKind, ForeignKey, IndexDef, Oid, RelationName, SchemaObjects,
+    ConstraintDef, ConstraintKind, ForeignKey, IndexDef, Oid, PartitionedIndex, RelationName,
+    SchemaObjects,
 };
 use tidemark_wire::{Client, tokio_postgres};
 
@@ -77,6 +78,14 @@ WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname NOT IN ('information_schema', 't
    OR n.nspname = 'public' AND r.rolname NOT LIKE 'pg\\_%'
 ORDER BY 1";
 
+const PARTITIONED_INDEXES: &str = "
+SELECT c.oid, k.oid, n.nspname, c.relname
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_constraint k ON k.conindid = c.oid AND k.contype IN ('p', 'u', 'x')
+WHERE c.relkind = 'I' AND n.nspname <> 'tidemark'
+ORDER BY c.oid";
+
 /// Reads indexes, foreign keys and materialized views of the whole database, without the sequences' positions.
 ///
 /// # Errors
@@ -91,7 +100,24 @@ pub async fn read_schema_objects(client: &Client) -> Result<SchemaObjects, tokio
         .map(|row| RelationName::new(row.get::<_, String>(0), row.get::<_, String>(1)))
         .collect();
     let roles = client.query(ROLES, &[]).await?.iter().map(|row| row.get(0)).collect();
-    Ok(SchemaObjects { indexes, foreign_keys, sequences: Vec::new(), materialized_views, roles })
+    let partitioned = |row: &tokio_postgres::Row| PartitionedIndex {
+        oid: row.get(0),
+        constraint: row.get(1),
+        name: RelationName::new(row.get::<_, String>(2), row.get::<_, String>(3)),
+    };
+    Ok(SchemaObjects {
+        indexes,
+        partitioned_indexes: client
+            .query(PARTITIONED_INDEXES, &[])
+            .await?
+            .iter()
+            .map(partitioned)
+            .collect(),
+        foreign_keys,
+        sequences: Vec::new(),
+        materialized_views,
+        roles,
+    })
 }
 
 /// Keeps what belongs to the chosen tables; a foreign key needs both of its tables, a sequence that no table owns needs one

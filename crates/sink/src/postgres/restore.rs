@@ -81,7 +81,8 @@ impl Contents {
         let mut command = tool(&restore_tool);
         command.args(["--list", "--verbose"]).arg(&archive);
         let text = run(command, "read the schema's table of contents").await?;
-        let built: HashSet<(u32, Oid)> = built_by_us(start);
+        let mut built: HashSet<(u32, Oid)> = built_by_us(start);
+        built.extend(attached_to(options, start).await?);
         let entries = parse(&text);
         let is_excluded = |(catalog, oid)| catalog == PG_CLASS && start.excluded.contains(&oid);
         let later = made_later(start);
@@ -347,6 +348,37 @@ fn made_later(start: &SnapshotStart) -> HashSet<Oid> {
     }
     let keys = start.schema.foreign_keys.iter().filter(|key| key.on_partitioned);
     keys.map(|key| key.oid).collect()
+}
+
+/// Indexes of partitioned tables that a process has made which died in its last part: to drop one would be to drop those of
+/// the partitions with it.
+async fn attached_to(options: &PostgresOptions, start: &SnapshotStart) -> Result<Vec<(u32, Oid)>> {
+    if start.joins.as_ref().is_none_or(|join| join.completes.is_none()) {
+        return Ok(Vec::new());
+    }
+    let sessions = super::session::Sessions::new(options);
+    let client = sessions.plain().await?;
+    let rows = client
+        .query(
+            "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'I'",
+            &[],
+        )
+        .await
+        .map_err(|cause| {
+            super::session::server_error("look which partitioned tables have keys", None, cause)
+        })?;
+    let there: HashSet<(String, String)> =
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let indexes = start
+        .schema
+        .partitioned_indexes
+        .iter()
+        .filter(|index| there.contains(&(index.name.schema.clone(), index.name.name.clone())));
+    let objects = indexes.flat_map(|index| {
+        let constraint = index.constraint.map(|oid| (PG_CONSTRAINT, oid));
+        [Some((PG_CLASS, index.oid)), constraint].into_iter().flatten()
+    });
+    Ok(objects.collect())
 }
 
 fn built_by_us(start: &SnapshotStart) -> HashSet<(u32, Oid)> {
