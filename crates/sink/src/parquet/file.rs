@@ -17,6 +17,7 @@ use parquet::file::writer::SerializedFileWriter;
 use serde::{Deserialize, Serialize};
 use tempfile::{NamedTempFile, TempPath};
 use tidemark_model::RelationName;
+use tokio::task::JoinSet;
 
 use super::failure;
 use super::layout::{EncodedRowGroup, Layout};
@@ -28,6 +29,9 @@ const PART_BYTES: usize = 8 << 20;
 
 /// Parts on their way at once.
 const PARTS_IN_FLIGHT: usize = 4;
+
+/// Bytes written that are worth beginning to put on the disk, so that the sync at the end finds little left to do.
+const WRITE_BACK_BYTES: u64 = 16 << 20;
 
 /// A file as the manifest lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,8 +66,39 @@ pub(super) struct LakeFile {
 }
 
 enum Target {
-    Local { temporary: TempPath, directory: PathBuf },
+    Local { temporary: TempPath, directory: PathBuf, write_back: WriteBack },
     Upload(Box<WriteMultipart>),
+}
+
+/// Puts what is written on the disk while more is coming.
+///
+/// An error of it is one of the file: the system tells of a lost page only once, and the sync at the end may not hear of it.
+#[derive(Default)]
+struct WriteBack {
+    under_way: JoinSet<io::Result<()>>,
+    begun_at: u64,
+}
+
+impl WriteBack {
+    /// Begins to write back, if that is worth it and the last time is over.
+    fn advance(&mut self, file: &File, bytes: u64) -> io::Result<()> {
+        while let Some(ended) = self.under_way.try_join_next() {
+            ended.map_err(io::Error::other)??;
+        }
+        if bytes - self.begun_at >= WRITE_BACK_BYTES && self.under_way.is_empty() {
+            self.begun_at = bytes;
+            let file = file.try_clone()?;
+            self.under_way.spawn_blocking(move || file.sync_data());
+        }
+        Ok(())
+    }
+
+    async fn finish(mut self) -> io::Result<()> {
+        while let Some(ended) = self.under_way.join_next().await {
+            ended.map_err(io::Error::other)??;
+        }
+        Ok(())
+    }
 }
 
 /// Where the encoder's bytes go: straight to the disk, or into memory until they make a part.
@@ -125,6 +160,7 @@ impl LakeFile {
             Target::Local { .. } => blocking(move || self.append_now(groups)).await?,
             Target::Upload(_) => self.append_now(groups)?,
         };
+        file.write_back()?;
         file.upload_full_parts().await?;
         Ok(file)
     }
@@ -142,6 +178,18 @@ impl LakeFile {
             }
         }
         Ok(self)
+    }
+
+    fn write_back(&mut self) -> Result<()> {
+        let bytes = self.bytes();
+        if let (Out::File(file), Target::Local { write_back, .. }) =
+            (self.writer.inner(), &mut self.target)
+        {
+            write_back.advance(file, bytes).map_err(|error| {
+                failure::io(self.spec.attempt("write"), error).on(&self.spec.relation)
+            })?;
+        }
+        Ok(())
     }
 
     async fn upload_full_parts(&mut self) -> Result<()> {
@@ -164,8 +212,11 @@ impl LakeFile {
         // `finish` has flushed everything into it.
         let out = std::mem::replace(writer.inner_mut(), Out::Buffer(Vec::new()));
         match (out, target) {
-            (Out::File(file), Target::Local { temporary, directory }) => {
+            (Out::File(file), Target::Local { temporary, directory, write_back }) => {
                 let name = spec.name.clone();
+                write_back.finish().await.map_err(|error| {
+                    failure::io(spec.attempt("close"), error).on(&spec.relation)
+                })?;
                 blocking(move || publish(&file, temporary, &directory, &name)).await.map_err(
                     |error| failure::io(spec.attempt("close"), error).on(&spec.relation),
                 )?;
@@ -183,10 +234,18 @@ impl LakeFile {
 
     /// Takes the file back.
     pub(super) async fn discard(self) {
-        if let Target::Upload(upload) = self.target
-            && let Err(error) = upload.abort().await
-        {
-            tracing::warn!(%error, path = self.spec.path(), "could not abort an upload");
+        match self.target {
+            Target::Local { write_back, temporary, .. } => {
+                if let Err(error) = write_back.finish().await {
+                    tracing::debug!(%error, ?temporary, "writing back a file that is not wanted");
+                }
+            }
+            Target::Upload(upload) => {
+                if let Err(error) = upload.abort().await {
+                    let path = self.spec.path();
+                    tracing::warn!(%error, path, "could not abort an upload");
+                }
+            }
         }
     }
 }
@@ -223,7 +282,8 @@ fn create_temporary(
         tempfile::Builder::new().prefix(&format!(".{name}.tmp-")).tempfile_in(&directory)?;
     let (file, temporary) = NamedTempFile::into_parts(temporary);
     make_readable(&file)?;
-    Ok((Out::File(file), Target::Local { temporary, directory }))
+    let write_back = WriteBack::default();
+    Ok((Out::File(file), Target::Local { temporary, directory, write_back }))
 }
 
 fn publish(
@@ -235,4 +295,29 @@ fn publish(
     file.sync_all()?;
     temporary.persist_noclobber(directory.join(name)).map_err(|error| error.error)?;
     File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_of_writing_back_fails_the_file() {
+        // Not a file that can be synced.
+        let null = File::open("/dev/null").unwrap();
+        let mut write_back = WriteBack::default();
+        write_back.advance(&null, WRITE_BACK_BYTES - 1).unwrap();
+        assert!(write_back.under_way.is_empty(), "not worth it yet");
+        write_back.advance(&null, WRITE_BACK_BYTES).unwrap();
+        assert_eq!(write_back.under_way.len(), 1);
+        assert!(write_back.finish().await.is_err());
+
+        let mut write_back = WriteBack::default();
+        write_back.advance(&null, WRITE_BACK_BYTES).unwrap();
+        let mut ended = Ok(());
+        while ended.is_ok() {
+            tokio::task::yield_now().await;
+            ended = write_back.advance(&null, WRITE_BACK_BYTES);
+        }
+    }
 }
