@@ -17,6 +17,8 @@ use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata}
 use parquet::basic::{Compression as Codec, Encoding, Type as Physical, ZstdLevel};
 use parquet::file::metadata::ParquetMetaData;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesPtr};
+use parquet::file::reader::FileReader as _;
+use parquet::file::serialized_reader::SerializedFileReader;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::SchemaDescriptor;
 use proptest::prelude::*;
@@ -145,9 +147,9 @@ fn mixed(row: usize) -> u64 {
 
 #[test]
 fn integers_of_every_kind_come_back() {
-    for nulls in [0, 1, 2, 7, 30_000] {
+    for nulls in [0, 1, 7, 20_000] {
         for distinct in [1, 3, 2000, u64::MAX] {
-            let rows = 50_000;
+            let rows = 25_000;
             let long = |row| (mixed(row) % distinct) as i64;
             let int = |row| (mixed(row) % distinct) as i32;
             let arrays: [ArrayRef; 7] = [
@@ -188,7 +190,7 @@ fn strings_of_every_length_come_back() {
                 }
                 text
             };
-            let texts = some(40_000, nulls, text);
+            let texts = some(25_000, nulls, text);
             let array: ArrayRef = Arc::new(StringArray::from(texts.clone()));
             compare(&cut(&array, 8192), true);
             let bytes = texts.iter().map(|text| text.as_ref().map(String::as_bytes));
@@ -205,8 +207,23 @@ fn strings_that_differ_late_or_in_length_only_are_told_apart() {
     let values = values.into_iter().chain(["a".repeat(32), "a".repeat(33)]);
     let values: Vec<String> =
         values.chain([long('a'), long('b'), long('\0'), "a\0".to_owned()]).collect();
-    let array: StringArray = (0..1000).map(|row| Some(&values[row * 7 % values.len()])).collect();
+    // Enough pairs for some of them to meet in one place.
+    let pairs = (0..800).map(|row| format!("{}{}", row % 400, &"\0"[..row / 400]));
+    let values: Vec<String> = values.into_iter().chain(pairs).collect();
+    let array: StringArray = (0..2000).map(|row| Some(&values[row * 7 % values.len()])).collect();
     compare(&cut(&(Arc::new(array) as ArrayRef), 100), false);
+}
+
+#[test]
+fn short_and_long_batches_share_a_dictionary() {
+    let values = ["", "\0", "a", "a\0", "abcdefgh", "abcdefg"];
+    let short: StringArray = (0..300).map(|row| Some(values[row % 6])).collect();
+    let long = ["abcdefgh", "abcdefghi", "a", "", "abcdefgh\0"];
+    let long: StringArray = (0..300).map(|row| Some(long[row % 5])).collect();
+    let batches = [Arc::new(short) as ArrayRef, Arc::new(long)];
+    let of = |numbers: [usize; 4]| numbers.map(|number| Arc::clone(&batches[number]));
+    compare(&of([0, 1, 0, 1]), false);
+    compare(&of([1, 0, 0, 1]), false);
 }
 
 #[test]
@@ -251,12 +268,15 @@ fn large_values_get_pages_of_their_own() {
     let array: ArrayRef =
         Arc::new(sizes.iter().map(|size| Some("v".repeat(*size))).collect::<StringArray>());
     for (has_dictionary, is_compressed) in [(true, true), (false, true), (false, false)] {
-        compare_contents(
-            &[Arc::clone(&array)],
-            true,
-            Way { has_dictionary, is_compressed, is_own: true },
-        );
+        let way = Way { has_dictionary, is_compressed, is_own: true };
+        compare_contents(&[Arc::clone(&array)], true, way);
     }
+    let way = Way { has_dictionary: false, is_compressed: true, is_own: true };
+    let file = file(&[array], true, way);
+    let pages = SerializedFileReader::new(file).unwrap();
+    let pages = pages.get_row_group(0).unwrap().get_column_page_reader(0).unwrap();
+    let rows: Vec<_> = pages.map(|page| page.unwrap().num_values()).collect();
+    assert_eq!(rows, [1, 2, 1, 1, 1, 1, 1], "as many as fit into a page, or one of any size");
 }
 
 #[test]
