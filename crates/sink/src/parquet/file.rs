@@ -5,7 +5,7 @@
 //! multipart upload that is completed last. A file that is dropped or [discarded](LakeFile::discard) is gone (an upload that was only
 //! dropped is left to the bucket's lifecycle rule for incomplete uploads).
 //!
-//! Row groups arrive encoded, so that only their bytes are moved here.
+//! Row groups arrive encoded, so that only their bytes are moved here. On a local disk they are written back while more are coming.
 
 use std::fs::File;
 use std::io::{self, Write};
