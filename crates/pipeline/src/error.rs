@@ -8,6 +8,7 @@ use tidemark_model::{Finding, RelationName};
 use tidemark_sink as sink;
 use tidemark_source as source;
 
+use crate::Target;
 use crate::stream::SpoolError;
 
 /// The result of a job's operation.
@@ -98,6 +99,15 @@ impl Error {
     pub(crate) fn interrupted_following() -> Self {
         Self::new(Kind::Interrupted, "interrupted while the job was not able to go on")
             .hint("run the same command again: it goes on from the stored position")
+    }
+
+    /// An error of a job with this target: a new snapshot, where the hint names one, takes more than that into a lake.
+    pub(crate) fn of_target(mut self, target: &Target) -> Self {
+        if self.kind == Kind::SourceCannotContinue && matches!(target, Target::Lake(_)) {
+            let more = "a new snapshot replaces what the lake holds: tidemark cleanup --yes, then tidemark sync --target-not-empty truncate --yes; or name an empty directory as the target";
+            self.hint = Some(self.hint.map_or(more.to_owned(), |hint| format!("{hint}; {more}")));
+        }
+        self
     }
 
     /// An error while tables joined: nothing of the others is lost.

@@ -134,7 +134,7 @@ pub async fn sync(
         Ok(ended) => ended,
         Err(error) => {
             note_error(&ledger, &error).await;
-            return Err(error);
+            return Err(error.of_target(&job.target));
         }
     };
     if !reports.stopped.is_empty() {

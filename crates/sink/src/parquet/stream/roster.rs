@@ -10,6 +10,8 @@
 //!              +---- reset <
 //! ```
 
+use std::collections::HashSet;
+
 use tidemark_model::{Lsn, Oid, RelationName, TablePlan};
 
 use super::super::manifest::{Commit, Member, MemberState};
@@ -68,7 +70,7 @@ impl Roster {
         if self.at.is_none() {
             return followed.map(|(name, oid)| joined(&name, oid, 0, run)).collect();
         }
-        let followed: std::collections::HashSet<_> = followed.map(|(name, _)| name).collect();
+        let followed: HashSet<_> = followed.map(|(name, _)| name).collect();
         let mut members = self.members.clone();
         for member in &mut members {
             if member.state == MemberState::Joined && !followed.contains(&member.relation()) {
@@ -99,11 +101,10 @@ pub(crate) fn first(plans: &[TablePlan], run: &str) -> Vec<Member> {
 
 /// Refuses to follow tables that are not whole: what came before would be missed.
 pub(super) fn may_follow(roster: &Roster, plans: &[TablePlan]) -> Result<()> {
-    let is_whole = |plan: &&TablePlan| {
-        let member = roster.member(&plan.relation.name);
-        member.is_some_and(|member| member.state == MemberState::Joined)
-    };
-    let Some(plan) = plans.iter().find(|plan| !is_whole(plan)) else { return Ok(()) };
+    let joined = roster.members.iter().filter(|member| member.state == MemberState::Joined);
+    let whole: HashSet<_> = joined.map(Member::relation).collect();
+    let missing = plans.iter().find(|plan| !whole.contains(&plan.relation.name));
+    let Some(plan) = missing else { return Ok(()) };
     let attempt = "follow a table that the lake does not have whole any more";
     Err(Error::new(Disposition::Unavailable, attempt)
         .on(&plan.relation.name)
