@@ -188,7 +188,8 @@ Examples:
     Status(StatusArgs),
     /// Give tables up: the next sync empties them on the target and copies them again, while the others go on.
     ///
-    /// They join the stream at a read snapshot of their own. Needs a job that follows and does not run.
+    /// They join the stream at a read snapshot of their own. A lake is without them from here on until they have joined,
+    /// and their files are removed. Needs a job that follows and does not run.
     #[command(after_help = "\
 Examples:
   tidemark reset public.orders --yes

@@ -33,7 +33,7 @@ pub fn run(cli: &Cli, screen: &Screen) -> Result<ExitCode, Failure> {
         Command::Reset(args) => {
             if !args.yes {
                 return Err(Failure::usage(
-                    "reset empties tables on the target; the next sync copies them again",
+                    "reset gives the rows of tables on the target up; the next sync copies them again",
                 )
                 .hint("add --yes if that is meant"));
             }

@@ -14,7 +14,7 @@ use crate::follow::{Pair, follows, passes};
 use crate::support::{Running, reached, wait_until};
 
 /// A session of the application that keeps its transaction open.
-struct Open<'a> {
+pub(crate) struct Open<'a> {
     database: &'a Database,
     name: &'static str,
     child: Child,
@@ -24,7 +24,7 @@ struct Open<'a> {
 impl<'a> Open<'a> {
     /// Begins a transaction and does something in it.
     #[track_caller]
-    fn begin(database: &'a Database, name: &'static str, sql: &str) -> Self {
+    pub(crate) fn begin(database: &'a Database, name: &'static str, sql: &str) -> Self {
         let mut command = database.cluster().psql_command(database.name());
         command.env("PGAPPNAME", name).stdin(Stdio::piped());
         let mut child = command.stdout(Stdio::null()).spawn().unwrap();
@@ -41,7 +41,7 @@ impl<'a> Open<'a> {
     }
 
     /// Its transaction id.
-    fn xid(&self) -> String {
+    pub(crate) fn xid(&self) -> String {
         let sql = format!(
             "SELECT backend_xid FROM pg_stat_activity WHERE application_name = '{}' AND datname = current_database()",
             self.name
@@ -50,7 +50,7 @@ impl<'a> Open<'a> {
     }
 
     #[track_caller]
-    fn commit(mut self) {
+    pub(crate) fn commit(mut self) {
         writeln!(self.input.as_mut().unwrap(), "COMMIT;").unwrap();
         drop(self.input.take());
         assert!(self.child.wait().unwrap().success());
@@ -66,7 +66,7 @@ impl Drop for Open<'_> {
 }
 
 /// A table that comes after the job has begun, with values out of line.
-const LATE: &str = "CREATE TABLE late (id integer PRIMARY KEY, n integer, body text); \
+pub(crate) const LATE: &str = "CREATE TABLE late (id integer PRIMARY KEY, n integer, body text); \
     ALTER TABLE late ALTER body SET STORAGE EXTERNAL; CREATE INDEX late_n ON late (n); \
     INSERT INTO late SELECT i, i % 10, repeat(md5(i::text), 100) FROM generate_series(1, 3000) i; \
     CREATE TABLE later (late integer REFERENCES late, note text); ALTER TABLE later REPLICA IDENTITY FULL; \
@@ -74,7 +74,7 @@ const LATE: &str = "CREATE TABLE late (id integer PRIMARY KEY, n integer, body t
 
 /// Every kind of change, in rows that only this `part` (0 to 9) of them has: inserts, an update that leaves the value out of
 /// line alone and moves the row, one of that value, key changes, deletes, a savepoint that is rolled back.
-fn changes(part: u32) -> String {
+pub(crate) fn changes(part: u32) -> String {
     let mine = format!("id <= 3000 AND id % 10 = {part}");
     format!(
         "SELECT 1; INSERT INTO late SELECT 10000 + {part} * 1000 + i, i, repeat('new', 900) FROM generate_series(1, 40) i; \
@@ -93,10 +93,10 @@ fn changes(part: u32) -> String {
 
 /// Waits until the job waits for transactions that began before its tables were published: it has taken its id by then.
 #[track_caller]
-fn waits_for_writers(running: &mut Running, pair: &Pair) {
+pub(crate) fn waits_for_writers(running: &mut Running, source: &Database) {
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'tidemark%' \
         AND datname = current_database() AND query LIKE '%pg_snapshot_xmin%'";
-    let is_waiting = reached(running, || pair.source.psql(waits).unwrap() != "0");
+    let is_waiting = reached(running, || source.psql(waits).unwrap() != "0");
     assert!(is_waiting, "{}", running.stderr());
 }
 
@@ -106,7 +106,7 @@ fn state(pair: &Pair, table: &str) -> String {
 }
 
 #[track_caller]
-fn ends(running: Running) {
+pub(crate) fn ends(running: Running) {
     running.signal(Signal::TERM);
     running.end().expect(0);
 }
@@ -123,7 +123,7 @@ fn a_table_that_joins_has_every_change_once_whenever_its_transaction_began_and_e
     let early = Open::begin(&pair.source, "early", &changes(1));
     let early_xid = early.xid();
     let mut running = job.start(&["sync"]);
-    waits_for_writers(&mut running, &pair);
+    waits_for_writers(&mut running, &pair.source);
     // Begun and committed between the publication and the snapshot, one of them in two phases.
     pair.source.psql(&format!("BEGIN; {}; COMMIT", changes(2))).unwrap();
     let prepared = format!(
@@ -193,7 +193,7 @@ fn a_truncate_of_several_tables_counts_for_each_as_its_snapshot_says() {
         "SELECT 1; UPDATE region SET r_comment = 'x' WHERE r_regionkey = 2",
     );
     let mut running = job.start(&["sync"]);
-    waits_for_writers(&mut running, &pair);
+    waits_for_writers(&mut running, &pair.source);
     pair.source
         .psql("TRUNCATE young, old; INSERT INTO young VALUES (5); INSERT INTO old VALUES (6)")
         .unwrap();

@@ -13,6 +13,7 @@ mod following;
 mod instances;
 mod joining;
 mod lake;
+mod lake_joining;
 mod mistakes;
 mod network;
 mod pooler;
