@@ -21,6 +21,20 @@ pub fn origin_name(job: &str, database: Oid) -> String {
     format!("{}@{database}", object_name(job))
 }
 
+/// The most lanes that a PostgreSQL target may have (`stream.lanes`).
+pub const LANES_MAX: usize = 32;
+
+/// The replication origin of a lane beside the first one, which has the job's own; no other name has an `@` and a `.`.
+pub fn origin_name_of_lane(job: &str, database: Oid, lane: usize) -> String {
+    format!("{}.{lane}", origin_name(job, database))
+}
+
+/// Every origin of a job in a database: its own and those that its lanes may have.
+pub fn origin_names(job: &str, database: Oid) -> Vec<String> {
+    let lanes = (1..LANES_MAX).map(|lane| origin_name_of_lane(job, database, lane));
+    std::iter::once(origin_name(job, database)).chain(lanes).collect()
+}
+
 /// The origin as the first version named it, without the database: its commits may still be in somebody's WAL.
 pub fn origin_name_of_old(job: &str) -> String {
     object_name(job)
@@ -59,6 +73,16 @@ mod tests {
         assert_eq!(origin_name("my-shop", 16_384), "tidemark_my_shop@16384");
         assert_ne!(origin_name("shop", 16_384), origin_name("shop", 16_385));
         assert_ne!(origin_name("shop", 16_384), origin_name_of_old("shop-16384"));
+    }
+
+    #[test]
+    fn each_lane_has_an_origin_of_its_own() {
+        let names = origin_names("shop", 7);
+        assert_eq!(
+            (names[0].as_str(), names[1].as_str()),
+            ("tidemark_shop@7", "tidemark_shop@7.1")
+        );
+        assert_eq!(names.iter().collect::<std::collections::HashSet<_>>().len(), LANES_MAX);
     }
 
     #[test]

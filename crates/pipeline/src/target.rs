@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tidemark_model::{Budget, Cpu};
 use tidemark_sink::Sink;
 use tidemark_sink::parquet::{ParquetOptions, ParquetSink};
-use tidemark_sink::postgres::{PostgresOptions, PostgresSink};
+use tidemark_sink::postgres::{self, PostgresOptions, PostgresSink};
 use tidemark_source::dump;
 
 use crate::Result;
@@ -30,6 +30,8 @@ pub(crate) fn postgres_options(job: &Job, target: &PostgresTarget) -> PostgresOp
         not_empty: target.not_empty,
         triggers: target.triggers,
         follows: job.follows,
+        lanes: 1,
+        lanes_from: postgres::LANES_FROM,
         build_jobs: job.readers,
         restore_tool: |source| dump::client_tool("pg_restore", source),
         tool_version: job.tool_version.clone(),

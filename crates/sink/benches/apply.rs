@@ -281,6 +281,8 @@ async fn main() {
         not_empty: NotEmpty::Append,
         triggers: Triggers::Replica,
         follows: true,
+        lanes: 1,
+        lanes_from: tidemark_sink::postgres::LANES_FROM,
         build_jobs: 1,
         restore_tool: |_| "pg_restore".into(),
         tool_version: "bench".to_owned(),

@@ -194,4 +194,7 @@ pub struct StreamCounters {
     pub commits: u64,
     /// Batches that had to be applied in the exact order of the source.
     pub exact_order: u64,
+    /// Batches that several lanes applied side by side.
+    #[serde(default)]
+    pub in_lanes: u64,
 }

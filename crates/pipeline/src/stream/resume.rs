@@ -246,7 +246,9 @@ pub(super) async fn next_xid(client: &Client) -> Result<u64> {
 
 /// The origins that a stream of this job the other way round, into this database, gives to its commits.
 pub(super) async fn own_origins(client: &Client, job: &str) -> Result<Vec<String>> {
-    Ok(vec![names::origin_name(job, database_oid(client).await?), names::origin_name_of_old(job)])
+    let mut origins = names::origin_names(job, database_oid(client).await?);
+    origins.push(names::origin_name_of_old(job));
+    Ok(origins)
 }
 
 /// Refuses a source into which another job of this name writes: what that one writes would be taken for what this one has

@@ -65,7 +65,7 @@ pub(super) async fn check(
         findings.push(replica_role_finding(&client).await?);
     }
     if options.follows {
-        findings.extend(super::origin::check(&client, &options.job).await?);
+        findings.extend(super::origin::check(&client, &options.job, options.lanes).await?);
     }
     if options.schema == SchemaMode::Create {
         findings.extend(missing_extensions(&client, tables).await?);

@@ -44,6 +44,9 @@ CREATE TABLE IF NOT EXISTS tidemark.chunk (
   job text NOT NULL, run text NOT NULL, relation_oid oid NOT NULL, chunk int8 NOT NULL,
   rows int8 NOT NULL, digest_raw text NOT NULL, xid int8 NOT NULL,
   PRIMARY KEY (job, run, relation_oid, chunk));
+CREATE TABLE IF NOT EXISTS tidemark.lane (
+  job text NOT NULL, lane int4 NOT NULL, lanes int4 NOT NULL, end_lsn pg_lsn NOT NULL, epoch int8 NOT NULL,
+  PRIMARY KEY (job, lane));
 COMMENT ON SCHEMA tidemark IS 'Records of Tidemark; removed by tidemark cleanup';
 DO $$ BEGIN
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tidemark.progress'::regclass AND attname = 'epoch') THEN
@@ -57,6 +60,9 @@ DO $$ BEGIN
   END IF;
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tidemark.progress'::regclass AND attname = 'owed') THEN
     ALTER TABLE tidemark.progress ADD COLUMN schema_digest text, ADD COLUMN owed text[] NOT NULL DEFAULT '{}';
+  END IF;
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tidemark.relation'::regclass AND attname = 'lanes') THEN
+    ALTER TABLE tidemark.relation ADD COLUMN lanes text;
   END IF;
 END $$";
 
@@ -400,7 +406,8 @@ impl Control {
         // Autocommitted statements: the relations first, so that a record never names less than was made.
         self.client
             .execute(
-                "UPDATE tidemark.relation SET state = NULL, read_snapshot = NULL, joined_lsn = NULL WHERE job = $1",
+                "WITH gone AS (DELETE FROM tidemark.lane WHERE job = $1) \
+                 UPDATE tidemark.relation SET state = NULL, read_snapshot = NULL, joined_lsn = NULL, lanes = NULL WHERE job = $1",
                 &[&self.job],
             )
             .await
@@ -799,7 +806,10 @@ pub async fn cleanup(options: &PostgresOptions) -> Result<Vec<String>> {
     take_lock(&client, options).await?;
     end_other_sessions(&client, &options.job).await?;
     let mut done = Vec::new();
-    for table in ["chunk", "relation", "progress"] {
+    // A record of a version without lanes has no table of them.
+    let tables = format!("SET client_min_messages = warning; {TABLES}");
+    client.batch_execute(&tables).await.map_err(attempt)?;
+    for table in ["chunk", "lane", "relation", "progress"] {
         let statement = format!("DELETE FROM tidemark.{} WHERE job = $1", Ident(table));
         let rows = client.execute(&statement, &[&options.job]).await.map_err(attempt)?;
         if rows > 0 {
@@ -813,7 +823,7 @@ pub async fn cleanup(options: &PostgresOptions) -> Result<Vec<String>> {
         client.query_one("SELECT count(*) FROM tidemark.progress", &[]).await.map_err(attempt)?;
     if row.get::<_, i64>(0) == 0 {
         client
-            .batch_execute("DROP TABLE tidemark.chunk, tidemark.relation, tidemark.progress; DROP SCHEMA tidemark")
+            .batch_execute("DROP TABLE tidemark.chunk, tidemark.lane, tidemark.relation, tidemark.progress; DROP SCHEMA tidemark")
             .await
             .map_err(attempt)?;
         done.push("target: dropped the schema tidemark".to_owned());

@@ -212,8 +212,9 @@ async fn claim(client: &Client, job: &str, join: &Join) -> Result<Owner> {
         )
         .await
         .map_err(|cause| server_error("take the job's record on the target over", None, cause))?;
-    let row = row.ok_or_else(|| held(job))?;
-    Ok(Owner { run: join.run.clone(), epoch: row.get(0) })
+    let epoch = row.ok_or_else(|| held(job))?.get(0);
+    super::stream::claim_lanes(client, job, epoch).await?;
+    Ok(Owner { run: join.run.clone(), epoch })
 }
 
 async fn states(client: &Client, job: &str) -> Result<HashMap<RelationName, String>> {
@@ -281,7 +282,7 @@ pub(super) async fn note(
              INSERT INTO tidemark.relation (job, schema_name, relation_name, relation_oid, state) \
              SELECT $1, s, n, o, $5 FROM unnest($2::text[], $3::text[], $4::oid[]) AS t(s, n, o) \
              ON CONFLICT (job, schema_name, relation_name) DO UPDATE SET relation_oid = excluded.relation_oid, \
-             state = excluded.state, read_snapshot = NULL, joined_lsn = NULL",
+             state = excluded.state, read_snapshot = NULL, joined_lsn = NULL, lanes = NULL",
             &[&start.job, &schemas, &names, &oids, &state],
         )
         .await

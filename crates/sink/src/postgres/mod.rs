@@ -42,6 +42,7 @@ use crate::{
 
 pub use control::{JobRecord, cleanup, closed_run, read_job_record};
 pub use form::{binary_is_safe, copy_form};
+pub use stream::LANES_FROM;
 
 use build::Builder;
 use control::Control;
@@ -82,6 +83,10 @@ pub struct PostgresOptions {
     pub triggers: Triggers,
     /// Whether a stream follows the snapshot; readiness asks for more then.
     pub follows: bool,
+    /// How many sessions apply the stream side by side; more than one asks for `Triggers::Replica`.
+    pub lanes: usize,
+    /// Batches of fewer changes are left to one of them; [`LANES_FROM`] where nothing else is known.
+    pub lanes_from: usize,
     /// How many indexes and keys are built at once.
     pub build_jobs: usize,
     /// The `pg_restore` for a source of this major version, where the schema is created.

@@ -1,13 +1,13 @@
 //! The replication origin that marks what a job commits on its target.
 //!
-//! **Invariant:** its name has the job and the database: origins belong to the whole cluster, and one session at a time may
-//! use each. It is dropped by `cleanup` only: whoever decodes the target's WAL needs it to know our commits.
+//! **Invariant:** its name has the job and the database, and beside the first lane the lane: origins belong to the whole
+//! cluster, and one session at a time may use each. It is dropped by `cleanup` only: whoever decodes the target's WAL needs it to know our commits.
 //!
 //! PostgreSQL manual, chapter 50 ("Replication Progress Tracking").
 
 use std::time::Duration;
 
-use tidemark_model::names::{origin_name, origin_name_of_old};
+use tidemark_model::names::{origin_name, origin_name_of_lane, origin_name_of_old, origin_names};
 use tidemark_model::sql::Ident;
 use tidemark_model::{Finding, Severity};
 use tidemark_wire::Client;
@@ -28,19 +28,20 @@ const USED: [&str; 3] = [
 /// What `cleanup` calls.
 const DROP: &str = "pg_replication_origin_drop(text)";
 
-/// Looks whether the origin of a job that follows can be used.
-pub(super) async fn check(client: &Client, job: &str) -> Result<Vec<Finding>> {
-    let origin = origin_name(job, database_oid(client).await?);
+/// Looks whether the origins of a job that follows in so many lanes can be used.
+pub(super) async fn check(client: &Client, job: &str, lanes: usize) -> Result<Vec<Finding>> {
+    let mut origins = origin_names(job, database_oid(client).await?);
+    origins.truncate(lanes.max(1));
     let attempt = |cause| server_error("look at the target's replication origins", None, cause);
     let row = client
         .query_one(
             "SELECT current_user::text, \
                ARRAY(SELECT f FROM unnest($2::text[]) AS f WHERE NOT has_function_privilege(f, 'EXECUTE')), \
                has_function_privilege('pg_show_replication_origin_status()', 'EXECUTE'), \
-               (SELECT count(*) FROM pg_replication_origin WHERE roname <> $1), \
+               (SELECT count(*) FROM pg_replication_origin WHERE roname <> ALL ($1::text[])), \
                current_setting('max_active_replication_origins', true), current_setting('max_replication_slots'), \
-               EXISTS (SELECT FROM pg_replication_origin WHERE roname = $1)",
-            &[&origin, &USED.iter().copied().chain([DROP]).collect::<Vec<_>>()],
+               (SELECT count(*) = cardinality($1) FROM pg_replication_origin WHERE roname = ANY ($1))",
+            &[&origins, &USED.iter().copied().chain([DROP]).collect::<Vec<_>>()],
         )
         .await
         .map_err(attempt)?;
@@ -66,22 +67,31 @@ pub(super) async fn check(client: &Client, job: &str) -> Result<Vec<Finding>> {
     // One that was made and never used takes no place; only some roles can tell.
     let used = match sees && made >= places {
         true => {
-            let used =
-                "SELECT count(*) FROM pg_show_replication_origin_status() WHERE external_id <> $1";
-            client.query_one(used, &[&origin]).await.map_err(attempt)?.get(0)
+            let used = "SELECT count(*) FROM pg_show_replication_origin_status() WHERE external_id <> ALL ($1::text[])";
+            client.query_one(used, &[&origins]).await.map_err(attempt)?.get(0)
         }
         false => made,
     };
-    findings.extend(no_place(setting, (used, places), sees));
+    findings.extend(no_place(setting, (used, places), origins.len(), sees));
     Ok(findings)
 }
 
-fn no_place(setting: &str, (used, places): (i64, i64), is_certain: bool) -> Option<Finding> {
-    if used < places {
+fn no_place(
+    setting: &str,
+    (used, places): (i64, i64),
+    wanted: usize,
+    is_certain: bool,
+) -> Option<Finding> {
+    if used + i64::try_from(wanted).unwrap_or(i64::MAX) <= places {
         return None;
     }
     let severity = if is_certain || places == 0 { Severity::Blocking } else { Severity::Warning };
-    let message = format!("no replication origin is free: {used} are there, {setting} is {places}");
+    let message = match wanted {
+        1 => format!("no replication origin is free: {used} are there, {setting} is {places}"),
+        _ => format!(
+            "{wanted} lanes need {wanted} replication origins: {used} others are there, {setting} is {places}"
+        ),
+    };
     Some(Finding::new(severity, "target-origins", setting, message).with_fix(format!(
         "raise {setting} on the target and restart it, or drop an origin that nobody uses"
     )))
@@ -95,9 +105,13 @@ fn grant(functions: &[impl AsRef<str>], role: &str) -> String {
     )
 }
 
-/// Marks what the session commits from now on.
-pub(super) async fn set_up(client: &Client, job: &str) -> Result<()> {
-    let origin = origin_name(job, database_oid(client).await?);
+/// Marks what the session of this lane commits from now on.
+pub(super) async fn set_up(client: &Client, job: &str, lane: usize) -> Result<()> {
+    let database = database_oid(client).await?;
+    let origin = match lane {
+        0 => origin_name(job, database),
+        lane => origin_name_of_lane(job, database, lane),
+    };
     let attempt = "use the replication origin on the target";
     if !is_there(client, &origin).await.map_err(|cause| explain(attempt, cause))? {
         let created = client.query("SELECT pg_replication_origin_create($1)", &[&origin]).await;
@@ -137,7 +151,7 @@ fn explain(attempt: &str, cause: tokio_postgres::Error) -> Error {
         return error.hint(grant(&USED, "the role"));
     }
     if full {
-        return error.hint("raise max_replication_slots on the target (max_active_replication_origins from 18 on): each job uses one origin");
+        return error.hint("raise max_replication_slots on the target (max_active_replication_origins from 18 on): each job uses one origin for each of its lanes");
     }
     error
 }
@@ -147,14 +161,16 @@ fn explain(attempt: &str, cause: tokio_postgres::Error) -> Error {
 pub(super) async fn drop_all(client: &Client, job: &str) -> Result<Vec<String>> {
     let database = database_oid(client).await?;
     let mut done = Vec::new();
-    for origin in [origin_name(job, database), origin_name_of_old(job)] {
-        // Looked for first: a role that may not drop is refused even where there is nothing to drop.
-        if !is_there(client, &origin)
-            .await
-            .map_err(|cause| explain("look for the replication origin on the target", cause))?
-        {
-            continue;
-        }
+    let mut names = origin_names(job, database);
+    names.push(origin_name_of_old(job));
+    // Looked for first: a role that may not drop is refused even where there is nothing to drop.
+    let there =
+        "SELECT roname::text FROM pg_replication_origin WHERE roname = ANY ($1) ORDER BY roname";
+    let there = client
+        .query(there, &[&names])
+        .await
+        .map_err(|cause| explain("look for the replication origin on the target", cause))?;
+    for origin in there.iter().map(|row| row.get::<_, String>(0)) {
         let dropped = client.query("SELECT pg_replication_origin_drop($1)", &[&origin]).await;
         let Err(cause) = dropped else {
             done.push(format!("target: dropped the replication origin {origin}"));
@@ -185,11 +201,18 @@ mod tests {
     #[test]
     fn a_full_table_of_origins_blocks_only_where_we_can_be_certain() {
         let severity = |used, places, sees| {
-            no_place("max_replication_slots", (used, places), sees).map(|found| found.severity)
+            no_place("max_replication_slots", (used, places), 1, sees).map(|found| found.severity)
         };
         assert_eq!(severity(9, 10, false), None);
         assert_eq!(severity(10, 10, false), Some(Severity::Warning));
         assert_eq!(severity(10, 10, true), Some(Severity::Blocking));
         assert_eq!(severity(0, 0, false), Some(Severity::Blocking));
+    }
+
+    #[test]
+    fn each_lane_needs_an_origin() {
+        let findings = |used, wanted| no_place("max_replication_slots", (used, 10), wanted, true);
+        assert_eq!(findings(7, 3), None);
+        assert!(findings(8, 3).unwrap().message.contains("3 lanes need 3 replication origins"));
     }
 }

@@ -33,6 +33,8 @@ impl PostgresTarget {
             not_empty: NotEmpty::Refuse,
             triggers: Triggers::Replica,
             follows: false,
+            lanes: 1,
+            lanes_from: tidemark_sink::postgres::LANES_FROM,
             build_jobs: 2,
             restore_tool: |_| "pg_restore".into(),
             tool_version: "test".to_owned(),

@@ -17,6 +17,9 @@
 //!     | deadlock, lock timeout: back to the start of this part and again, a few times
 //! position; COMMIT             last part
 //! ```
+//!
+//! Where there are several lanes (`lanes`), each is such a session with a position of its own: what it has [staged](Applier::stage)
+//! waits for the others before it is committed.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -27,7 +30,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::SinkExt;
 use futures::future::maybe_done;
-use tidemark_model::{Lsn, StreamBatch};
+use tidemark_model::{Lsn, Reservation, Transaction};
 use tidemark_wire::{Client, tokio_postgres};
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
@@ -52,7 +55,12 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// A batch that is ready to be applied.
 pub(super) struct Prepared {
     /// The changes, for the exact order.
-    batch: StreamBatch,
+    transactions: Vec<Transaction>,
+    /// The position that belongs to it.
+    end_lsn: Lsn,
+    /// Its transaction goes on in the next one.
+    continues: bool,
+    _reservation: Option<Reservation>,
     layouts: Arc<Layouts>,
     /// The net effect; none where only the exact order will do.
     steps: Option<Vec<Step>>,
@@ -63,16 +71,34 @@ impl Prepared {
     ///
     /// # Errors
     /// A change that no target could apply.
-    pub(super) fn new(batch: StreamBatch, layouts: Arc<Layouts>) -> Result<Self> {
-        let steps = match reduce(&batch, &layouts)? {
+    pub(super) fn new(
+        transactions: Vec<Transaction>,
+        (end_lsn, continues): (Lsn, bool),
+        reservation: Option<Reservation>,
+        layouts: Arc<Layouts>,
+    ) -> Result<Self> {
+        let steps = match reduce(&transactions, &layouts)? {
             Reduced::Parts(parts) => steps(parts),
             Reduced::Doubtful => None,
         };
-        Ok(Self { batch, layouts, steps })
+        Ok(Self { transactions, end_lsn, continues, _reservation: reservation, layouts, steps })
     }
 
-    pub(super) fn batch(&self) -> &StreamBatch {
-        &self.batch
+    pub(super) fn end_lsn(&self) -> Lsn {
+        self.end_lsn
+    }
+
+    /// Whether nothing is to be done but to store the position.
+    pub(super) fn is_empty(&self) -> bool {
+        self.transactions.is_empty()
+    }
+
+    pub(super) fn into_transactions(self) -> Vec<Transaction> {
+        self.transactions
+    }
+
+    fn change_count(&self) -> u64 {
+        self.transactions.iter().map(|transaction| transaction.changes.len() as u64).sum()
     }
 }
 
@@ -82,6 +108,8 @@ pub(super) struct Fence {
     pub(super) job: String,
     pub(super) run: String,
     pub(super) epoch: i64,
+    /// Which lane writes its position, in a row of its own; none for the first, whose position is the job's.
+    pub(super) lane: Option<i32>,
 }
 
 /// The session that applies.
@@ -166,18 +194,62 @@ impl Applier {
         if exact {
             self.counters.exact_order += 1;
         }
-        self.counters.changes += prepared.batch.change_count() as u64;
-        self.is_open = prepared.batch.continues;
+        self.counters.changes += prepared.change_count();
+        self.is_open = prepared.continues;
         if !self.is_open {
-            self.counters.transactions += prepared.batch.transactions.len() as u64;
+            self.counters.transactions += prepared.transactions.len() as u64;
             self.counters.commits += 1;
         }
         Ok(())
     }
 
+    /// Executes one lane's part of a batch that ends at `lsn`, all but the COMMIT; false where one lane had better apply all
+    /// of the batch.
+    ///
+    /// # Errors
+    /// The session was lost, or the job was taken over.
+    pub(super) async fn stage(&mut self, prepared: &Prepared, lsn: Lsn) -> Result<bool> {
+        let Some(steps) = &prepared.steps else { return Ok(false) };
+        match self.staged(steps, lsn).await {
+            Ok(()) => Ok(true),
+            Err(Failure::Unfit | Failure::Contended(_)) => Ok(false),
+            Err(Failure::Fatal(error)) => Err(error),
+        }
+    }
+
+    async fn staged(&mut self, steps: &[Step], lsn: Lsn) -> Result<(), Failure> {
+        self.requests(vec![Request::Run(BEGIN_IN_LANE)]).await?;
+        let mut requests = self.net(steps).await?;
+        let position = self.prepare(self.fence.statement()).await.map_err(position_error)?;
+        requests.push(Request::Position(position, lsn.to_string()));
+        self.requests(requests).await
+    }
+
+    /// Takes back what was staged.
+    pub(super) async fn undo(&mut self) -> Result<()> {
+        let undone = self.client.batch_execute("ROLLBACK").await;
+        undone.map_err(|cause| server_error("take a lane's part of a batch back", None, cause))
+    }
+
+    /// Commits what was staged. Whatever goes wrong here leaves the lanes apart, and opening the stream again brings them
+    /// together.
+    pub(super) async fn commit_staged(&mut self, lsn: Lsn) -> Result<()> {
+        self.commit(lsn).await.map_err(|failure| match failure {
+            Failure::Contended(error) | Failure::Fatal(error) => {
+                Error { disposition: Disposition::Retry, ..error }
+            }
+            Failure::Unfit => Error::new(Disposition::Internal, "commit a lane's part of a batch"),
+        })
+    }
+
+    /// Every statement is prepared anew.
+    pub(super) fn forget_statements(&mut self) {
+        self.statements.clear();
+    }
+
     /// Stores a position that no rows belong to.
     pub(super) async fn advance(&mut self, lsn: Lsn) -> Result<()> {
-        let statement = self.prepare(position_statement()).await.map_err(position_error)?;
+        let statement = self.prepare(self.fence.statement()).await.map_err(position_error)?;
         let request = Request::Position(statement, lsn.to_string());
         let rows = self.request(&request).await.map_err(position_error)?;
         self.expect_own(rows)
@@ -185,7 +257,7 @@ impl Applier {
 
     /// Runs DDL in a transaction of its own; every statement is prepared anew after it.
     pub(super) async fn alter(&mut self, sql: &str) -> Result<(), tokio_postgres::Error> {
-        self.statements.clear();
+        self.forget_statements();
         self.client.batch_execute(sql).await
     }
 
@@ -212,9 +284,9 @@ impl Applier {
             true => "SAVEPOINT tidemark_part",
             false => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
         };
-        let lsn = prepared.batch.end_lsn();
-        let position = self.prepare(position_statement()).await.map_err(position_error)?;
-        let end = match (prepared.batch.continues, self.is_open) {
+        let lsn = prepared.end_lsn;
+        let position = self.prepare(self.fence.statement()).await.map_err(position_error)?;
+        let end = match (prepared.continues, self.is_open) {
             (true, true) => Some(Request::Run("RELEASE SAVEPOINT tidemark_part")),
             (true, false) => None,
             (false, _) => Some(Request::Position(position, lsn.to_string())),
@@ -225,21 +297,7 @@ impl Applier {
             self.requests(std::mem::take(&mut requests)).await?;
         }
         match (&prepared.steps, exact) {
-            (Some(steps), false) => {
-                for step in steps {
-                    let statement = self.prepare(step.sql()).await;
-                    let statement = statement.map_err(|cause| sort(step, cause))?;
-                    let request = Request::Step(step, statement);
-                    match step.is_sorted() {
-                        true => requests.extend([
-                            Request::Run(SORTED),
-                            request,
-                            Request::Run(LOOKED_UP),
-                        ]),
-                        false => requests.push(request),
-                    }
-                }
-            }
+            (Some(steps), false) => requests.extend(self.net(steps).await?),
             _ => {
                 self.requests(std::mem::take(&mut requests)).await?;
                 self.exact(prepared).await?;
@@ -247,7 +305,24 @@ impl Applier {
         }
         requests.extend(end);
         self.requests(requests).await?;
-        if prepared.batch.continues { Ok(()) } else { self.commit(lsn).await }
+        if prepared.continues { Ok(()) } else { self.commit(lsn).await }
+    }
+
+    /// The requests of a net effect.
+    async fn net<'a>(&mut self, steps: &'a [Step]) -> Result<Vec<Request<'a>>, Failure> {
+        let mut requests = Vec::with_capacity(steps.len());
+        for step in steps {
+            let statement = self.prepare(step.sql()).await;
+            let statement = statement.map_err(|cause| sort(step, cause))?;
+            let request = Request::Step(step, statement);
+            match step.is_sorted() {
+                true => {
+                    requests.extend([Request::Run(SORTED), request, Request::Run(LOOKED_UP)]);
+                }
+                false => requests.push(request),
+            }
+        }
+        Ok(requests)
     }
 
     /// Sends requests without waiting for the answers of those before; COPY has to wait.
@@ -292,8 +367,11 @@ impl Applier {
             Request::Run(sql) => self.client.batch_execute(sql).await.map(|()| 0),
             Request::Step(step, statement) => self.run_step(step, statement).await,
             Request::Position(statement, lsn) => {
-                let Fence { job, run, epoch } = &self.fence;
-                self.client.execute(statement, &[lsn, job, run, epoch]).await
+                let Fence { job, run, epoch, lane } = &self.fence;
+                match lane {
+                    None => self.client.execute(statement, &[lsn, job, run, epoch]).await,
+                    Some(lane) => self.client.execute(statement, &[lsn, job, lane, epoch]).await,
+                }
             }
         }
     }
@@ -359,7 +437,7 @@ impl Applier {
 
     /// Applies the changes one by one.
     async fn exact(&mut self, prepared: &Prepared) -> Result<(), Failure> {
-        for transaction in &prepared.batch.transactions {
+        for transaction in &prepared.transactions {
             let end_lsn = transaction.head.end_lsn;
             for window in transaction.changes.chunks(WINDOW) {
                 let singles: Vec<Single> = window
@@ -429,10 +507,20 @@ fn not_one_row(single: &Single, end_lsn: Lsn, touched: u64) -> Error {
 const SORTED: &str = "SET LOCAL enable_mergejoin = on; SET LOCAL enable_nestloop = off";
 const LOOKED_UP: &str = "SET LOCAL enable_mergejoin = off; SET LOCAL enable_nestloop = on";
 
-/// The statement that moves the position; the planted defect leaves it where it is.
-fn position_statement() -> &'static str {
-    if crate::plant::is_planted("commit-without-progress") { POSITION_KEPT } else { POSITION }
+impl Fence {
+    /// The statement that moves the position; the planted defect leaves it where it is.
+    fn statement(&self) -> &'static str {
+        match self.lane {
+            Some(_) => LANE_POSITION,
+            None if crate::plant::is_planted("commit-without-progress") => POSITION_KEPT,
+            None => POSITION,
+        }
+    }
 }
+
+/// A lane gives way soon: it may wait for a session that waits for another lane, which no server can see.
+const BEGIN_IN_LANE: &str =
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '2s'";
 
 const POSITION_KEPT: &str = "UPDATE tidemark.progress SET end_lsn = least(end_lsn, $1::text::pg_lsn) \
     WHERE job = $2 AND wave = '' AND run = $3 AND epoch = $4 AND phase = 'follow'";
@@ -440,6 +528,10 @@ const POSITION_KEPT: &str = "UPDATE tidemark.progress SET end_lsn = least(end_ls
 /// Moves the position; exactly one row, or the job is another's.
 const POSITION: &str = "UPDATE tidemark.progress SET end_lsn = $1::text::pg_lsn \
     WHERE job = $2 AND wave = '' AND run = $3 AND epoch = $4 AND phase = 'follow'";
+
+/// The same for a lane that has a row of its own.
+const LANE_POSITION: &str = "UPDATE tidemark.lane SET end_lsn = $1::text::pg_lsn \
+    WHERE job = $2 AND lane = $3 AND epoch = $4";
 
 fn position_error(cause: tokio_postgres::Error) -> Error {
     server_error("store the position on the target", None, cause)

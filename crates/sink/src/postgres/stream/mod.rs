@@ -9,6 +9,9 @@
 //! applier   apply: BEGIN, statements, counts, position, COMMIT                                          (the one before)
 //! ```
 //!
+//! With `stream.lanes` above one a large batch is spread over several such sessions, which commit together up to a lost
+//! connection: `lanes` says how that stays exactly once.
+//!
 //! So one batch is prepared while the one before is executed and committed, and `accept` comes back when the applier has
 //! taken the batch: no more than two are held.
 //!
@@ -20,6 +23,7 @@ mod apply;
 mod cells;
 mod columns;
 mod exact;
+mod lanes;
 mod layouts;
 mod open;
 mod parameter;
@@ -27,23 +31,29 @@ mod reduce;
 mod statement;
 mod table;
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use tidemark_model::{Lsn, RelationName, StreamBatch};
+use tidemark_model::{Lsn, RelationName, StreamBatch, TablePlan};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use super::PostgresOptions;
 use super::control::Control;
 use super::session::{Sessions, server_error, wait_for_end};
+use super::{PostgresOptions, Triggers};
 use crate::{
     Disposition, Error, Flushed, NewColumn, OpenStream, Positions, Result, Stored, StreamCounters,
     StreamStart, StreamWriter,
 };
 
-use apply::{Applier, Prepared};
+use apply::{Applier, Fence, Prepared};
+use lanes::crew::{Crew, Laned};
+use lanes::{Redo, Splitter, record};
 use layouts::Layouts;
+
+pub use lanes::LANES_FROM;
+pub(super) use lanes::record::claim as claim_lanes;
 
 /// From so many changes on a batch is prepared on a thread of its own.
 const SMALL: usize = 200;
@@ -53,8 +63,8 @@ const SMALL: usize = 200;
 pub(super) struct Hold {
     /// Has the job's lock, if anything of this process has.
     pub(super) control: Option<Arc<Control>>,
-    /// The backend that applied last: its commit may still be on its way.
-    backend: Option<i32>,
+    /// The backends that applied last: their commits may still be on their way.
+    backends: Vec<i32>,
 }
 
 /// Where the target stands.
@@ -70,6 +80,7 @@ pub(super) async fn open(
     start: &StreamStart,
     hold: &mut Hold,
 ) -> Result<OpenStream> {
+    refuse_lanes_with_triggers(options)?;
     let control = match hold.control.take().filter(|control| control.alive().is_ok()) {
         Some(control) => control,
         None => {
@@ -80,18 +91,83 @@ pub(super) async fn open(
         }
     };
     hold.control = Some(Arc::clone(&control));
-    if let Some(backend) = hold.backend.take() {
+    for backend in hold.backends.drain(..) {
         wait_for_end(control.client(), backend, &start.job).await?;
     }
     open::compare(open::stored(control.client(), &start.job).await?, start)?;
     let (fence, position) = open::claim(control.client(), start).await?;
+    let redo = record::apart(control.client(), &fence, position, &start.tables).await?;
     super::join::leave_others(control.client(), start).await?;
-    let client = open::session(options, sessions).await?;
-    hold.backend = Some(client.backend_pid());
     let layouts = Layouts::read(control.client(), &start.tables).await?;
     let columns = layouts.columns();
-    let writer = PostgresStream::new(Applier::new(client, fence), control, layouts, position);
+    let mut lanes = Lanes {
+        count: options.lanes.max(1),
+        from: options.lanes_from,
+        fence: fence.clone(),
+        tables: Arc::clone(&start.tables),
+        redo,
+        splitter: None,
+        rest: Arc::default(),
+    };
+    match &lanes.redo {
+        Some(redo) => {
+            tracing::info!(from = %position, until = %redo.until, "the lanes of an earlier run stand apart: what some of them have is passed over");
+        }
+        None => lanes.begin(control.client()).await?,
+    }
+    let mut appliers = Vec::with_capacity(lanes.count);
+    for lane in 0..lanes.count {
+        let client = open::session(options, sessions, lane).await?;
+        hold.backends.push(client.backend_pid());
+        let lane = i32::try_from(lane).ok().filter(|lane| *lane > 0);
+        appliers.push(Applier::new(client, Fence { lane, ..fence.clone() }));
+    }
+    let writer = PostgresStream::new(appliers, control, layouts, lanes, position);
     Ok(OpenStream { writer: Box::new(writer), position, columns })
+}
+
+/// A trigger or a foreign key that fires in one lane would look for rows that another one has not committed.
+fn refuse_lanes_with_triggers(options: &PostgresOptions) -> Result<()> {
+    if options.lanes <= 1 || options.triggers == Triggers::Replica {
+        return Ok(());
+    }
+    Err(Error::new(Disposition::Usage, "apply changes in several lanes while triggers fire")
+        .hint("set stream.lanes = 1, or target.triggers = \"replica\""))
+}
+
+/// What the writer knows of its lanes.
+struct Lanes {
+    count: usize,
+    /// Smaller batches are left to one.
+    from: usize,
+    fence: Fence,
+    tables: Arc<Vec<TablePlan>>,
+    /// Those of an earlier run stand apart.
+    redo: Option<Redo>,
+    /// None as long as one lane applies everything.
+    splitter: Option<Splitter>,
+    /// So many batches more are given to one lane, because several got into each other's way.
+    rest: Arc<AtomicU32>,
+}
+
+impl Lanes {
+    /// From here on batches may be spread. To be called where all lanes stand at one position, which is durable.
+    async fn begin(&mut self, client: &tidemark_wire::Client) -> Result<()> {
+        if self.count > 1 {
+            let made = record::begin(client, &self.fence, &self.tables, self.count).await?;
+            self.splitter = Some(made);
+        }
+        Ok(())
+    }
+
+    /// Whether a batch of so many changes is worth spreading.
+    fn take(&self, batch: &StreamBatch) -> bool {
+        if self.splitter.is_none() || batch.continues || batch.change_count() < self.from {
+            return false;
+        }
+        let rest = |rest: u32| rest.checked_sub(1);
+        self.rest.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest).is_err()
+    }
 }
 
 /// An error once the session that holds the job is gone. Opening the stream again takes the job again, or says who has it.
@@ -107,6 +183,7 @@ fn holds(control: &Control) -> Result<()> {
 /// What the applier is asked for.
 enum Work {
     Batch(Prepared),
+    Lanes(Laned),
     Advance(Lsn, oneshot::Sender<()>),
     AddColumns(RelationName, Vec<NewColumn>, oneshot::Sender<()>),
     Close(oneshot::Sender<()>),
@@ -116,6 +193,7 @@ enum Work {
 struct PostgresStream {
     control: Arc<Control>,
     layouts: Arc<Layouts>,
+    lanes: Lanes,
     work: mpsc::Sender<(Work, tokio::sync::OwnedSemaphorePermit)>,
     /// One permit: whoever has it may ask the applier for something; it comes back when that is done.
     idle: Arc<Semaphore>,
@@ -127,7 +205,16 @@ struct PostgresStream {
 }
 
 impl PostgresStream {
-    fn new(applier: Applier, control: Arc<Control>, layouts: Layouts, position: Lsn) -> Self {
+    /// The first of the appliers is the one that works alone where need be.
+    fn new(
+        mut appliers: Vec<Applier>,
+        control: Arc<Control>,
+        layouts: Layouts,
+        lanes: Lanes,
+        position: Lsn,
+    ) -> Self {
+        let others = appliers.split_off(1);
+        let applier = appliers.remove(0);
         let positions = Positions { applied: position, durable: Flushed::up_to(position) };
         let (report, positions) = watch::channel(positions);
         let idle = Arc::new(Semaphore::new(1));
@@ -137,6 +224,7 @@ impl PostgresStream {
         let mut tasks = JoinSet::new();
         let task = Task {
             applier,
+            crew: Crew::new(others, Arc::clone(&lanes.rest)),
             orders,
             report,
             counters: Arc::clone(&counters),
@@ -147,6 +235,7 @@ impl PostgresStream {
         Self {
             control,
             layouts: Arc::new(layouts),
+            lanes,
             work,
             idle,
             applier: tasks,
@@ -219,9 +308,58 @@ impl PostgresStream {
     }
 }
 
+impl PostgresStream {
+    /// Takes out what lanes have that are ahead, and begins to use lanes when none is any more.
+    async fn pass_over(&mut self, batch: &mut StreamBatch) -> Result<()> {
+        let Some(redo) = &mut self.lanes.redo else { return Ok(()) };
+        let first = batch.transactions.first().map_or(Lsn::ZERO, |first| first.head.end_lsn);
+        if first <= redo.until {
+            if crate::plant::is_planted("forget-lanes") {
+                return Ok(());
+            }
+            return redo.pass_over(&mut batch.transactions);
+        }
+        if self.accepted.1 {
+            return Ok(());
+        }
+        // What was passed over is stored as the job's position before the rules are written anew.
+        self.settled().await?;
+        self.lanes.redo = None;
+        self.lanes.begin(self.control.client()).await
+    }
+
+    /// Reduces and encodes a batch, for one lane or for several.
+    async fn prepare(&mut self, batch: StreamBatch) -> Result<Work> {
+        let layouts = Arc::clone(&self.layouts);
+        let end = (batch.end_lsn(), batch.continues);
+        let splitter = if self.lanes.take(&batch) { self.lanes.splitter.take() } else { None };
+        let is_small = batch.change_count() < SMALL;
+        let StreamBatch { mut transactions, reservation, .. } = batch;
+        if let Some(mut splitter) = splitter {
+            let split = in_thread(move || (splitter.split(transactions), splitter)).await?;
+            self.lanes.splitter = Some(split.1);
+            match split.0 {
+                Ok(split) => {
+                    return Ok(Work::Lanes(Laned::new(split, layouts, reservation).await?));
+                }
+                Err(all) => transactions = all,
+            }
+        }
+        let prepare = move || Prepared::new(transactions, end, Some(reservation), layouts);
+        Ok(Work::Batch(if is_small { prepare()? } else { in_thread(prepare).await?? }))
+    }
+}
+
+/// Does something that takes its time on a thread of its own.
+async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|panic| {
+        Error::new(Disposition::Internal, "prepare a batch").because(panic.to_string())
+    })
+}
+
 #[async_trait]
 impl StreamWriter for PostgresStream {
-    async fn accept(&mut self, batch: StreamBatch) -> Result<()> {
+    async fn accept(&mut self, mut batch: StreamBatch) -> Result<()> {
         holds(&self.control)?;
         let (last, is_open) = self.accepted;
         let end_lsn = batch.end_lsn();
@@ -231,18 +369,11 @@ impl StreamWriter for PostgresStream {
                 format!("apply a batch that ends at {end_lsn} after {last}"),
             ));
         }
+        self.pass_over(&mut batch).await?;
         self.accepted = (end_lsn, batch.continues);
         self.learn(&batch).await?;
-        let layouts = Arc::clone(&self.layouts);
-        let prepared = match batch.change_count() {
-            ..SMALL => Prepared::new(batch, layouts)?,
-            _ => tokio::task::spawn_blocking(move || Prepared::new(batch, layouts))
-                .await
-                .map_err(|panic| {
-                    Error::new(Disposition::Internal, "prepare a batch").because(panic.to_string())
-                })??,
-        };
-        self.ask(Work::Batch(prepared)).await
+        let work = self.prepare(batch).await?;
+        self.ask(work).await
     }
 
     async fn flush(&mut self) -> Result<Flushed> {
@@ -285,6 +416,7 @@ impl StreamWriter for PostgresStream {
 /// The task that applies.
 struct Task {
     applier: Applier,
+    crew: Crew,
     orders: mpsc::Receiver<(Work, tokio::sync::OwnedSemaphorePermit)>,
     report: watch::Sender<Positions>,
     counters: Arc<Mutex<StreamCounters>>,
@@ -297,7 +429,10 @@ impl Task {
         while let Some((work, permit)) = self.orders.recv().await {
             let done = match work {
                 Work::Close(done) => {
-                    let closed = self.applier.close().await;
+                    let closed = match self.crew.close().await {
+                        Ok(()) => self.applier.close().await,
+                        failed => failed,
+                    };
                     if closed.is_ok() {
                         done.send(()).ok();
                     }
@@ -322,10 +457,18 @@ impl Task {
             Work::Batch(prepared) => {
                 self.applier.apply(&prepared).await?;
                 if !self.applier.is_open() {
-                    self.report(prepared.batch().end_lsn());
+                    self.report(prepared.end_lsn());
                 }
-                *self.counters.lock().expect("no holder of this lock panics") =
-                    self.applier.counters;
+                self.count();
+            }
+            Work::Lanes(batch) => {
+                let lsn = batch.end_lsn();
+                if !self.crew.apply(&mut self.applier, &batch).await? {
+                    let prepared = in_thread(move || batch.alone()).await??;
+                    self.applier.apply(&prepared).await?;
+                }
+                self.report(lsn);
+                self.count();
             }
             Work::Advance(lsn, done) => {
                 self.applier.advance(lsn).await?;
@@ -333,6 +476,7 @@ impl Task {
                 done.send(()).ok();
             }
             Work::AddColumns(relation, columns, done) => {
+                self.crew.forget_statements();
                 let sql = columns::statement(self.applier.client(), &relation, &columns).await?;
                 self.applier.alter(&sql).await.map_err(|cause| {
                     server_error("add the source's new columns", Some(&relation), cause)
@@ -343,6 +487,10 @@ impl Task {
             Work::Close(_) => {}
         }
         Ok(())
+    }
+
+    fn count(&self) {
+        *self.counters.lock().expect("no holder of this lock panics") = self.applier.counters;
     }
 
     /// A commit was answered: everything up to here is applied, and durable by the session's `synchronous_commit`.

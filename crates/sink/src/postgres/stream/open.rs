@@ -130,14 +130,22 @@ pub(super) async fn claim(client: &Client, start: &StreamStart) -> Result<(Fence
     let lsn = row.get::<_, &str>(1).parse().map_err(|cause| {
         Error::new(Disposition::Internal, "read the position that the target stores").because(cause)
     })?;
-    let fence = Fence { job: start.job.clone(), run: start.run.clone(), epoch: row.get(0) };
+    let (job, run) = (start.job.clone(), start.run.clone());
+    let fence = Fence { job, run, epoch: row.get(0), lane: None };
     Ok((fence, lsn))
 }
 
-/// A session for applying.
-pub(super) async fn session(options: &PostgresOptions, sessions: &Sessions) -> Result<Client> {
+/// A session for applying in this lane.
+pub(super) async fn session(
+    options: &PostgresOptions,
+    sessions: &Sessions,
+    lane: usize,
+) -> Result<Client> {
     let client = sessions.plain().await?;
     let mut settings = SETTINGS.to_owned();
+    if lane > 0 {
+        settings.push_str("; SET lock_timeout = '2s'");
+    }
     if options.triggers == Triggers::Replica {
         if !may_replicate(&client).await? {
             return Err(may_not_replicate(&client));
@@ -148,7 +156,7 @@ pub(super) async fn session(options: &PostgresOptions, sessions: &Sessions) -> R
         .batch_execute(&settings)
         .await
         .map_err(|cause| server_error("set up a session for applying changes", None, cause))?;
-    super::super::origin::set_up(&client, &options.job).await?;
+    super::super::origin::set_up(&client, &options.job, lane).await?;
     Ok(client)
 }
 

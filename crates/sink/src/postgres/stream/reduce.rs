@@ -24,7 +24,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidemark_model::{Change, Oid, OldRow, Operation, StreamBatch, StreamRelation, TupleData};
+use tidemark_model::{Change, Oid, OldRow, Operation, StreamRelation, Transaction, TupleData};
 
 use super::cells;
 use super::layouts::Layouts;
@@ -70,10 +70,10 @@ pub(super) struct Net {
 ///
 /// # Errors
 /// A change that no target could apply.
-pub(super) fn reduce(batch: &StreamBatch, layouts: &Layouts) -> Result<Reduced> {
+pub(super) fn reduce(transactions: &[Transaction], layouts: &Layouts) -> Result<Reduced> {
     let mut reduction =
         Reduction { layouts, parts: Vec::new(), open: Vec::new(), index: HashMap::new() };
-    for transaction in &batch.transactions {
+    for transaction in transactions {
         for change in &transaction.changes {
             if !reduction.change(change)? {
                 return Ok(Reduced::Doubtful);

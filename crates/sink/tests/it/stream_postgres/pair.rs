@@ -86,10 +86,17 @@ impl Pair {
             not_empty: NotEmpty::Append,
             triggers: Triggers::Replica,
             follows: true,
+            lanes: 1,
+            lanes_from: tidemark_sink::postgres::LANES_FROM,
             build_jobs: 1,
             restore_tool: |_| "pg_restore".into(),
             tool_version: "test".to_owned(),
         }
+    }
+
+    /// A sink with so many lanes, which are used for every batch that can be spread.
+    pub(crate) fn laned(&self, lanes: usize) -> PostgresSink {
+        PostgresSink::new(PostgresOptions { lanes, lanes_from: 1, ..self.options() })
     }
 
     /// Records a finished snapshot that a stream continues from; the rows are there already.
@@ -243,7 +250,7 @@ impl Drop for Pair {
                 "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
                  WHERE application_name = '{0}' AND datname = current_database(); \
                  SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin \
-                 WHERE roname = '{0}@' || (SELECT oid FROM pg_database WHERE datname = current_database())",
+                 WHERE split_part(roname, '.', 1) = '{0}@' || (SELECT oid FROM pg_database WHERE datname = current_database())",
                 slot(&self.job)
             ))
             .ok();

@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 
 use tidemark_model::Transaction;
+use tidemark_sink::Sink;
 
 use super::pair::{Pair, batch};
 
@@ -150,13 +151,14 @@ fn script(random: &mut Random, transactions: u64) -> String {
     script
 }
 
-async fn run(seed: u64, is_binary: bool) {
+async fn run(seed: u64, is_binary: bool, lanes: usize) {
     eprintln!("seed {seed}");
     let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     let form = if is_binary { "b" } else { "t" };
     let mut pair =
-        Pair::new(&format!("random-{form}-{}", seed % 100_000_000), SCHEMA, is_binary).await;
-    let mut open = pair.open("s1").await.unwrap();
+        Pair::new(&format!("random-{form}{lanes}-{}", seed % 100_000_000), SCHEMA, is_binary).await;
+    let sink = pair.laned(lanes);
+    let mut open = sink.open_stream(&pair.start("s1")).await.unwrap();
     let (mut batches, mut parts) = (0, 0);
     for round in 0..6 {
         let script = script(&mut random, 60);
@@ -188,6 +190,7 @@ async fn run(seed: u64, is_binary: bool) {
     }
     let counters = open.writer.counters();
     eprintln!("seed {seed}: {batches} batches, {parts} transactions in parts, {counters:?}");
+    assert_eq!(counters.in_lanes > 0, lanes > 1);
     open.writer.close().await.unwrap();
 }
 
@@ -202,13 +205,20 @@ fn seeds() -> Vec<u64> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_changes_in_binary_leave_what_the_source_has() {
     for seed in seeds() {
-        Box::pin(run(seed, true)).await;
+        Box::pin(run(seed, true, 1)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_changes_in_text_leave_what_the_source_has() {
     for seed in seeds() {
-        Box::pin(run(seed, false)).await;
+        Box::pin(run(seed, false, 1)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_changes_in_several_lanes_leave_what_the_source_has() {
+    for seed in seeds() {
+        Box::pin(run(seed, seed % 2 == 0, 2 + usize::try_from(seed % 3).unwrap())).await;
     }
 }
