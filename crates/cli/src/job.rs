@@ -52,6 +52,7 @@ fn stream_of(config: &Config, source: &config::Source) -> pipeline::StreamJob {
         failover: source.failover,
         batch_delay: config.stream.batch_delay,
         batch_bytes: config.stream.batch_bytes,
+        lanes: usize::try_from(config.stream.lanes).unwrap_or(1),
         ddl: match config.stream.ddl {
             config::Ddl::Additive => pipeline::DdlPolicy::Additive,
             config::Ddl::StopTable => pipeline::DdlPolicy::StopTable,

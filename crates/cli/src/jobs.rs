@@ -316,6 +316,12 @@ fn lag_text(status: &Status) -> String {
         output::bytes(status.retained_wal_bytes),
         output::bytes(status.spool_bytes),
     ));
+    if stream.lanes > 1 {
+        text.push_str(&format!(
+            "lanes      {}: the target is one state of the source between batches only\n",
+            stream.lanes
+        ));
+    }
     if let Some(others) = &status.retained_by_others {
         text.push_str(&format!("kept by    {others}\n"));
     }

@@ -55,6 +55,8 @@ pub(crate) struct Shared {
     progress: Arc<Progress>,
     /// Not held: the job's lock goes with the ledger, and a task that answers may outlive the job by a moment.
     ledger: Weak<Ledger>,
+    /// How many lanes apply the stream.
+    lanes: usize,
 }
 
 impl Shared {
@@ -63,6 +65,7 @@ impl Shared {
             job: job.name.clone(),
             progress: Arc::clone(progress),
             ledger: Arc::downgrade(ledger),
+            lanes: job.stream.lanes,
         }
     }
 
@@ -77,7 +80,7 @@ impl Shared {
         let stream = ladder.map(Ladder::view);
         Status {
             lag: ladder.map(Lag::of).unwrap_or_default(),
-            stream: stream.map(StreamStatus::of).unwrap_or_default(),
+            stream: stream.map(|view| StreamStatus::of(view, self.lanes)).unwrap_or_default(),
             retained_wal_bytes: stream.map_or(0, |view| view.retained),
             retained_by_others: ladder.and_then(Ladder::others),
             spool_bytes: stream.map_or(0, |view| view.spool_bytes),

@@ -58,6 +58,8 @@ pub struct StreamJob {
     pub batch_delay: Duration,
     /// The most bytes of changes in one commit on the target.
     pub batch_bytes: u64,
+    /// How many sessions apply the stream to a PostgreSQL target side by side.
+    pub lanes: usize,
     /// What becomes of changed definitions.
     pub ddl: DdlPolicy,
     /// A lake writes what it has gathered so often.
@@ -82,6 +84,7 @@ impl Default for StreamJob {
             failover: false,
             batch_delay: Duration::from_millis(200),
             batch_bytes: 64 << 20,
+            lanes: 1,
             ddl: DdlPolicy::Additive,
             commit_interval: Duration::from_secs(10),
             catch_up: true,

@@ -96,6 +96,9 @@ pub struct StreamStatus {
     pub changes: u64,
     /// Changes a second, lately.
     pub changes_per_second: f64,
+    /// How many lanes apply (`stream.lanes`).
+    #[serde(default)]
+    pub lanes: usize,
 }
 
 impl Lag {
@@ -116,8 +119,9 @@ impl Lag {
 }
 
 impl StreamStatus {
-    pub(crate) fn of(view: LadderView) -> Self {
+    pub(crate) fn of(view: LadderView, lanes: usize) -> Self {
         Self {
+            lanes,
             transactions: view.transactions,
             changes: view.changes,
             changes_per_second: view.rate as f64,

@@ -30,7 +30,7 @@ pub(crate) fn postgres_options(job: &Job, target: &PostgresTarget) -> PostgresOp
         not_empty: target.not_empty,
         triggers: target.triggers,
         follows: job.follows,
-        lanes: 1,
+        lanes: job.stream.lanes,
         lanes_from: postgres::LANES_FROM,
         build_jobs: job.readers,
         restore_tool: |source| dump::client_tool("pg_restore", source),

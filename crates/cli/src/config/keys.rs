@@ -279,6 +279,14 @@ pub const KEYS: &[Key] = &[
         why: "Size at which a commit on the target is large enough, 64KiB to 1GiB. A larger transaction of the source stays one transaction; a sixteenth of limits.memory is the most.",
     },
     Key {
+        path: "stream.lanes",
+        kind: Kind::Count,
+        default: None,
+        otherwise: "1",
+        example: "1",
+        why: "How many sessions apply the stream to a PostgreSQL target side by side, 1 to 32; each needs a connection and a replication origin there. With more than one, batches of 256 changes and more are spread by key: every change still arrives exactly once, but until the batch is through a reader may see a part of it, so the target is one state of the source only between batches, at a stop and at --until. For targets with cores to spare; not for lakes, and not with target.triggers = as-is.",
+    },
+    Key {
         path: "stream.ddl",
         kind: Kind::Choice(DDL),
         default: Some("additive"),
@@ -370,7 +378,6 @@ pub const KEYS: &[Key] = &[
 
 /// Keys and sections of the design that come with a later version: refused, but not as a misspelling.
 pub const LATER: &[&str] = &[
-    "stream.lanes",
     "verify",
     "verify.redact",
     "verify.allow",

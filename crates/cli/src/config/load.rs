@@ -108,6 +108,7 @@ impl Resolver<'_> {
         let snapshot = self.snapshot(raw.snapshot)?;
         let parquet = self.parquet(raw.parquet)?;
         let stream = self.stream(raw.stream)?;
+        self.refuse_lanes(stream.lanes, target.as_ref())?;
         let limits = self.limits(raw.limits)?;
         let slot = source.as_ref().and_then(|source| source.slot.as_ref());
         if slot.is_some() && limits.on_full == OnFull::DropSlot {
@@ -372,6 +373,7 @@ impl Resolver<'_> {
             Duration::from_millis(1)..=Duration::from_secs(60),
         )?;
         let batch_bytes = self.bytes("stream.batch_bytes", raw.batch_bytes, 64 << 10..=1 << 30)?;
+        let lanes = self.lanes(raw.lanes)?;
         let ddl = self.choice("stream.ddl", raw.ddl, |word| match word {
             "additive" => Some(Ddl::Additive),
             "stop-table" => Some(Ddl::StopTable),
@@ -385,7 +387,35 @@ impl Resolver<'_> {
             "off" => None,
             text => Some(units::duration(text).map_err(|why| self.wrong(&found, why))?),
         };
-        Ok(Stream { batch_delay, batch_bytes, ddl, catch_up, heartbeat })
+        Ok(Stream { batch_delay, batch_bytes, lanes, ddl, catch_up, heartbeat })
+    }
+
+    fn lanes(&mut self, raw: Option<u32>) -> Result<u32, ConfigError> {
+        let (lanes, origin) = raw.map_or((1, Origin::Default), |lanes| (lanes, Origin::File));
+        self.note("stream.lanes".to_owned(), lanes.to_string(), origin);
+        if (1..=32).contains(&lanes) {
+            return Ok(lanes);
+        }
+        Err(self.wrong_lanes(origin, format!("{lanes} is not between 1 and 32")))
+    }
+
+    /// Lanes are sessions of a PostgreSQL, and a trigger that fires in one sees nothing of the others.
+    fn refuse_lanes(&self, lanes: u32, target: Option<&Target>) -> Result<(), ConfigError> {
+        let Some(target) = target.filter(|_| lanes > 1) else { return Ok(()) };
+        if !matches!(target.url, TargetUrl::Postgres(_)) {
+            let why = "a lake is written in one lane: lanes are sessions of a PostgreSQL target";
+            return Err(self.wrong_lanes(Origin::File, why));
+        }
+        if target.triggers == Triggers::AsIs {
+            let why = "several lanes need target.triggers = \"replica\": a trigger or a foreign key in one lane would not see the rows of another";
+            return Err(self.wrong_lanes(Origin::File, why));
+        }
+        Ok(())
+    }
+
+    fn wrong_lanes(&self, origin: Origin, why: impl Display) -> ConfigError {
+        let found = Found { key: "stream.lanes".to_owned(), text: String::new(), origin };
+        self.wrong(&found, why)
     }
 
     fn listen(&mut self, file: Option<String>) -> Result<Option<SocketAddr>, ConfigError> {

@@ -144,6 +144,8 @@ pub struct Stream {
     pub batch_delay: Duration,
     /// Size at which a commit is large enough.
     pub batch_bytes: u64,
+    /// How many sessions apply.
+    pub lanes: u32,
     /// What happens to changed definitions.
     pub ddl: Ddl,
     /// Whether a long backlog is read in rounds.

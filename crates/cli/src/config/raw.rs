@@ -133,6 +133,8 @@ pub struct RawStream {
     pub batch_delay: Option<String>,
     /// `batch_bytes`
     pub batch_bytes: Option<String>,
+    /// `lanes`
+    pub lanes: Option<u32>,
     /// `ddl`
     pub ddl: Option<String>,
     /// `catch_up`

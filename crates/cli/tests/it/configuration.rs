@@ -82,7 +82,6 @@ fn a_misspelt_key_is_named_with_its_place_and_the_one_that_was_meant() {
 #[test]
 fn a_key_of_a_later_version_is_no_misspelling() {
     for (more, key) in [
-        ("[stream]\nlanes = 2\n", "stream.lanes"),
         ("[verify]\nredact = \"keys\"\n", "[verify]"),
         ("[[wave]]\nname = \"pilot\"\n", "[wave]"),
         ("[cutover]\n", "[cutover]"),
@@ -145,6 +144,30 @@ fn a_slot_of_somebody_else_excludes_what_is_about_one_of_ours() {
         let place = Place::new().file("tidemark.toml", &text);
         assert_says(&place.run(&["config", "check"]).usage(), &[key, "source.slot"]);
     }
+}
+
+#[test]
+fn lanes_are_for_postgresql_targets_whose_triggers_do_not_fire() {
+    let check = |target: &str, more: &str| {
+        let ends = ENDS.replace("url = \"postgres://load@db2/shop\"", target);
+        Place::new().file("tidemark.toml", &format!("{ends}{more}"))
+    };
+    let target = "url = \"postgres://load@db2/shop\"";
+    let shown = check(target, "[stream]\nlanes = 32\n").run(&["config", "check"]).ok();
+    assert_says(&shown, &["stream.lanes = 32", "# file"]);
+    for lanes in ["0", "33"] {
+        let text = check(target, &format!("[stream]\nlanes = {lanes}\n"));
+        let parts = [":6:9", "stream.lanes", "is not between 1 and 32"];
+        assert_says(&text.run(&["config", "check"]).usage(), &parts);
+    }
+    let lanes = "[stream]\nlanes = 2\n";
+    let text = check("url = \"file:///lake\"", lanes).run(&["config", "check"]).usage();
+    assert_says(&text, &["stream.lanes", "a lake is written in one lane"]);
+    let fires = format!("{target}\ntriggers = \"as-is\"");
+    let text = check(&fires, lanes).run(&["config", "check"]).usage();
+    assert_says(&text, &["stream.lanes", "target.triggers = \"replica\""]);
+    // One lane is what everybody has.
+    check("url = \"file:///lake\"", "[stream]\nlanes = 1\n").run(&["config", "check"]).ok();
 }
 
 #[test]
