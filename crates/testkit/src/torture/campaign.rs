@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::plan::Profile;
+use super::plan::{Plan, Profile};
 use super::report::{Outcome, table};
 use super::run::{Subject, Trial, binary, run};
 use crate::Version;
 
 /// The planted defects, as `TIDEMARK_PLANT` names them in a build with `--features planted-bugs`.
-const PLANTS: [&str; 10] = [
+const PLANTS: [&str; 12] = [
     "skip-by-begin-lsn",
     "acknowledge-early",
     "drop-unchanged",
@@ -27,12 +27,16 @@ const PLANTS: [&str; 10] = [
     "dup-on-reconnect",
     "half-transaction",
     "last-of-stream-lost",
+    "first-lane-first",
+    "forget-lanes",
 ];
+/// Those that are about several lanes; the others are looked for in one, where the target is judged at any moment.
+const OF_LANES: [&str; 2] = ["first-lane-first", "forget-lanes"];
 
 const USAGE: &str = "\
 usage: torture [--seeds N] [--minutes M] [--first-seed S] [--jobs J] [--pg MAJOR] [--seconds FROM-TO]
                [--target postgres|lake] [--subject tidemark|subscription] [--binary PATH] [--profile mixed|kills|network|servers|instances|calm]
-               [--plant NAME] [--planted] [--seeds-per-plant K] [--only NAME,NAME] [--keep DIR] [--keep-data]";
+               [--lanes N] [--plant NAME] [--planted] [--seeds-per-plant K] [--only NAME,NAME] [--keep DIR] [--keep-data]";
 
 /// What a campaign runs.
 #[derive(Debug, Clone)]
@@ -53,6 +57,8 @@ pub struct Options {
     pub subject: Subject,
     /// In place of the seeds' own.
     pub profile: Option<Profile>,
+    /// In place of the seeds' own.
+    pub lanes: Option<u32>,
     /// Each planted defect in turn, with at most so many seeds.
     pub planted: Option<u64>,
     /// Only these defects; all when empty.
@@ -74,6 +80,7 @@ impl Default for Options {
             seconds: (20, 60),
             subject: Subject::Tidemark { binary: binary(None), plant: None },
             profile: None,
+            lanes: None,
             planted: None,
             only: Vec::new(),
             keep: std::env::temp_dir().join("tidemark-torture-failures"),
@@ -109,6 +116,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Options> {
             "--only" => options.only = value()?.split(',').map(str::to_owned).collect(),
             "--keep" => options.keep = PathBuf::from(value()?),
             "--keep-data" => options.keep_data = true,
+            "--lanes" => options.lanes = Some(u32::try_from(number(&value()?)?.clamp(1, 32))?),
             "--profile" => options.profile = Some(profile(&value()?)?),
             "--subject" => {
                 is_yardstick = match value()?.as_str() {
@@ -204,6 +212,7 @@ impl Campaign {
             version: self.options.version,
             seconds: self.options.seconds,
             profile: self.options.profile,
+            lanes: self.options.lanes.unwrap_or(Plan::lanes(seed)),
             keep: Some((self.options.keep.clone(), self.options.keep_data)),
             ..Trial::new(seed, self.options.subject.clone())
         }
@@ -248,10 +257,11 @@ impl Campaign {
             bail!("defects are planted in tidemark only");
         };
         let with = |seed, plant: Option<&str>| {
+            let lanes = if plant.is_some_and(|name| OF_LANES.contains(&name)) { 3 } else { 1 };
             let plant = plant.map(str::to_owned);
             let subject = Subject::Tidemark { binary: binary.clone(), plant };
             // The servers' data says no more than the next run would.
-            Trial { subject, keep: None, ..self.trial(seed) }
+            Trial { subject, lanes, keep: None, ..self.trial(seed) }
         };
         let mut rows = vec![
             "| planted defect | caught by | at seed | runs | seconds |\n|---|---|---|---|---|\n"

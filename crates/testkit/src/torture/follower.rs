@@ -84,6 +84,8 @@ pub(super) struct Tidemark {
     runs: u32,
     /// The root, where the target is a lake.
     lake: Option<PathBuf>,
+    /// How many lanes apply.
+    lanes: u32,
 }
 
 impl Tidemark {
@@ -92,8 +94,11 @@ impl Tidemark {
         environment: Vec<(String, String)>,
         directory: &Path,
         urls: (&str, &str),
-        lake: Option<PathBuf>,
-    ) -> Self {
+        (lake, lanes): (Option<PathBuf>, u32),
+    ) -> Result<Self> {
+        // Read by every run: it is the working directory.
+        let file = format!("[stream]\nlanes = {lanes}\n");
+        fs::write(directory.join("tidemark.toml"), file).context("write the follower's file")?;
         let pair = |name: &str, value: &str| [name.to_owned(), value.to_owned()];
         let arguments = [
             pair("--source", urls.0),
@@ -101,7 +106,7 @@ impl Tidemark {
             pair("--job", JOB),
             pair("--progress", "none"),
         ];
-        Self {
+        Ok(Self {
             binary: binary.to_owned(),
             arguments: arguments.concat(),
             environment,
@@ -109,7 +114,8 @@ impl Tidemark {
             child: None,
             runs: 0,
             lake,
-        }
+            lanes,
+        })
     }
 
     pub(super) fn state_dir(directory: &Path) -> PathBuf {
@@ -224,6 +230,7 @@ impl Follower for Tidemark {
             position: format!("SELECT end_lsn {row}"),
             slots: "tidemark\\_%".to_owned(),
             lake: self.lake.clone(),
+            is_one_state: self.lanes == 1,
         }
     }
 
@@ -334,6 +341,7 @@ impl Follower for Subscription {
             position: "SELECT max(remote_lsn) FROM pg_replication_origin_status".to_owned(),
             slots: "tidemark\\_%".to_owned(),
             lake: None,
+            is_one_state: true,
         }
     }
 

@@ -176,6 +176,14 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// How many lanes the follower of a seed has: one in three of four seeds, else two to four.
+    pub fn lanes(seed: u64) -> u32 {
+        match seed % 4 {
+            3 => 2 + u32::try_from(seed / 4 % 3).unwrap_or(0),
+            _ => 1,
+        }
+    }
+
     /// The plan of a seed.
     pub fn of(seed: u64, profile: Profile, seconds: (u64, u64)) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
@@ -296,6 +304,12 @@ mod tests {
         let plans = (0..20).map(|seed| Plan::of(seed, Profile::Mixed, (20, 60)));
         let kinds: BTreeSet<_> = plans.flat_map(|plan| plan.late).map(|p| p.fault.kind()).collect();
         assert_eq!(kinds.len(), 20, "{kinds:?}");
+    }
+
+    #[test]
+    fn some_seeds_have_two_to_four_lanes() {
+        let lanes: BTreeSet<_> = (0..12).map(Plan::lanes).collect();
+        assert_eq!(lanes, BTreeSet::from([1, 2, 3, 4]));
     }
 
     #[test]

@@ -29,6 +29,8 @@ const STOPS_WITHIN: Duration = Duration::from_secs(60);
 const COMES_BACK_WITHIN: Duration = Duration::from_secs(15);
 /// Of a busy job after a kill: the old sessions live on for a while.
 const HELD_MAX: u32 = 30;
+/// How rare swaps are where there are lanes to be seen.
+const SWAPS_IN_LANES: u32 = 1_000;
 const RESTARTS_MAX: u32 = 400;
 /// By how many bytes of WAL the follower may be behind before the storm slows down.
 const BEHIND_MAX: u64 = 24 << 20;
@@ -79,6 +81,8 @@ pub struct Trial {
     pub seconds: (u64, u64),
     /// In place of the seed's.
     pub profile: Option<Profile>,
+    /// How many lanes apply to a PostgreSQL target.
+    pub lanes: u32,
     /// Where a bad run is kept, and whether with the servers' data.
     pub keep: Option<(PathBuf, bool)>,
     /// To show that the rig sees it.
@@ -97,6 +101,7 @@ impl Trial {
             version: Version::from_env(),
             seconds: (20, 60),
             profile: None,
+            lanes: Plan::lanes(seed),
             keep: None,
             sabotage: Sabotage::None,
             patience: Duration::from_secs(120),
@@ -128,7 +133,8 @@ pub fn run(trial: &Trial) -> Result<Outcome> {
         &StormOptions {
             seed: trial.seed,
             rows_max: plan.rows_max,
-            swaps_one_in: plan.swaps_one_in,
+            // A batch with a swap is one lane's.
+            swaps_one_in: if trial.lanes > 1 { SWAPS_IN_LANES } else { plan.swaps_one_in },
             ..StormOptions::default()
         },
     )?;
@@ -176,7 +182,9 @@ fn subject(trial: &Trial, rig: &Rig) -> Result<Box<dyn Follower>> {
                 None => rig.url(Side::Target),
             };
             let urls = (rig.url(Side::Source), target);
-            let follower = Tidemark::new(binary, environment, rig.path(), (&urls.0, &urls.1), lake);
+            let lanes = if lake.is_some() { 1 } else { trial.lanes };
+            let urls = (urls.0.as_str(), urls.1.as_str());
+            let follower = Tidemark::new(binary, environment, rig.path(), urls, (lake, lanes))?;
             Ok(Box::new(follower))
         }
     }

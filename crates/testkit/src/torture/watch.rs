@@ -75,6 +75,8 @@ pub(super) struct Questions {
     pub(super) slots: String,
     /// The root of a lake, which has no promises to be judged while it is written to.
     pub(super) lake: Option<PathBuf>,
+    /// Whether the target is a state that the source had at any moment; in several lanes it is so at rest only.
+    pub(super) is_one_state: bool,
 }
 
 /// The threads that watch; they end when this is dropped.
@@ -212,12 +214,13 @@ fn watch_target(shared: &Shared, mut view: View, questions: &Questions) {
             shared.seen().position = 0;
         }
         let follows = shared.seen().follows;
-        let Some(answer) = view.ask(if follows { &both } else { &position }) else { continue };
+        let judges = follows && questions.is_one_state;
+        let Some(answer) = view.ask(if judges { &both } else { &position }) else { continue };
         if shared.target_crashes.load(Ordering::SeqCst) != crashes {
             continue;
         }
         note(shared, &answer);
-        if !follows {
+        if !judges {
             continue;
         }
         let mut broken = match storm::glance(&answer["glance"], &mut watched) {
