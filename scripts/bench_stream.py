@@ -5,6 +5,7 @@ machine. The backlog is made once; source and targets are then stopped and kept,
 them, so that each contender meets the same WAL, the same tables and the same slots.
 
     drain     a backlog of pgbench transactions (3 updates and an insert each) into PostgreSQL
+    lanes     the same backlog with 1, 2 and 4 lanes (stream.lanes); contents are compared after each run
     big       one transaction of very many inserted rows into PostgreSQL, under limits.memory = 256MiB
     lake      the pgbench backlog into change files; and, where it can be had, to nothing by Debezium's embedded engine
     latency   from the commit on the source to a reader of the target, at 500 transactions a second
@@ -30,7 +31,7 @@ from bench import BIN, ROUNDS, Part, Server, free_port, measure, run, say, unpri
 TRANSACTIONS = int(os.environ.get("TIDEMARK_BENCH_TRANSACTIONS", "200000"))
 BIG_ROWS = int(os.environ.get("TIDEMARK_BENCH_BIG_ROWS", "5000000"))
 LATENCY_SECONDS = int(os.environ.get("TIDEMARK_BENCH_LATENCY_SECONDS", "20"))
-COUNT = {"drain": "SELECT count(*) FROM pgbench_history", "big": "SELECT count(*) FROM big"}
+COUNT = {"drain": "SELECT count(*) FROM pgbench_history", "lanes": "SELECT count(*), (SELECT sum(abalance::int8 * aid) FROM pgbench_accounts) FROM pgbench_history", "big": "SELECT count(*) FROM big"}
 
 
 class Scene:
@@ -146,6 +147,16 @@ class StreamBench:
         contenders = {"subscription": lambda: self.native(scene), "tidemark": lambda: self.ours(scene)}
         title = f"backlog of {TRANSACTIONS:,} pgbench transactions ({4 * TRANSACTIONS:,} changes) -> PostgreSQL"
         return self.finish(scene, Part("drain", title, "subscription", contenders).run())
+
+    def lanes(self):
+        scene = self.scene("lanes", pgbench_tables, pgbench_backlog, ["tidemark"])
+
+        def drain(lanes):
+            return lambda: self.ours(scene, f"[stream]\nlanes = {lanes}\n")
+
+        contenders = {"1 lane": drain(1), "2 lanes": drain(2), "4 lanes": drain(4)}
+        title = f"backlog of {TRANSACTIONS:,} pgbench transactions ({4 * TRANSACTIONS:,} changes) -> PostgreSQL, by lanes"
+        return self.finish(scene, Part("lanes", title, "1 lane", contenders).run())
 
     def big(self):
         def tables(source):
@@ -293,7 +304,7 @@ def pgbench_backlog(source):
 
 
 def main():
-    names = ["drain", "big", "lake", "latency", "overload"]
+    names = ["drain", "lanes", "big", "lake", "latency", "overload"]
     wanted = sys.argv[1:] or names
     if not set(wanted) <= set(names):
         sys.exit(f"parts are: {' '.join(names)}")
