@@ -426,3 +426,35 @@ impl Dictionary {
             + self.page.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(value: &str) -> u64 {
+        let span = Span { start: 0, len: value.len() as u32 };
+        let tail = value.as_bytes().get(HEAD..).unwrap_or_default();
+        Key::of(value.as_bytes(), span).hash(tail) >> (u64::BITS - PLACES.trailing_zeros())
+    }
+
+    #[test]
+    fn values_of_one_beginning_that_meet_in_one_place_are_told_apart() {
+        let short = "a".repeat(HEAD);
+        let meets = |long: &String| place(long) == place(&short);
+        let mut longer = (0..10_000).map(|number| format!("{short}{number:04}")).filter(meets);
+        let values = [longer.next().unwrap(), longer.next().unwrap(), short.clone()];
+        let data = values.concat();
+        let mut at = 0;
+        let spans = values.each_ref().map(|value| {
+            at += value.len() as u32;
+            Span { start: at - value.len() as u32, len: value.len() as u32 }
+        });
+        for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+            let mut dictionary = Dictionary::default();
+            let mut indices = Vec::new();
+            let spans = [order, order].concat().into_iter().map(|number| spans[number]);
+            dictionary.intern(data.as_bytes(), &spans.collect::<Vec<_>>(), &mut indices);
+            assert_eq!(indices, [0, 1, 2, 0, 1, 2], "{order:?}");
+        }
+    }
+}
