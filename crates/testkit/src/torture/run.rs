@@ -29,13 +29,11 @@ const STOPS_WITHIN: Duration = Duration::from_secs(60);
 const COMES_BACK_WITHIN: Duration = Duration::from_secs(15);
 /// Of a busy job after a kill: the old sessions live on for a while.
 const HELD_MAX: u32 = 30;
+const RESTARTS_MAX: u32 = 400;
 /// How rare swaps are where there are lanes to be seen.
 const SWAPS_IN_LANES: u32 = 1_000;
-const RESTARTS_MAX: u32 = 400;
 /// By how many bytes of WAL the follower may be behind before the storm slows down.
 const BEHIND_MAX: u64 = 24 << 20;
-/// Reads a lake into statements.
-
 /// Who follows.
 #[derive(Debug, Clone)]
 pub enum Subject {
