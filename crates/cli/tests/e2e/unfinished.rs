@@ -328,6 +328,66 @@ fn tables_that_were_there_keep_their_rows_and_lose_ours() {
 }
 
 #[test]
+fn keys_of_tables_that_were_there_do_not_stop_a_job_whose_tables_are_of_two_moments() {
+    let pair = Pair::new("parents");
+    pair.source
+        .psql("CREATE TABLE keeper (id integer PRIMARY KEY); INSERT INTO keeper SELECT generate_series(1, 20); ALTER TABLE pet ADD kept integer REFERENCES keeper")
+        .unwrap();
+    pair.job().run(&["sync", "--snapshot-only"]).expect(0);
+    pair.target.psql("TRUNCATE region, nation, supplier, customer, part, partsupp, orders, lineitem, keyless, pet, keeper").unwrap();
+    let exists = |columns: &str| {
+        format!(
+            "schema = \"exists\"\n[snapshot]\nreaders = 4\nchunk_bytes = \"1600KiB\"\n[select]\ninclude = [\"public.*\"]\n{columns}"
+        )
+    };
+    let job = Job::new("keyed", &pair.source.url(), &pair.target.url()).configured(&exists(""));
+    let mut blocker = Blocker::start(&pair.target, "LOCK TABLE pet IN SHARE MODE");
+    let mut running = job.start(&["sync"]);
+    let others = tables(&pair) - 1;
+    assert!(reached(&mut running, || whole(&pair) == others), "{}", running.stderr());
+    kill(running);
+    blocker.end();
+    // The parent is whole without it, and the child is copied with it.
+    pair.source
+        .psql("INSERT INTO keeper VALUES (21); UPDATE pet SET kept = 21 WHERE id % 5 = 0")
+        .unwrap();
+    let ran = job.run(&["sync", "--until", "now"]).expect(0).says(&["are whole and stay, 1 join"]);
+    say(&ran.stderr);
+    pair.assert_equal();
+    pair.target
+        .psql("SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname LIKE 'tidemark_keyed@%'")
+        .unwrap();
+}
+
+#[test]
+fn a_table_of_which_other_columns_are_chosen_now_is_not_taken_for_whole() {
+    let pair = Pair::new("columns");
+    pair.source.psql("ALTER TABLE customer ALTER c_comment DROP NOT NULL").unwrap();
+    let config = |columns: &str| {
+        format!(
+            "[snapshot]\nreaders = 4\nchunk_bytes = \"1600KiB\"\n[[table]]\nname = \"public.customer\"\ncolumns = [{columns}]\n"
+        )
+    };
+    let few = "\"c_custkey\", \"c_name\", \"c_address\", \"c_nationkey\", \"c_phone\", \"c_acctbal\", \"c_mktsegment\"";
+    let job = pair.job().configured(&config(few));
+    let mut running = job.start(&["sync"]);
+    let begun = reached(&mut running, || chunks_of(&pair, "columns", "lineitem") >= 1);
+    assert!(begun, "{}", running.stderr());
+    let mut blocker = Blocker::start(&pair.target, "LOCK TABLE lineitem");
+    let others = tables(&pair) - 1;
+    assert!(reached(&mut running, || whole(&pair) == others), "{}", running.stderr());
+    kill(running);
+    blocker.end();
+    // A mistake in the file is said, and costs nothing of what is there.
+    let job = job.configured(&config(few).replace("public.customer", "public.costumer"));
+    job.run(&["sync", "--until", "now"]).expect(2).says(&["costumer"]);
+    let job = job.configured(&config(&format!("{few}, \"c_comment\"")));
+    let ran = job.run(&["sync", "--until", "now"]).expect(0).says(&["begins anew"]);
+    say(&ran.stderr);
+    pair.assert_equal();
+}
+
+#[test]
 fn snapshots_that_die_again_and_again_under_load_lose_nothing_and_double_nothing() {
     let seed = 0x7265_7375;
     say(&format!("seed {seed}"));

@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::Run;
-use crate::job::Target;
+use crate::job::{TableOptions, Target};
 use crate::{Error, Kind, Result};
 
 /// What libpq says when a connection cannot be made or was lost; `pg_dump`'s exit code is the same for everything.
@@ -95,6 +95,26 @@ impl Run<'_> {
         error.lost_snapshot = is_lost;
         error
     }
+}
+
+/// What a snapshot copies its rows into and which columns it takes: what is whole stays whole only where this stays. None
+/// where the archive's definitions were not summed.
+pub(super) fn definitions(archive: Option<&Archive>, options: &[TableOptions]) -> Option<String> {
+    let mut sum = Xxh3::new();
+    if let Some(archive) = archive {
+        sum.update(archive.digest.as_ref()?.as_bytes());
+    }
+    let mut chosen: Vec<_> = options
+        .iter()
+        .filter_map(|table| Some((table.name.to_string(), table.columns.as_ref()?)))
+        .collect();
+    chosen.sort();
+    for (table, columns) in chosen {
+        let mut columns = columns.clone();
+        columns.sort();
+        sum.update(format!("{table} {columns:?}\n").as_bytes());
+    }
+    Some(format!("{:032x}", sum.digest128()))
 }
 
 /// What the archive's definitions come to: of the statements that it would be restored with, without comments, which carry

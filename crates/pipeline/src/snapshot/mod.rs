@@ -260,7 +260,7 @@ impl Run<'_> {
             tables: Arc::new(plans),
             schema: Arc::new(objects),
             schema_archive: archive.as_ref().map(|archive| archive.path.clone()),
-            schema_digest: archive.as_ref().and_then(|archive| archive.digest.clone()),
+            schema_digest: archive::definitions(archive.as_ref(), &self.job.tables),
             excluded: Arc::new(excluded),
             continues: self.continuation.is_some(),
             joins,

@@ -46,7 +46,8 @@ impl Sync<'_> {
         stored.timeline = Some(timeline);
         let mut resumable = match resume::look(self.job, &stored, self.ledger).await {
             Ok(resumable) => resumable,
-            Err(error) if is_final(&error) => {
+            // What is dropped when it begins anew would be another server's.
+            Err(error) if is_final(&error) && self.is_same_source(&stored).await? => {
                 tracing::warn!(because = %error, "a snapshot was left unfinished and cannot be gone on with; it begins anew");
                 return Ok(None);
             }
@@ -63,6 +64,13 @@ impl Sync<'_> {
         );
         resumable.completes = Some(self.left_in_ledger(whole).await?);
         Ok(Some(resumable))
+    }
+
+    /// Whether the source is the one that the snapshot was begun on.
+    async fn is_same_source(&self, stored: &Stored) -> Result<bool> {
+        let identity = identify(&self.job.source).await?;
+        Ok(identity.system_identifier.to_string() == stored.system_identifier
+            && identity.database == stored.database)
     }
 
     /// Notes that the slot's stream and the target's run belong together; only a target whose tables can join goes on.
@@ -130,7 +138,7 @@ pub(crate) fn made_run(journal: &[tidemark_ledger::JournalEntry]) -> Option<&str
     (last.detail["state"] == MADE).then(|| last.detail["run"].as_str()).flatten()
 }
 
-/// Whether the same look would find the same again.
+/// Whether the same look would find the same again, with the same configuration.
 fn is_final(error: &Error) -> bool {
-    matches!(error.kind, Kind::SourceCannotContinue | Kind::Usage | Kind::Preflight)
+    error.kind == Kind::SourceCannotContinue
 }

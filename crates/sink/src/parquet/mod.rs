@@ -354,6 +354,10 @@ impl Sink for ParquetSink {
 
     async fn prepare(&self, start: &SnapshotStart) -> Result<()> {
         let tables = self.tables_of(start)?;
+        if start.continues {
+            // Before anything is copied that could not be followed then.
+            stream::refuse_unfollowable(&start.tables)?;
+        }
         if let Some(join) = &start.joins {
             return self.begin_join(start, join, tables).await;
         }

@@ -308,21 +308,11 @@ GROUP BY k.oid, k.conname, k.confrelid";
 /// What `session_replication_role = replica` does not enforce in tables that have their keys already: deferrable unique
 /// keys and foreign keys, each checked by one query.
 pub(super) async fn keys_hold(client: &Client, tables: &[TablePlan]) -> Result<()> {
+    keys_are_unique(client, tables).await?;
     for plan in tables {
         let name = &plan.relation.name;
-        let attempt = |cause| {
-            server_error("check the keys that were not enforced while loading", Some(name), cause)
-        };
         let qualified = name.to_string();
-        for row in client.query(DEFERRABLE_KEYS, &[&qualified]).await.map_err(attempt)? {
-            let (key, columns, not_null): (String, String, String) =
-                (row.get(0), row.get(1), row.get(2));
-            let query = format!(
-                "SELECT EXISTS (SELECT FROM ONLY {name} WHERE {not_null} GROUP BY {columns} HAVING count(*) > 1)"
-            );
-            refuse_if(client, &query, name, &key, "has duplicates").await?;
-        }
-        for row in client.query(FOREIGN_KEYS, &[&qualified]).await.map_err(attempt)? {
+        for row in client.query(FOREIGN_KEYS, &[&qualified]).await.map_err(unasked(name))? {
             let (key, target): (String, String) = (row.get(0), row.get(1));
             let (on, not_null): (String, String) = (row.get(2), row.get(3));
             let query = format!(
@@ -334,6 +324,29 @@ pub(super) async fn keys_hold(client: &Client, tables: &[TablePlan]) -> Result<(
     Ok(())
 }
 
+/// The part of [`keys_hold`] that looks at each table by itself.
+pub(super) async fn keys_are_unique(client: &Client, tables: &[TablePlan]) -> Result<()> {
+    for plan in tables {
+        let name = &plan.relation.name;
+        let qualified = name.to_string();
+        for row in client.query(DEFERRABLE_KEYS, &[&qualified]).await.map_err(unasked(name))? {
+            let (key, columns, not_null): (String, String, String) =
+                (row.get(0), row.get(1), row.get(2));
+            let query = format!(
+                "SELECT EXISTS (SELECT FROM ONLY {name} WHERE {not_null} GROUP BY {columns} HAVING count(*) > 1)"
+            );
+            refuse_if(client, &query, name, &key, "has duplicates").await?;
+        }
+    }
+    Ok(())
+}
+
+fn unasked(table: &RelationName) -> impl Fn(tidemark_wire::tokio_postgres::Error) -> Error {
+    move |cause| {
+        server_error("check the keys that were not enforced while loading", Some(table), cause)
+    }
+}
+
 async fn refuse_if(
     client: &Client,
     query: &str,
@@ -341,9 +354,7 @@ async fn refuse_if(
     key: &str,
     what: &str,
 ) -> Result<()> {
-    let row = client.query_one(query, &[]).await.map_err(|cause| {
-        server_error("check the keys that were not enforced while loading", Some(table), cause)
-    })?;
+    let row = client.query_one(query, &[]).await.map_err(unasked(table))?;
     if !row.get::<_, bool>(0) {
         return Ok(());
     }

@@ -476,6 +476,18 @@ impl Control {
         Ok(())
     }
 
+    /// Writes what the tables that were there are filled from.
+    pub(super) async fn set_schema_digest(&self, digest: Option<&str>) -> Result<()> {
+        self.client
+            .execute(
+                "UPDATE tidemark.progress SET schema_digest = $3 WHERE job = $1 AND run = $2",
+                &[&self.job, &self.run, &digest],
+            )
+            .await
+            .map_err(|cause| server_error("write what is copied of the tables", None, cause))?;
+        Ok(())
+    }
+
     /// Compares the markers with what the run believes: commits that a crash of the target took back show here.
     pub(super) async fn expect_markers(&self, summary: &SnapshotSummary) -> Result<()> {
         let row = self

@@ -181,8 +181,8 @@ pub(super) async fn begin(
     }
     super::check::matching_or_refuse(client, &joining).await?;
     to_make.extend(making.iter().map(|plan| plan.relation.oid));
-    note(client, start, &making, "making").await?;
-    note(client, start, &joining, "joining").await?;
+    note(client, start, &making, Some("making")).await?;
+    note(client, start, &joining, Some("joining")).await?;
     for plan in making.iter().filter(|plan| there.contains(&plan.relation.name)) {
         let name = &plan.relation.name;
         let dropped = client.batch_execute(&format!("DROP TABLE {name} CASCADE")).await;
@@ -269,11 +269,12 @@ pub(super) async fn refuse_rows(client: &Client, name: &RelationName) -> Result<
         )))
 }
 
+/// Writes what becomes of tables that are copied anew; no state where other rows than ours may be in them.
 pub(super) async fn note(
     client: &Client,
     start: &SnapshotStart,
     plans: &[TablePlan],
-    state: &str,
+    state: Option<&str>,
 ) -> Result<()> {
     let (schemas, names, oids) = columns(plans);
     client

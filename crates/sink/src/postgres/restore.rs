@@ -347,7 +347,11 @@ fn made_later(start: &SnapshotStart) -> HashSet<Oid> {
         return HashSet::new();
     }
     let keys = start.schema.foreign_keys.iter().filter(|key| key.on_partitioned);
-    keys.map(|key| key.oid).collect()
+    keys.inspect(|key| {
+        tracing::warn!(key = %key.name, table = %key.table, "a foreign key of a partitioned table is made later; a comment on it is not copied");
+    })
+    .map(|key| key.oid)
+    .collect()
 }
 
 /// Indexes of partitioned tables that a process has made which died in its last part: to drop one would be to drop those of

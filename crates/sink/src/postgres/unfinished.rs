@@ -26,13 +26,16 @@ use tidemark_model::{JoinPoint, Oid, RelationName, TablePlan};
 use tidemark_wire::Client;
 use tidemark_wire::tokio_postgres;
 
-use super::build::{add_foreign_key, is_there_already, validate_foreign_key};
+use super::build::{add_foreign_key, validate_foreign_key};
 use super::control::{Control, held};
 use super::join::{columns, empty, note, present, refuse_rows};
 use super::load::Owner;
 use super::session::{may_replicate, server_error};
 use super::{PostgresOptions, SchemaMode};
 use crate::{Disposition, Error, Join, NotEmpty, Result, SnapshotStart};
+
+/// How a materialized view is filled.
+const REFRESH: &str = "REFRESH MATERIALIZED VIEW ";
 
 /// Writes that tables are whole.
 pub(super) struct Mark {
@@ -96,17 +99,20 @@ pub(super) async fn begin(
         return Err(unfit("a table is not on the target any more").on(missing));
     }
     super::check::matching_or_refuse(client, &start.tables).await?;
+    refuse_unlogged(client, whole).await?;
     match begun.mode {
         SchemaMode::Create => {
             own_the_rest(client, &start.job).await?;
-            note(client, start, &start.tables, "joining").await?;
+            note(client, start, &start.tables, Some("joining")).await?;
             drop_keys(client, start).await?;
             empty(client, &start.tables).await?;
         }
         SchemaMode::Exists => {
             let kept: HashSet<_> = whole.iter().map(|plan| &plan.relation.name).collect();
+            // What is emptied is not whole any more, and other rows than ours may stay in it: before one of them goes.
+            forget_others(client, &start.job, whole).await?;
             control.delete_own_rows(&kept).await?;
-            note(client, start, &start.tables, "joining").await?;
+            note(client, start, &start.tables, None).await?;
             if options.not_empty == NotEmpty::Refuse {
                 for plan in start.tables.iter() {
                     refuse_rows(client, &plan.relation.name).await?;
@@ -135,15 +141,20 @@ async fn claim(
         .map_err(|cause| server_error("take the job's record on the target over", None, cause))?;
     let row = row.ok_or_else(|| unfit("the target's record is another run's by now"))?;
     let owner = Owner { run: join.run.clone(), epoch: row.get(0) };
+    let digest: Option<&str> = row.get(3);
     if row.get::<_, &str>(1) == "exists" {
+        if digest != start.schema_digest.as_deref() {
+            return Err(unfit("other columns are chosen than when it was begun"));
+        }
         return Ok(Begun { mode: SchemaMode::Exists, owner });
     }
-    let digest: Option<&str> = row.get(3);
     if wanted == SchemaMode::Exists || row.get::<_, &str>(2) != "made" {
         return Err(unfit("its tables were to be made by it, and are not"));
     }
     if digest.is_none() || digest != start.schema_digest.as_deref() {
-        return Err(unfit("definitions on the source have changed since it was begun"));
+        return Err(unfit(
+            "definitions on the source have changed since it was begun, or which columns are chosen",
+        ));
     }
     Ok(Begun { mode: SchemaMode::Create, owner })
 }
@@ -154,6 +165,41 @@ async fn own_the_rest(client: &Client, job: &str) -> Result<()> {
         .execute(
             "UPDATE tidemark.relation SET state = 'joining' WHERE job = $1 AND state IS NULL",
             &[&job],
+        )
+        .await
+        .map_err(|cause| server_error("note which tables are not whole", None, cause))?;
+    Ok(())
+}
+
+/// A crash of the target empties an unlogged table and leaves the mark that it is whole.
+async fn refuse_unlogged(client: &Client, whole: &[TablePlan]) -> Result<()> {
+    let (schemas, names, _) = columns(whole);
+    let found = client
+        .query_opt(
+            "SELECT n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             JOIN unnest($1::text[], $2::text[]) AS t(s, n) ON n.nspname = t.s AND c.relname = t.n \
+             WHERE c.relpersistence = 'u' LIMIT 1",
+            &[&schemas, &names],
+        )
+        .await
+        .map_err(|cause| server_error("look whether the target's tables are logged", None, cause))?;
+    match found {
+        Some(row) => {
+            Err(unfit(format!("table {} is unlogged on the target", row.get::<_, &str>(0))))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Tables that were whole or to be emptied and are neither chosen nor kept now.
+async fn forget_others(client: &Client, job: &str, whole: &[TablePlan]) -> Result<()> {
+    let (schemas, names, _) = columns(whole);
+    client
+        .execute(
+            "UPDATE tidemark.relation r SET state = NULL, read_snapshot = NULL, joined_lsn = NULL \
+             WHERE job = $1 AND state IN ('whole', 'joining') AND NOT EXISTS \
+               (SELECT FROM unnest($2::text[], $3::text[]) AS t(s, n) WHERE r.schema_name = t.s AND r.relation_name = t.n)",
+            &[&job, &schemas, &names],
         )
         .await
         .map_err(|cause| server_error("note which tables are not whole", None, cause))?;
@@ -194,7 +240,7 @@ pub(super) fn owed(start: &SnapshotStart) -> Vec<String> {
         }
     });
     let views = start.schema.materialized_views.iter();
-    keys.chain(views.map(|view| format!("REFRESH MATERIALIZED VIEW {view}"))).collect()
+    keys.chain(views.map(|view| format!("{REFRESH}{view}"))).collect()
 }
 
 /// Makes the job follow: from the snapshot's position, with the tables that were whole and those that joined. This commit
@@ -266,9 +312,11 @@ pub(super) async fn settle(client: &Client, job: &str) -> Result<()> {
         client.batch_execute("SET session_replication_role = replica").await.map_err(attempt)?;
     }
     for statement in owed {
-        match client.batch_execute(&statement).await {
+        let is_gone = is_view_gone(client, &statement).await?;
+        match if is_gone { Ok(()) } else { client.batch_execute(&statement).await } {
+            Ok(()) if is_gone => tracing::warn!(statement, "not done: it is not there any more"),
             Ok(()) => tracing::info!(statement, "done, now that all tables are as of one moment"),
-            Err(cause) if is_done(&cause) => {}
+            Err(cause) if is_done(&statement, &cause) => {}
             Err(cause) => {
                 let error = server_error("finish what the snapshot left", None, cause);
                 tracing::warn!(statement, %error, cause = ?error.source, "not done; the next start tries again");
@@ -286,10 +334,28 @@ pub(super) async fn settle(client: &Client, job: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether there is nothing left to do: the key is there, or what it was for is not.
-fn is_done(cause: &tokio_postgres::Error) -> bool {
+/// Whether there is nothing left to do: the key is there, or the one that was to be validated is not, or the view.
+fn is_done(statement: &str, cause: &tokio_postgres::Error) -> bool {
     use tokio_postgres::error::SqlState;
 
-    let gone = [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_OBJECT];
-    is_there_already(cause) || cause.code().is_some_and(|state| gone.contains(state))
+    let state = cause.code();
+    match statement {
+        _ if statement.starts_with("REFRESH") => false,
+        _ if statement.contains(" VALIDATE CONSTRAINT ") => state.is_some_and(|state| {
+            [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_OBJECT].contains(state)
+        }),
+        _ => {
+            state == Some(&SqlState::DUPLICATE_OBJECT) || state == Some(&SqlState::UNDEFINED_TABLE)
+        }
+    }
+}
+
+/// Whether a materialized view that is to be filled is not there any more.
+async fn is_view_gone(client: &Client, statement: &str) -> Result<bool> {
+    let Some(view) = statement.strip_prefix(REFRESH) else { return Ok(false) };
+    let row = client
+        .query_one("SELECT pg_catalog.to_regclass($1) IS NULL", &[&view])
+        .await
+        .map_err(|cause| server_error("look for a materialized view on the target", None, cause))?;
+    Ok(row.get(0))
 }

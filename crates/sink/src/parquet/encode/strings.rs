@@ -33,6 +33,9 @@ const STEPS_MAX: usize = 128;
 /// A page's buffer larger than this is given back after the page.
 const KEPT_BYTES: usize = 2 * PAGE_BYTES;
 
+/// Much more than the crate keeps of a value in the statistics.
+const FRONT_BYTES: usize = 256;
+
 /// Where a value lies.
 #[derive(Clone, Copy)]
 struct Span {
@@ -149,7 +152,8 @@ fn head(data: &[u8], span: Span) -> u64 {
             window
         }
     };
-    let kept = !u64::MAX.unbounded_shr(8 * span.len);
+    // At most 64: the bits of a long value are more than a u32 holds.
+    let kept = !u64::MAX.unbounded_shr(8 * span.len.min(8));
     u64::from_be_bytes(window) & kept
 }
 
@@ -235,40 +239,66 @@ impl Kind for Strings {
             + self.lengths.len() * size_of::<i32>()
             + self.spans.len() * size_of::<Span>()
             + self.dictionary.bytes()
+            + [&self.smallest, &self.largest]
+                .map(|bound| bound.value.as_ref().map_or(0, Vec::len))
+                .iter()
+                .sum::<usize>()
     }
 
     fn statistics(&self, column: &ColumnDescPtr, null_count: u64) -> Result<Statistics> {
-        let bound = |bound: &Bound| bound.value.as_deref().map(ByteArray::from);
-        let bounds = (bound(&self.smallest), bound(&self.largest));
-        let (Some(smallest), Some(largest)) = bounds else {
+        let (Some(smallest), Some(largest)) = (&self.smallest.value, &self.largest.value) else {
             let none = ValueStatistics::new(None, None, None, Some(null_count), false);
             return Ok(Statistics::ByteArray(none));
         };
-        // The crate's own writer says how long values are cut off.
-        let mut out = TrackedWrite::new(Vec::new());
-        let pages = Box::new(SerializedPageWriter::new(&mut out));
-        let properties = WriterProperties::builder().set_dictionary_enabled(false).build();
-        let writer = get_column_writer(column.clone(), properties.into(), pages);
-        let ColumnWriter::ByteArrayColumnWriter(mut writer) = writer else {
-            unreachable!("a column of strings is a column of byte arrays")
-        };
-        let levels = [column.max_def_level(); 2];
-        writer.write_batch(&[smallest, largest], Some(&levels), None)?;
-        let close = writer.close()?;
-        Ok(match close.metadata.statistics() {
-            Some(Statistics::ByteArray(cut)) => Statistics::ByteArray(
-                ValueStatistics::new(
-                    cut.min_opt().cloned(),
-                    cut.max_opt().cloned(),
-                    None,
-                    Some(null_count),
-                    false,
-                )
-                .with_min_is_exact(cut.min_is_exact())
-                .with_max_is_exact(cut.max_is_exact()),
-            ),
-            _ => unreachable!("statistics of byte arrays are on unless they are turned off"),
-        })
+        let cut = |value: &[u8]| ByteArray::from(front(value, self.is_text));
+        let (low, high) = (cut(smallest), cut(largest));
+        let is_cut = high.len() < largest.len();
+        let mut bounds = bounds(column, low.clone(), high)?;
+        if is_cut && bounds.max_is_exact() {
+            // What is left of it has no successor of that length: only the whole value is above all others.
+            bounds = self::bounds(column, low, ByteArray::from(largest.as_slice()))?;
+        }
+        Ok(Statistics::ByteArray(
+            ValueStatistics::new(
+                bounds.min_opt().cloned(),
+                bounds.max_opt().cloned(),
+                None,
+                Some(null_count),
+                false,
+            )
+            .with_min_is_exact(bounds.min_is_exact())
+            .with_max_is_exact(bounds.max_is_exact()),
+        ))
+    }
+}
+
+/// As much of a value as decides how it is cut in the statistics; a character is not cut through.
+fn front(value: &[u8], is_text: bool) -> &[u8] {
+    let mut end = value.len().min(FRONT_BYTES);
+    while is_text && end < value.len() && value[end] & 0xC0 == 0x80 {
+        end -= 1;
+    }
+    &value[..end]
+}
+
+/// The smallest and the largest value as the crate's own writer cuts them.
+fn bounds(
+    column: &ColumnDescPtr,
+    smallest: ByteArray,
+    largest: ByteArray,
+) -> Result<ValueStatistics<ByteArray>> {
+    let mut out = TrackedWrite::new(Vec::new());
+    let pages = Box::new(SerializedPageWriter::new(&mut out));
+    let properties = WriterProperties::builder().set_dictionary_enabled(false).build();
+    let writer = get_column_writer(column.clone(), properties.into(), pages);
+    let ColumnWriter::ByteArrayColumnWriter(mut writer) = writer else {
+        unreachable!("a column of strings is a column of byte arrays")
+    };
+    let levels = [column.max_def_level(); 2];
+    writer.write_batch(&[smallest, largest], Some(&levels), None)?;
+    match writer.close()?.metadata.statistics() {
+        Some(Statistics::ByteArray(cut)) => Ok(cut.clone()),
+        _ => unreachable!("statistics of byte arrays are on unless they are turned off"),
     }
 }
 
@@ -430,6 +460,19 @@ impl Dictionary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_bytes_of_a_value_of_half_a_gigabyte_count() {
+        let data = b"zzzzzzzzzz";
+        for len in [8, 9, 10, (1 << 29) - 1, 1 << 29, (1 << 29) + 3, u32::MAX] {
+            assert_eq!(
+                head(data, Span { start: 0, len }),
+                u64::from_be_bytes(*b"zzzzzzzz"),
+                "{len}"
+            );
+        }
+        assert_eq!(head(data, Span { start: 0, len: 2 }), u64::from_be_bytes(*b"zz\0\0\0\0\0\0"));
+    }
 
     fn place(value: &str) -> u64 {
         let span = Span { start: 0, len: value.len() as u32 };

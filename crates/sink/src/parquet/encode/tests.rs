@@ -215,6 +215,20 @@ fn strings_that_differ_late_or_in_length_only_are_told_apart() {
 }
 
 #[test]
+fn bounds_of_long_values_are_cut_as_the_library_cuts_them() {
+    let values = ["z", "\u{7f}", "\u{10ffff}", "é", "aé"].map(|value| value.repeat(3000));
+    for value in &values {
+        let array: StringArray = [Some("b"), Some(value.as_str()), None].into_iter().collect();
+        compare(&[Arc::new(array) as ArrayRef], true);
+        for (last, len) in [(0xff, 300), (0xff, 64), (0xff, 256), (0x7f, 257)] {
+            let bytes = vec![last; len];
+            let array: BinaryArray = [Some(&b"b"[..]), Some(&bytes)].into_iter().collect();
+            compare(&[Arc::new(array) as ArrayRef], false);
+        }
+    }
+}
+
+#[test]
 fn short_and_long_batches_share_a_dictionary() {
     let values = ["", "\0", "a", "a\0", "abcdefgh", "abcdefg"];
     let short: StringArray = (0..300).map(|row| Some(values[row % 6])).collect();

@@ -49,6 +49,13 @@ pub(super) fn compile(plans: &[TablePlan], commits: &Commits) -> Result<Vec<Arc<
     tables.collect()
 }
 
+/// Refuses tables whose changes have no form in a lake.
+pub(crate) fn refuse_unfollowable(plans: &[TablePlan]) -> Result<()> {
+    plans
+        .iter()
+        .try_for_each(|plan| StreamTable::new(plan.clone(), Vec::new(), Vec::new()).map(drop))
+}
+
 impl StreamTable {
     fn new(plan: TablePlan, to_come: Vec<Column>, defaults: Vec<(String, String)>) -> Result<Self> {
         let name = &plan.relation.name;

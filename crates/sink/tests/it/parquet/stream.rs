@@ -363,8 +363,11 @@ async fn what_would_be_lost_is_refused_and_names_relation_and_column() {
 
     let reserved = orders_with(column(3, "_OP", 23, "int4", true));
     let lake = LocalLake::new();
-    snapshot(&*lake.sink(), "r1", std::slice::from_ref(&reserved)).await;
-    assert!(open(&lake, "r1", &[reserved]).await.is_err());
+    // Before anything is copied, and anything is there.
+    let begun = tidemark_sink::SnapshotStart { continues: true, ..start("r1", &[reserved]) };
+    let error = lake.sink().prepare(&begun).await.unwrap_err();
+    assert!(error.to_string().contains("_OP"), "{error}");
+    assert!(lake.files().is_empty());
 }
 
 fn orders_with(column: tidemark_model::Column) -> TablePlan {
