@@ -39,7 +39,7 @@ CREATE UNLOGGED TABLE scratch (id integer PRIMARY KEY);
 INSERT INTO scratch SELECT generate_series(1, 500);
 ";
 
-/// Fewer chunks of `lineitem` can wait for a lock than there are readers: the other tables go on.
+/// `lineitem` has several chunks.
 const READERS: &str = "[snapshot]\nreaders = 4\nchunk_bytes = \"1600KiB\"\n";
 
 fn count(pair: &Pair, sql: &str) -> u64 {
@@ -65,23 +65,45 @@ fn tables(pair: &Pair) -> u64 {
     pair.source.psql(sql).unwrap().parse().unwrap()
 }
 
-/// A job that was killed in its first snapshot: one table was half there, all others were whole.
+/// Holds one chunk of `lineitem` up before its marker, however the two sides are timed: a lock could come too late.
+const GATE: &str = "
+CREATE SCHEMA gate;
+CREATE FUNCTION gate.waits() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF NEW.chunk = 1 AND NEW.relation_oid = GATED THEN PERFORM pg_advisory_xact_lock_shared(77); END IF;
+  RETURN NEW;
+END $$;
+CREATE FUNCTION gate.closes() RETURNS event_trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF to_regclass('tidemark.chunk') IS NULL THEN RETURN; END IF;
+  IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = 'tidemark.chunk'::regclass) THEN RETURN; END IF;
+  CREATE TRIGGER waits BEFORE INSERT ON tidemark.chunk FOR EACH ROW EXECUTE FUNCTION gate.waits();
+  ALTER TABLE tidemark.chunk ENABLE ALWAYS TRIGGER waits;
+END $$;
+CREATE EVENT TRIGGER closes ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION gate.closes();
+ALTER EVENT TRIGGER closes ENABLE ALWAYS;
+";
+
+/// A job that was killed in its first snapshot: `lineitem` was half there, all others were whole.
 #[track_caller]
-fn dies_in(pair: &Pair, job: &Job, table: &str) -> String {
+fn dies_in_lineitem(pair: &Pair, job: &Job, name: &str) {
+    let oid = pair.source.psql("SELECT 'lineitem'::regclass::oid").unwrap();
+    pair.target.psql(&GATE.replace("GATED", &oid)).unwrap();
+    // Records of an earlier job are there already, and so is their table.
+    pair.target.psql("CREATE TABLE gate.now (); DROP TABLE gate.now").unwrap();
+    let mut blocker = Blocker::start(&pair.target, "SELECT pg_advisory_lock(77)");
     let mut running = job.start(&["sync"]);
-    let came = reached(&mut running, || chunks_of(pair, pair.name(), table) >= 1);
-    assert!(came, "{}", running.stderr());
-    let mut blocker = Blocker::start(&pair.target, &format!("LOCK TABLE {table}"));
     let others = tables(pair) - 1;
-    let came = reached(&mut running, || whole(pair) == others);
+    let came =
+        reached(&mut running, || chunks_of(pair, name, "lineitem") >= 1 && whole(pair) == others);
     assert!(came, "{}", running.stderr());
     kill(running);
-    // A session that waits for the lock would go on with what it was told.
+    // A session that waits would go on with what it was told.
     let ends = "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity \
         WHERE application_name LIKE 'tidemark%' AND datname = current_database()";
     pair.target.psql(ends).unwrap();
     blocker.end();
-    run_of(side(&pair.target), pair.name())
+    pair.target.psql("DROP SCHEMA gate CASCADE").unwrap();
 }
 
 #[track_caller]
@@ -96,7 +118,8 @@ fn died(name: &'static str) -> (Pair, Job, String) {
     let pair = Pair::new(name);
     pair.source.psql(AROUND).unwrap();
     let job = pair.job().configured(READERS);
-    let run = dies_in(&pair, &job, "lineitem");
+    dies_in_lineitem(&pair, &job, name);
+    let run = run_of(side(&pair.target), name);
     (pair, job, run)
 }
 
@@ -307,17 +330,7 @@ fn tables_that_were_there_keep_their_rows_and_lose_ours() {
     pair.target.psql("TRUNCATE region, nation, supplier, customer, part, partsupp, orders, lineitem, keyless, pet").unwrap();
     let exists = "schema = \"exists\"\n[snapshot]\nreaders = 4\nchunk_bytes = \"1600KiB\"\n[select]\ninclude = [\"public.*\"]\n";
     let job = Job::new("keeper", &pair.source.url(), &pair.target.url()).configured(exists);
-    let mut running = job.start(&["sync"]);
-    assert!(
-        reached(&mut running, || chunks_of(&pair, "keeper", "lineitem") >= 1),
-        "{}",
-        running.stderr()
-    );
-    let mut blocker = Blocker::start(&pair.target, "LOCK TABLE lineitem");
-    let others = tables(&pair) - 1;
-    assert!(reached(&mut running, || whole(&pair) == others), "{}", running.stderr());
-    kill(running);
-    blocker.end();
+    dies_in_lineitem(&pair, &job, "keeper");
     pair.source.psql("UPDATE orders SET o_comment = 'x' WHERE o_orderkey % 7 = 0; DELETE FROM lineitem WHERE l_orderkey % 17 = 0").unwrap();
     let ran = job.run(&["sync", "--until", "now"]).expect(0).says(&["are whole and stay, 1 join"]);
     say(&ran.stderr);
@@ -370,14 +383,7 @@ fn a_table_of_which_other_columns_are_chosen_now_is_not_taken_for_whole() {
     };
     let few = "\"c_custkey\", \"c_name\", \"c_address\", \"c_nationkey\", \"c_phone\", \"c_acctbal\", \"c_mktsegment\"";
     let job = pair.job().configured(&config(few));
-    let mut running = job.start(&["sync"]);
-    let begun = reached(&mut running, || chunks_of(&pair, "columns", "lineitem") >= 1);
-    assert!(begun, "{}", running.stderr());
-    let mut blocker = Blocker::start(&pair.target, "LOCK TABLE lineitem");
-    let others = tables(&pair) - 1;
-    assert!(reached(&mut running, || whole(&pair) == others), "{}", running.stderr());
-    kill(running);
-    blocker.end();
+    dies_in_lineitem(&pair, &job, "columns");
     // A mistake in the file is said, and costs nothing of what is there.
     let job = job.configured(&config(few).replace("public.customer", "public.costumer"));
     job.run(&["sync", "--until", "now"]).expect(2).says(&["costumer"]);
@@ -396,7 +402,8 @@ fn snapshots_that_die_again_and_again_under_load_lose_nothing_and_double_nothing
     pair.source.psql(AROUND).unwrap();
     let writer = pair.writer();
     let job = pair.job().configured(READERS);
-    let run = dies_in(&pair, &job, "lineitem");
+    dies_in_lineitem(&pair, &job, "loaded");
+    let run = run_of(side(&pair.target), "loaded");
     let taken = "SELECT epoch FROM tidemark.progress";
     let mut kept = 0;
     for round in 0..5 {

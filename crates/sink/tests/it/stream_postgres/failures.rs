@@ -338,7 +338,7 @@ async fn a_role_without_rights_is_told_the_grants() {
         .psql(
             "CREATE ROLE applier LOGIN; ALTER SCHEMA tidemark OWNER TO applier; ALTER TABLE t OWNER TO applier; \
              ALTER TABLE tidemark.progress OWNER TO applier; ALTER TABLE tidemark.chunk OWNER TO applier; \
-             ALTER TABLE tidemark.relation OWNER TO applier",
+             ALTER TABLE tidemark.relation OWNER TO applier; ALTER TABLE tidemark.lane OWNER TO applier",
         )
         .unwrap();
     let database = pair.target.name();

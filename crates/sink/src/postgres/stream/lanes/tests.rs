@@ -1,3 +1,5 @@
+//! How rows and statements are shared out among lanes.
+
 use bytes::Bytes;
 use tidemark_model::{OldRow, RelationName, StreamColumn};
 
