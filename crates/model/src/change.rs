@@ -229,7 +229,9 @@ pub struct Transaction {
 pub struct StreamBatch {
     /// The transactions in commit order; never empty, though each may be without changes.
     pub transactions: Vec<Transaction>,
-    /// There is exactly one transaction here and it goes on in the next batch. The head is the same in all parts.
+    /// There is exactly one transaction here and it goes on in the next batch. The head is the same in all parts, but for
+    /// the end LSN of one that is applied while it comes: before the last part that is only known to be beyond the start of
+    /// the commit record.
     pub continues: bool,
     /// Memory that the batch holds; dropped when it is no longer needed.
     pub reservation: Reservation,

@@ -8,10 +8,11 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
+use tidemark_testkit::proxy::{Cut, Direction, Fault, Proxy};
 use tidemark_testkit::{Cluster, Version, shared};
 
 use crate::follow::{Pair, follows, passes};
-use crate::support::{Job, reached, wait_until};
+use crate::support::{Job, Running, reached, wait_until};
 
 #[test]
 fn new_columns_are_carried_over_and_a_lost_one_stops_the_job() {
@@ -185,6 +186,51 @@ fn a_new_column_that_first_shows_in_the_middle_of_a_huge_transaction_is_carried_
              INSERT INTO bulk VALUES (0, 'later', 8); INSERT INTO small VALUES (1, 'a', 'noted'); COMMIT",
         )
         .unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+}
+
+/// A job whose source sends so slowly that a part of a huge transaction is on the target while the rest still comes.
+#[track_caller]
+fn coming(pair: &Pair, proxy: &Proxy) -> (Job, Running) {
+    pair.source.psql("CREATE TABLE bulk (id bigint PRIMARY KEY, body text NOT NULL)").unwrap();
+    let job = Job::new(pair.name(), &proxy.url(&pair.source.url()), &pair.target.url())
+        .configured("[limits]\nmemory = \"16MiB\"\n");
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let insert =
+        "INSERT INTO bulk SELECT i, repeat(md5(i::text), 8) FROM generate_series(1, 200000) i";
+    pair.source.psql(insert).unwrap();
+    proxy.fault(Direction::ToClient, Fault::Throttle(4_000_000));
+    let mut running = job.start(&["sync", "--until", "now"]);
+    // Rows that nobody sees yet take room all the same.
+    let has_some = || pair.target.psql("SELECT pg_relation_size('bulk') > 2000000").unwrap() == "t";
+    assert!(reached(&mut running, has_some), "{}", running.stderr());
+    assert_eq!(pair.target.psql("SELECT count(*) FROM bulk").unwrap(), "0");
+    (job, running)
+}
+
+#[test]
+fn a_huge_transaction_whose_connection_is_cut_while_it_is_applied_begins_again() {
+    let pair = Pair::new("ahead");
+    let proxy = Proxy::start(pair.source.cluster()).unwrap();
+    let (_job, running) = coming(&pair, &proxy);
+    proxy.heal();
+    proxy.cut_all(Cut::Rst);
+    let ran = running.end().expect(0);
+    ran.says(&["interrupted in the middle of it"]);
+    pair.assert_equal();
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_huge_transaction_that_is_coming() {
+    let pair = Pair::new("halted");
+    let proxy = Proxy::start(pair.source.cluster()).unwrap();
+    let (job, running) = coming(&pair, &proxy);
+    proxy.fault(Direction::ToClient, Fault::BlackHole);
+    running.signal(Signal::TERM);
+    running.end();
+    proxy.heal();
+    assert_eq!(pair.target.psql("SELECT count(*) FROM bulk").unwrap(), "0");
     job.run(&["sync", "--until", "now"]).expect(0);
     pair.assert_equal();
 }

@@ -16,6 +16,7 @@ use tidemark_sink::{OpenStream, StreamWriter};
 use tidemark_source::{Decoded, Relations, RowKind};
 use tokio_util::sync::CancellationToken;
 
+use super::ahead::AheadReader;
 use super::body::messages;
 use super::ddl::Ddl;
 use super::followed::Followed;
@@ -78,6 +79,30 @@ pub(crate) struct Apply {
     unflushed: bool,
     /// The last that came was that there is nothing up to here.
     is_idle: bool,
+    /// The target has parts of this transaction, whose end has not come.
+    cut_ahead: Option<TransactionHead>,
+}
+
+/// The messages of a transaction.
+enum Messages {
+    /// All of it has come.
+    Whole(Blocks),
+    /// It is still coming, and is not waited for after a stop.
+    Ahead(AheadReader, CancellationToken),
+}
+
+impl Messages {
+    /// The next whole frames; at the end none, and the head is whole.
+    async fn next(&mut self, head: &mut TransactionHead) -> Result<Option<Bytes>> {
+        match self {
+            Self::Whole(blocks) => blocks.next().map_err(disk),
+            Self::Ahead(reader, stop) => tokio::select! {
+                biased;
+                () = stop.cancelled() => Err(Error::interrupted_following()),
+                next = reader.next(head) => next,
+            },
+        }
+    }
 }
 
 impl Apply {
@@ -107,6 +132,7 @@ impl Apply {
             advanced_at: Instant::now(),
             unflushed: false,
             is_idle: false,
+            cut_ahead: None,
         }
     }
 
@@ -140,7 +166,9 @@ impl Apply {
                     continue;
                 }
             };
-            self.item(item).await?;
+            if !self.item(item, stop).await? {
+                return Ok(Ended::Stopped(self.give_up().await?));
+            }
             self.flush_in_time().await?;
         }
         Ok(Ended::Stopped(self.close().await?))
@@ -160,27 +188,44 @@ impl Apply {
         self.pending_since + self.rhythm.batch_delay
     }
 
-    async fn item(&mut self, item: Item) -> Result<()> {
+    /// False where a transaction that is still coming was given up because of `stop`.
+    async fn item(&mut self, item: Item, stop: &CancellationToken) -> Result<bool> {
         match item {
             Item::Relation(message) => {
                 self.decode(&message, None, &mut Vec::new()).await?;
             }
-            Item::Transaction(queued) => self.transaction(queued).await?,
+            Item::Transaction(queued) => {
+                let Queued { head, blocks, is_repeated, reservation } = queued;
+                self.transaction(head, Messages::Whole(blocks), is_repeated).await?;
+                drop(reservation);
+            }
+            Item::Ahead(head, reader) => {
+                let coming = Messages::Ahead(reader, stop.clone());
+                match self.transaction(head, coming, false).await {
+                    Err(error) if error.kind == Kind::Interrupted => return Ok(false),
+                    taken => taken?,
+                }
+                self.cut_ahead = None;
+            }
             Item::Idle(lsn) => self.idle(lsn).await?,
         }
-        Ok(())
+        Ok(true)
     }
 
-    async fn transaction(&mut self, queued: Queued) -> Result<()> {
-        let Queued { head, mut blocks, is_repeated, reservation } = queued;
+    async fn transaction(
+        &mut self,
+        mut head: TransactionHead,
+        mut rest: Messages,
+        is_repeated: bool,
+    ) -> Result<()> {
         self.is_idle = false;
         let is_known = is_repeated || head.end_lsn <= self.accepted;
         let mut changes = Vec::new();
         let mut bytes = 0;
         let mut parts = 0_u64;
-        while let Some(block) = blocks.next().map_err(disk)? {
+        while let Some(block) = rest.next(&mut head).await? {
             if bytes > 0 && bytes + block.len() as u64 > self.rhythm.batch_bytes && !is_known {
-                self.cut(head, (&block, &blocks), &mut changes, parts == 0).await?;
+                self.cut(head, (&block, &rest), &mut changes, parts == 0).await?;
                 (bytes, parts) = (0, parts + 1);
             }
             if !is_known && !self.hold(block.len() as u64) {
@@ -188,7 +233,7 @@ impl Apply {
                 if changes.is_empty() {
                     self.send(false).await?;
                 } else {
-                    self.cut(head, (&block, &blocks), &mut changes, parts == 0).await?;
+                    self.cut(head, (&block, &rest), &mut changes, parts == 0).await?;
                     (bytes, parts) = (0, parts + 1);
                 }
                 self.hold_alone(block.len() as u64).await;
@@ -198,7 +243,6 @@ impl Apply {
                 self.decode(&message, Some(head.xid), &mut changes).await?;
             }
         }
-        drop(reservation);
         if is_known {
             return Ok(());
         }
@@ -237,13 +281,17 @@ impl Apply {
     async fn cut(
         &mut self,
         head: TransactionHead,
-        rest: (&Bytes, &Blocks),
+        (block, rest): (&Bytes, &Messages),
         changes: &mut Vec<Change>,
         is_first: bool,
     ) -> Result<()> {
         self.send(false).await?;
-        if is_first {
-            self.describe_ahead(rest, head.xid).await?;
+        match rest {
+            Messages::Whole(rest) if is_first => {
+                self.describe_ahead((block, rest), head.xid).await?
+            }
+            Messages::Whole(_) => {}
+            Messages::Ahead(..) => self.cut_ahead = Some(head),
         }
         self.part(head, std::mem::take(changes), true).await
     }
@@ -337,6 +385,12 @@ impl Apply {
             return Ok(());
         }
         let Some((name, columns)) = self.ddl.new_columns(relation).await? else { return Ok(()) };
+        if let Some(head) = self.cut_ahead {
+            self.ladder.want_whole(head.commit_lsn);
+            let attempt = format!("add new columns to {name} in the middle of a transaction");
+            return Err(Error::new(Kind::Unavailable, attempt)
+                .because("a part of it was applied while it came; it begins again and is applied when all of it has come"));
+        }
         self.send(false).await?;
         self.writer.add_columns(&name, &columns).await?;
         let names: Vec<&str> = columns.iter().map(|new| new.column.name.as_str()).collect();
@@ -426,6 +480,14 @@ impl Apply {
         self.queue.set_durable(durable);
     }
 
+    /// Ends without the transaction that is coming; what the target has of it goes with the session.
+    async fn give_up(self) -> Result<Lsn> {
+        match self.cut_ahead {
+            Some(_) => Ok(self.ladder.view().durable),
+            None => self.close().await,
+        }
+    }
+
     /// Makes everything accepted durable and gives the target back.
     async fn close(mut self) -> Result<Lsn> {
         self.send(false).await?;
@@ -456,7 +518,7 @@ fn spoiled(change: Change) -> Option<Change> {
     Some(change)
 }
 
-fn disk(cause: std::io::Error) -> Error {
+pub(super) fn disk(cause: std::io::Error) -> Error {
     Error::new(Kind::Unavailable, "read a received transaction back from the state directory")
         .hint("the position is kept: run the same command again")
         .because(cause)

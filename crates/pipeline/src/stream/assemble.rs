@@ -62,6 +62,14 @@ pub(crate) enum AssembleError {
     },
 }
 
+/// What a Begin says of its transaction.
+#[derive(Debug, Clone, Copy)]
+struct Begun {
+    xid: u32,
+    commit_lsn: Lsn,
+    committed_at: i64,
+}
+
 /// A transaction that is not committed yet.
 #[derive(Debug, Default)]
 struct Open {
@@ -83,7 +91,7 @@ pub(crate) struct Assembler {
     position: Lsn,
     epoch: XidEpoch,
     /// The transaction between Begin and Commit.
-    current: Option<(u32, Open)>,
+    current: Option<(Begun, Open)>,
     /// Transactions in progress, by xid.
     streamed: HashMap<u32, Open>,
     /// The one whose block of the stream is open.
@@ -142,6 +150,27 @@ impl Assembler {
         self.current.is_some()
     }
 
+    /// A transaction that has committed and is to be given out, of which so many bytes have come, but not its end. The end
+    /// LSN in the head is only a bound: it lies beyond the start of the commit record.
+    pub(crate) fn ahead(&mut self, bytes: u64) -> Option<TransactionHead> {
+        let (Begun { xid, commit_lsn, committed_at }, open) = self.current.as_ref()?;
+        // A position is never inside a commit record, so that its start tells what its end does.
+        if open.is_ours || *commit_lsn < self.position || open.body.length() < bytes {
+            return None;
+        }
+        let (commit_lsn, committed_at) = (*commit_lsn, *committed_at);
+        let end_lsn = Lsn::new(commit_lsn.as_u64() + 1);
+        Some(TransactionHead { xid: self.epoch.extend(*xid), commit_lsn, end_lsn, committed_at })
+    }
+
+    /// What has come of that transaction and was not taken before.
+    pub(crate) fn take_ahead(&mut self) -> Body {
+        let Some((_, open)) = &mut self.current else { return Body::default() };
+        let body = std::mem::take(&mut open.body);
+        self.in_memory -= body.in_memory();
+        body
+    }
+
     /// Bytes of open transactions on disk.
     pub(crate) fn on_disk(&self) -> u64 {
         let current = self.current.iter().map(|(_, open)| open);
@@ -151,12 +180,14 @@ impl Assembler {
     /// Takes the next message.
     pub(crate) fn take(&mut self, message: Message) -> Result<Step, AssembleError> {
         match message {
-            Message::Begin { xid, .. } => self.begin(xid),
+            Message::Begin { final_lsn: commit_lsn, committed_at, xid } => {
+                self.begin(Begun { xid, commit_lsn, committed_at })
+            }
             Message::Commit { commit_lsn, end_lsn, committed_at } => {
-                let Some((xid, open)) = self.current.take() else {
+                let Some((begun, open)) = self.current.take() else {
                     return Err(out_of_place("Commit", "outside a transaction"));
                 };
-                Ok(self.commit(xid, open, (commit_lsn, end_lsn, committed_at)))
+                Ok(self.commit(begun.xid, open, (commit_lsn, end_lsn, committed_at)))
             }
             Message::Row { subxid, kind, body } => self.row(subxid, kind, &body),
             Message::StreamStart { xid, first } => self.stream_start(xid, first),
@@ -175,11 +206,11 @@ impl Assembler {
         }
     }
 
-    fn begin(&mut self, xid: u32) -> Result<Step, AssembleError> {
+    fn begin(&mut self, begun: Begun) -> Result<Step, AssembleError> {
         if self.current.is_some() || self.streaming.is_some() {
             return Err(out_of_place("Begin", "inside a transaction"));
         }
-        self.current = Some((xid, Open::default()));
+        self.current = Some((begun, Open::default()));
         Ok(Step::Open)
     }
 

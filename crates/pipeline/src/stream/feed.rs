@@ -17,6 +17,7 @@ use tidemark_source::{
 };
 use tidemark_wire::ConnectSpec;
 
+use super::ahead::Ahead;
 use super::assemble::{AssembleError, Assembler, Step};
 use super::ladder::Ladder;
 use super::plant::is_planted;
@@ -45,6 +46,11 @@ const SETTLING_STEP: Duration = Duration::from_millis(5);
 /// Behind by so much, the target is given larger batches.
 const BEHIND_BYTES: u64 = 1 << 20;
 
+/// A transaction of so many bytes goes to the target while the rest of it comes,
+const AHEAD_BYTES: u64 = 8 << 20;
+/// in pieces of at least so many.
+const PIECE_BYTES: u64 = 512 << 10;
+
 /// So many internal errors of the server's decoding in a row are no accident.
 const DECODING_ATTEMPTS: u32 = 5;
 
@@ -61,6 +67,10 @@ pub(crate) struct Feed {
     pub(crate) catches_up: bool,
     /// Memory for what is read in rounds.
     pub(crate) buffers: Budget,
+    /// Whether a large transaction may go to the target while it comes: not where it gathers what it is given.
+    pub(crate) gives_ahead: bool,
+    /// The transaction that does.
+    pub(crate) ahead: Option<Ahead>,
     /// Decodings in a row that failed inside the server.
     pub(crate) failures: u32,
     /// Only the defect `skip-by-begin-lsn` sets it.
@@ -95,6 +105,7 @@ impl Feed {
 
     /// One connection, from its start to its end.
     async fn connection(&mut self) -> Result<()> {
+        self.ahead = None;
         // A push may have been given up when the connection was lost: what counts is what the queue has.
         self.assembler.reconnected(self.queue.spools().1);
         if self.catches_up && self.is_far_behind().await? {
@@ -105,6 +116,7 @@ impl Feed {
                 // No free slot, or no right to copy one: the stream does it too, more slowly.
                 tracing::info!(%error, "a backlog cannot be read in rounds; it is received as a stream");
             }
+            self.ahead = None;
             self.assembler.reconnected(self.queue.spools().1);
         }
         self.options.start = self.assembler.position();
@@ -155,6 +167,7 @@ impl Feed {
                     }
                 }
                 self.queue.tell(true);
+                self.give_ahead().await;
             }
             self.queue.tell(false);
         }
@@ -207,6 +220,7 @@ impl Feed {
                 }
             }
             self.queue.tell(self.is_behind());
+            self.give_ahead().await;
             self.guard()?;
         }
         Ok(())
@@ -242,9 +256,27 @@ impl Feed {
             let early = tidemark_sink::Flushed::up_to(committed.head.end_lsn);
             self.ladder.acknowledge(super::ladder::DurableLsn::answered(early));
         }
-        self.queue.push(committed, is_repeated).await?;
+        match self.ahead.take() {
+            Some(ahead) => ahead.finish(head, committed.body).await,
+            None => self.queue.push(committed, is_repeated).await?,
+        }
         self.failures = 0;
         Ok(())
+    }
+
+    /// Gives on what has come of a large transaction.
+    async fn give_ahead(&mut self) {
+        let least = if self.ahead.is_some() { PIECE_BYTES } else { AHEAD_BYTES };
+        if !self.gives_ahead {
+            return;
+        }
+        let Some(head) = self.assembler.ahead(least) else { return };
+        if self.ahead.is_none() && !self.ladder.is_to_be_whole(head.commit_lsn) {
+            self.ahead = self.queue.go_ahead(head);
+        }
+        if let Some(ahead) = &self.ahead {
+            ahead.push(self.assembler.take_ahead()).await;
+        }
     }
 
     /// What follows from an error of the source. An internal error of its decoding may be one of a moment: it is tried again,

@@ -50,6 +50,8 @@ pub(crate) struct Ladder {
     retained: AtomicU64,
     spool_bytes: AtomicU64,
     wants_answer: AtomicBool,
+    /// The transaction that commits there is to be applied when all of it has come.
+    whole: AtomicU64,
     /// Something may be acknowledged that was not, or the source asked for an answer.
     pub(crate) say: Notify,
 }
@@ -150,6 +152,16 @@ impl Ladder {
     /// Whether the server is to be asked; the asking is done with it.
     pub(crate) fn wants_answer(&self) -> bool {
         self.wants_answer.swap(false, Ordering::Relaxed)
+    }
+
+    /// The transaction that commits there cannot be applied while it comes.
+    pub(crate) fn want_whole(&self, commit: Lsn) {
+        self.whole.store(commit.as_u64(), Ordering::Release);
+    }
+
+    /// Whether that was said of it.
+    pub(crate) fn is_to_be_whole(&self, commit: Lsn) -> bool {
+        self.whole.load(Ordering::Acquire) == commit.as_u64()
     }
 
     /// Adds to the counters.

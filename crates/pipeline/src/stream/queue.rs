@@ -13,12 +13,13 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use tidemark_model::{Budget, Lsn, Reservation, TransactionHead};
 use tokio::sync::Notify;
 
+use super::ahead::{Ahead, AheadReader};
 use super::assemble::Committed;
 use super::body::BodyReader;
 use super::ladder::DurableLsn;
@@ -34,6 +35,8 @@ pub(crate) enum Item {
     Relation(Bytes),
     /// A transaction.
     Transaction(Queued),
+    /// A transaction that is still coming.
+    Ahead(TransactionHead, AheadReader),
     /// Up to here the source has nothing more for us; everything before it was popped.
     Idle(Lsn),
 }
@@ -105,6 +108,10 @@ pub(crate) struct Queue {
 
 #[derive(Debug)]
 struct State {
+    /// A transaction that is still coming and was not popped.
+    ahead: Option<(TransactionHead, AheadReader)>,
+    /// One is still coming: nothing else is pushed, and the position where a spool would begin is not known.
+    has_ahead: bool,
     before: VecDeque<Queued>,
     spool: Option<(Spool, SpoolReader)>,
     behind: VecDeque<Queued>,
@@ -125,6 +132,8 @@ impl Queue {
     /// A queue for what ends after `position`.
     pub(crate) fn new(budget: Budget, spool_limit: u64, position: Lsn) -> Self {
         let state = State {
+            ahead: None,
+            has_ahead: false,
             before: VecDeque::new(),
             spool: None,
             behind: VecDeque::new(),
@@ -175,6 +184,43 @@ impl Queue {
         self.turned.notify_waiters();
     }
 
+    /// Begins to give a transaction out whose end has not come. None where something waits before it, or where it is to go
+    /// to disk.
+    pub(crate) fn go_ahead(self: &Arc<Self>, head: TransactionHead) -> Option<Ahead> {
+        let mut state = self.state();
+        let is_empty = state.spool.is_none() && state.before.is_empty() && !state.has_ahead;
+        if !is_empty || state.is_held || state.is_spooling {
+            return None;
+        }
+        let (ahead, reader) = Ahead::new(self);
+        state.ahead = Some((head, reader));
+        state.has_ahead = true;
+        drop(state);
+        self.filled.notify_one();
+        Some(ahead)
+    }
+
+    /// Room for so many bytes of a transaction that is still coming.
+    pub(super) async fn room(&self, bytes: u64) -> Reservation {
+        self.budget.reserve(bytes).await
+    }
+
+    /// The end of the transaction that went ahead has come.
+    pub(super) fn has_come(&self, end: Lsn) {
+        let mut state = self.state();
+        state.has_ahead = false;
+        state.end = state.end.max(end);
+    }
+
+    /// What went ahead is over: either its end has come, or it never will.
+    pub(super) fn take_back(&self) {
+        let mut state = self.state();
+        if state.has_ahead {
+            state.has_ahead = false;
+            state.ahead = None;
+        }
+    }
+
     /// From here on pushes go to disk; `make` makes a spool with the given base where there is none. What has gathered in
     /// memory behind the spool goes there first, so that it stays without a gap.
     pub(crate) fn turn_to_disk(
@@ -182,7 +228,7 @@ impl Queue {
         make: impl FnOnce(Lsn) -> Result<Spool, SpoolError>,
     ) -> Result<(), SpoolError> {
         let mut state = self.state();
-        if state.is_spooling {
+        if state.is_spooling || state.has_ahead {
             return Ok(());
         }
         let state = &mut *state;
@@ -352,6 +398,9 @@ impl Queue {
         let mut state = self.state();
         if state.is_held {
             return Ok(None);
+        }
+        if let Some((head, reader)) = state.ahead.take() {
+            return Ok(Some(Item::Ahead(head, reader)));
         }
         if let Some(queued) = state.before.pop_front() {
             return Ok(Some(Item::Transaction(queued)));

@@ -180,6 +180,8 @@ impl Session {
             source_wal: job.stream.source_wal,
             catches_up: job.stream.catch_up,
             buffers: Budget::new(job.memory / OPEN_SHARE),
+            gives_ahead: start.target_version.is_some(),
+            ahead: None,
             failures: 0,
             is_skipping: false,
         };

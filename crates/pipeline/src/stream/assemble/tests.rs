@@ -228,3 +228,27 @@ fn transaction_ids_are_extended_across_a_wrap() {
     assert_eq!(epoch.extend(3), 0x2_0000_0003);
     assert_eq!(epoch.extend(0xFFFF_FFF5), 0x1_FFFF_FFF5);
 }
+
+#[test]
+fn a_large_transaction_is_given_ahead_once_it_is_large_and_never_again_or_when_it_is_ours() {
+    let directory = tempfile::tempdir().unwrap();
+    let begin = |xid, commit| Message::Begin { final_lsn: Lsn::new(commit), committed_at: 7, xid };
+    let mut assembler = assembler(directory.path(), 1 << 20, 100);
+    feed(&mut assembler, vec![begin(5, 100), row(None, "a")]);
+    assert!(assembler.ahead(100).is_none(), "it is small yet");
+    feed(&mut assembler, vec![row(None, &"b".repeat(100))]);
+    let head = assembler.ahead(100).unwrap();
+    assert_eq!((head.xid, head.commit_lsn), (0x1_0000_0005, Lsn::new(100)));
+    let body = assembler.take_ahead();
+    assert_eq!(rows(Committed { head, body }), ["a".to_owned(), "b".repeat(100)]);
+    assert!(assembler.ahead(100).is_none());
+    let rest = feed(&mut assembler, vec![row(None, "c"), commit(110)]);
+    assert_eq!(rest, [(110, vec!["c".to_owned()], false)]);
+    // Its commit record begins before the position: it was given out.
+    feed(&mut assembler, vec![begin(6, 109), row(None, &"d".repeat(100))]);
+    assert!(assembler.ahead(100).is_none());
+    feed(&mut assembler, vec![commit(110)]);
+    let ours = Message::Origin { lsn: Lsn::new(0), name: "tidemark_job".to_owned() };
+    feed(&mut assembler, vec![begin(7, 120), ours, row(None, &"e".repeat(100))]);
+    assert!(assembler.ahead(100).is_none(), "we brought it there");
+}

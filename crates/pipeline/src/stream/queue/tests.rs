@@ -152,3 +152,71 @@ async fn a_full_spool_makes_the_push_wait() {
     pusher.await.unwrap();
     assert_eq!(end_of(queue.try_pop().unwrap()), 30);
 }
+
+fn head(commit: u64) -> TransactionHead {
+    let (commit_lsn, end_lsn) = (Lsn::new(commit), Lsn::new(commit + 1));
+    TransactionHead { xid: commit, commit_lsn, end_lsn, committed_at: 0 }
+}
+
+fn queue_of(bytes: u64) -> Arc<Queue> {
+    Arc::new(Queue::new(Budget::new(bytes), 1 << 30, Lsn::new(0)))
+}
+
+fn body(bytes: usize) -> Body {
+    committed(1, bytes).body
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_goes_ahead_comes_in_pieces_and_with_its_true_end() {
+    let queue = queue_of(4096);
+    let ahead = queue.go_ahead(head(15)).unwrap();
+    ahead.push(body(3000)).await;
+    let Some(Item::Ahead(mut head, mut reader)) = queue.try_pop().unwrap() else { panic!() };
+    assert!(queue.try_pop().unwrap().is_none());
+    let mut pusher = Box::pin(ahead.push(body(3000)));
+    assert!(futures::poll!(&mut pusher).is_pending(), "there is no room");
+    assert_eq!(reader.next(&mut head).await.unwrap().unwrap().len(), 3005);
+    let mut second = Box::pin(reader.next(&mut head));
+    assert!(futures::poll!(&mut second).is_pending());
+    pusher.await;
+    assert_eq!(second.await.unwrap().unwrap().len(), 3005);
+    assert_eq!(queue.spools().1, Lsn::new(0), "a new connection begins before it");
+    let (whole, rest) = (committed(20, 7).head, body(7));
+    let (_, last) = tokio::join!(ahead.finish(whole, rest), reader.next(&mut head));
+    assert_eq!(last.unwrap().unwrap().len(), 12);
+    assert!(reader.next(&mut head).await.unwrap().is_none());
+    assert_eq!((head.end_lsn, queue.spools().1), (Lsn::new(20), Lsn::new(20)));
+    queue.push(committed(30, 10), false).await.unwrap();
+    assert_eq!(end_of(queue.try_pop().unwrap()), 30);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_goes_ahead_only_where_nothing_is_before_it_or_goes_to_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = queue_of(1 << 20);
+    queue.push(committed(10, 10), false).await.unwrap();
+    assert!(queue.go_ahead(head(15)).is_none(), "one waits before it");
+    queue.try_pop().unwrap();
+    let ahead = queue.go_ahead(head(15)).unwrap();
+    // Where a spool would begin is not known before its end.
+    queue.turn_to_disk(|_| panic!("not now")).unwrap();
+    ahead.finish(committed(20, 7).head, body(7)).await;
+    queue.turn_to_disk(|base| Ok(spool(directory.path(), base.as_u64()))).unwrap();
+    assert!(queue.spools().0);
+    assert!(queue.go_ahead(head(25)).is_none(), "it goes to disk");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_whose_connection_is_lost_is_taken_back_or_fails() {
+    let queue = queue_of(1 << 20);
+    drop(queue.go_ahead(head(15)).unwrap());
+    assert!(queue.try_pop().unwrap().is_none());
+    let ahead = queue.go_ahead(head(15)).unwrap();
+    let Some(Item::Ahead(mut head, mut reader)) = queue.try_pop().unwrap() else { panic!() };
+    ahead.push(body(10)).await;
+    drop(ahead);
+    assert!(reader.next(&mut head).await.unwrap().is_some());
+    let error = reader.next(&mut head).await.unwrap_err();
+    assert_eq!(error.kind, crate::Kind::Unavailable);
+    assert_eq!(queue.spools().1, Lsn::new(0));
+}

@@ -363,7 +363,8 @@ impl StreamWriter for PostgresStream {
         holds(&self.control)?;
         let (last, is_open) = self.accepted;
         let end_lsn = batch.end_lsn();
-        if (is_open && end_lsn != last) || (!is_open && end_lsn <= last) {
+        // The end of a transaction that is applied while it comes is known with its last part only.
+        if (is_open && end_lsn < last) || (!is_open && end_lsn <= last) {
             return Err(Error::new(
                 Disposition::Internal,
                 format!("apply a batch that ends at {end_lsn} after {last}"),
