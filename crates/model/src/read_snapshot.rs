@@ -87,6 +87,10 @@ pub struct JoinPoint {
     /// The source's position after the snapshot was taken: every transaction that it shows ended at or before it. Until the
     /// stream has passed it, this table is ahead of others.
     pub lsn: Lsn,
+    /// The source's timeline that the snapshot was taken on: on another one the ids of the snapshot may be those of other
+    /// transactions. None where a version stored the point that did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<u32>,
 }
 
 #[cfg(test)]

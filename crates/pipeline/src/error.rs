@@ -110,6 +110,16 @@ impl Error {
         self
     }
 
+    /// The source is on another timeline than when it was looked at. To be looked at anew: how far the two have a history in
+    /// common decides whether the job can go on.
+    pub(crate) fn promoted(attempt: &str, from: u32, to: u32) -> Self {
+        Self::new(
+            Kind::Unavailable,
+            format!("{attempt}: the source went from timeline {from} to {to} meanwhile"),
+        )
+        .hint("run the same command again: it compares the source with what the target has")
+    }
+
     /// An error while tables joined: nothing of the others is lost.
     pub(crate) fn of_a_join(mut self) -> Self {
         if self.kind == Kind::Interrupted {

@@ -8,10 +8,10 @@ use std::io::Write as _;
 use std::process::{Child, ChildStdin, Stdio};
 
 use rustix::process::Signal;
-use tidemark_testkit::Database;
+use tidemark_testkit::{Cluster, Database, oracle, shared};
 
-use crate::follow::{Pair, follows, passes};
-use crate::support::{Running, reached, wait_until};
+use crate::follow::{Pair, drop_origin, follows, passes};
+use crate::support::{Job, Running, reached, side, wait_until};
 
 /// A session of the application that keeps its transaction open.
 pub(crate) struct Open<'a> {
@@ -414,4 +414,56 @@ fn tables_that_swapped_their_names_are_not_written_into_each_other() {
     pair.source.psql(swap).unwrap();
     job.run(&["sync", "--until", "now"]).expect(0);
     pair.assert_equal();
+}
+
+/// Begins a new timeline on a server, as a promoted standby or one that was restored has it.
+#[track_caller]
+fn begin_timeline(cluster: &Cluster) {
+    cluster.stop_fast().unwrap();
+    std::fs::write(cluster.data_dir().join("standby.signal"), "").unwrap();
+    cluster.start().unwrap();
+    cluster.promote().unwrap();
+}
+
+/// What a crash between a join and the position behind it leaves is written by hand: the table has joined under `snapshot`.
+#[track_caller]
+fn joined_at(target: &Database, table: &str, (lsn, snapshot): (&str, &str)) {
+    let sql = format!(
+        "UPDATE tidemark.relation SET joined_lsn = '{lsn}', read_snapshot = '{snapshot}', joined_timeline = 1 \
+         WHERE relation_name = '{table}' RETURNING 1"
+    );
+    assert_eq!(target.psql(&sql).unwrap(), "1");
+}
+
+#[test]
+fn a_table_whose_read_snapshot_is_of_a_timeline_that_was_left_before_joins_anew() {
+    let (source, target) = (Cluster::start_default().unwrap(), shared().unwrap());
+    source.create_database("shop").unwrap();
+    let ask = |sql: &str| source.psql("shop", sql).unwrap();
+    ask("CREATE TABLE calm (id integer PRIMARY KEY, n integer); CREATE TABLE lost (LIKE calm INCLUDING ALL); \
+         INSERT INTO calm SELECT i, i FROM generate_series(1, 100) i; INSERT INTO lost SELECT * FROM calm");
+    let job = Job::new("promoted", &source.url("shop"), &target.url());
+    job.run(&["sync", "--until", "now"]).expect(0);
+    // Before the timeline ends: what this one shows is the history of both.
+    ask("CREATE TABLE other (i integer PRIMARY KEY)");
+    let point = ask("SELECT pg_current_wal_insert_lsn() || ' ' || pg_current_snapshot()");
+    joined_at(&target, "calm", point.split_once(' ').unwrap());
+    begin_timeline(&source);
+    // After it: transactions of the old timeline with these ids are gone, and the new one gives the ids to others.
+    let point = ask(
+        "SELECT pg_current_wal_insert_lsn() || ' ' || x || ':' || x::text::int8 + 1000 || ':' \
+         FROM pg_snapshot_xmin(pg_current_snapshot()) x",
+    );
+    joined_at(&target, "lost", point.split_once(' ').unwrap());
+    target.psql("DELETE FROM lost WHERE id > 90; INSERT INTO lost VALUES (1000, 1)").unwrap();
+    for table in ["calm", "lost"] {
+        ask(&format!("UPDATE {table} SET n = -n WHERE id % 3 = 0; DELETE FROM {table} WHERE id = 50"));
+    }
+    let ran = job.run(&["sync", "--until", "now", "--json"]).expect(0).says(&["join anew"]);
+    let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    let joined: Vec<_> = report["joined"]["tables"].as_array().unwrap().iter().collect();
+    assert_eq!(joined.len(), 2, "{report}");
+    assert!(!report["joined"].to_string().contains("calm"), "{report}");
+    oracle::assert_same((&source, "shop"), side(&target));
+    target.psql(&drop_origin("promoted")).ok();
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use tidemark_model::{JoinPoint, Lsn, Oid, Relation, RelationName, SchemaObjects, TablePlan};
 use tidemark_sink::Join;
-use tidemark_source::{Catalog, Snapshot, head};
-use tidemark_wire::Client;
+use tidemark_source::{Catalog, Snapshot, head, identify};
+use tidemark_wire::{Client, ConnectSpec};
 
 use crate::{Error, Kind, Result};
 
@@ -20,6 +20,8 @@ pub(crate) struct Joining {
     pub(crate) run: String,
     /// Where the target stood before the tables were published.
     pub(crate) position: Lsn,
+    /// The source's timeline then.
+    pub(crate) timeline: u32,
     /// The tables.
     pub(crate) tables: HashSet<Oid>,
     /// Those that are followed already.
@@ -38,10 +40,11 @@ pub(crate) struct Completes {
 }
 
 impl Joining {
-    /// Where the tables join, once their snapshot is held.
+    /// Where the tables join, once their snapshot is held. A source that was promoted since the position was read is looked at
+    /// anew.
     pub(super) async fn join(
         &self,
-        client: &Client,
+        (spec, client): (&ConnectSpec, &Client),
         snapshot: &Snapshot,
         catalog: &Catalog,
         plans: &[TablePlan],
@@ -49,7 +52,12 @@ impl Joining {
         let read = snapshot.read_snapshot().parse().map_err(|cause| {
             Error::new(Kind::Internal, "understand the source's read snapshot").because(cause)
         })?;
-        let point = JoinPoint { snapshot: read, lsn: head(client).await? };
+        let lsn = head(client).await?;
+        let timeline = identify(spec).await?.timeline;
+        if timeline != self.timeline {
+            return Err(Error::promoted("let tables join", self.timeline, timeline));
+        }
+        let point = JoinPoint { snapshot: read, lsn, timeline: Some(timeline) };
         let above = above(catalog, plans);
         let followed = self.followed.iter().map(|table| (table.name.clone(), table.oid)).collect();
         let completes = self.completes.as_ref().map(|left| Arc::clone(&left.whole));

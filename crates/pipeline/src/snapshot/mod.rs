@@ -243,7 +243,10 @@ impl Run<'_> {
         let chunks = plan_chunks(self.job, &client, &catalog, &plans).await;
         let chunks = let_through(self.job, chunks, tidemark_source::Error::sqlstate).await?;
         let joins = match self.joining() {
-            Some(joining) => Some(joining.join(&client, snapshot, &catalog, &plans).await?),
+            Some(joining) => {
+                let source = (&self.job.source, &client);
+                Some(joining.join(source, snapshot, &catalog, &plans).await?)
+            }
             None => None,
         };
         let run = run_name();

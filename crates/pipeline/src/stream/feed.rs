@@ -5,7 +5,8 @@
 //! sends comes from [`Ladder`], which takes only a [`DurableLsn`](super::ladder::DurableLsn).
 //!
 //! A connection that is lost is made again, with growing pauses, from the end of what was pushed: the server sends whole
-//! transactions, the assembler knows those that it has given out.
+//! transactions, the assembler knows those that it has given out. Where it leads to another timeline the session ends, and
+//! what begins anew compares the source with the target.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use tidemark_model::{Budget, Lsn};
 use tidemark_source::{
     CatchUp, CatchUpOptions, Frame, Malformed, Message, ReplicationReader, ReplicationStream,
-    ReplicationWriter, StreamOptions,
+    ReplicationWriter, StreamOptions, identify,
 };
 use tidemark_wire::ConnectSpec;
 
@@ -57,6 +58,8 @@ const DECODING_ATTEMPTS: u32 = 5;
 /// The receiving side of a stream.
 pub(crate) struct Feed {
     pub(crate) source: ConnectSpec,
+    /// The source's timeline when it was compared with the target.
+    pub(crate) timeline: u32,
     pub(crate) options: StreamOptions,
     pub(crate) assembler: Assembler,
     pub(crate) queue: Arc<Queue>,
@@ -75,6 +78,8 @@ pub(crate) struct Feed {
     pub(crate) failures: u32,
     /// Only the defect `skip-by-begin-lsn` sets it.
     pub(crate) is_skipping: bool,
+    /// The source is on another timeline: no connection of this session mends that.
+    pub(crate) is_elsewhere: bool,
 }
 
 impl Feed {
@@ -94,7 +99,7 @@ impl Feed {
                 Err(error) => error,
             };
             let is_final = error.kind != Kind::Unavailable || since.elapsed() >= PATIENCE;
-            if is_final {
+            if is_final || self.is_elsewhere {
                 return Err(error);
             }
             tracing::warn!(%error, "the stream was interrupted; connecting again");
@@ -109,6 +114,8 @@ impl Feed {
         // A push may have been given up when the connection was lost: what counts is what the queue has.
         self.assembler.reconnected(self.queue.spools().1);
         if self.catches_up && self.is_far_behind().await? {
+            let now = identify(&self.source).await?.timeline;
+            self.expect_timeline(now)?;
             if let Err(error) = self.catch_up().await {
                 if error.kind != Kind::Preflight {
                     return Err(error);
@@ -121,6 +128,7 @@ impl Feed {
         }
         self.options.start = self.assembler.position();
         let stream = ReplicationStream::start(&self.source, &self.options).await?;
+        self.expect_timeline(stream.timeline())?;
         self.options.previous_pid = Some(stream.backend_pid());
         tracing::debug!(from = %self.options.start, "the stream has begun");
         let (mut reader, writer) = stream.split();
@@ -128,6 +136,15 @@ impl Feed {
         tokio::select! {
             read = self.read(&mut reader) => read,
             said = acknowledge(writer, &ladder) => said,
+        }
+    }
+
+    /// The source may have been promoted between two connections: then everything is compared anew.
+    fn expect_timeline(&mut self, now: u32) -> Result<()> {
+        self.is_elsewhere = now != self.timeline;
+        match self.is_elsewhere {
+            true => Err(Error::promoted("read the stream", self.timeline, now)),
+            false => Ok(()),
         }
     }
 

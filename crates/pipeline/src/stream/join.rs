@@ -35,7 +35,7 @@ impl Sync<'_> {
         tools: &Tools,
         joined: &mut Option<Report>,
     ) -> Result<Session> {
-        let Resumable { mut start, spool, joining, completes } = resumable;
+        let Resumable { mut start, spool, joining, completes, .. } = resumable;
         if joining.is_empty() && completes.is_none() {
             return Session::resumed(self.job, start, spool, self.ladder).await;
         }
@@ -51,6 +51,7 @@ impl Sync<'_> {
             point: Point::Join(Joining {
                 run: start.run.clone(),
                 position: start.position,
+                timeline: start.timeline,
                 tables: joining.iter().map(|plan| plan.relation.oid).collect(),
                 followed: start.plans.iter().map(|plan| plan.relation.clone()).collect(),
                 completes,

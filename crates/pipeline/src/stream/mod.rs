@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tidemark_ledger::Ledger;
-use tidemark_model::{Lsn, names};
+use tidemark_model::{Lsn, RelationName, names};
 use tidemark_sink::{StoppedTable, Stored, StoredStage, StoredTable};
 use tidemark_source::{
     PublicationState, SlotOptions, drop_publication, drop_slot, emit_barrier, head, refuse_existing,
@@ -59,6 +59,7 @@ pub(crate) use spool::SpoolError;
 pub(crate) use unfinished::made_run;
 
 use apply::Ended;
+use resume::Resumable;
 use session::Session;
 
 /// Without progress for so long, errors that may pass are believed.
@@ -252,9 +253,8 @@ impl Sync<'_> {
             tools.sink.refuse_if_held().await?;
         }
         let session = match stored {
-            Some(mut stored) if stored.stage == StoredStage::Follow => {
-                self.leave_out_stopped(&mut stored, &mut reports.stopped)?;
-                let resumable = resume::look(self.job, &stored, self.ledger).await?;
+            Some(stored) if stored.stage == StoredStage::Follow => {
+                let resumable = self.look(stored, tools, &mut reports.stopped).await?;
                 Box::pin(self.resume(resumable, tools, &mut reports.joined)).await?
             }
             Some(stored) if stored.stage == StoredStage::Complete => {
@@ -273,6 +273,29 @@ impl Sync<'_> {
             _ => Box::pin(self.snapshot(tools, &mut reports.snapshot)).await?,
         };
         self.follow(session, tools, head).await
+    }
+
+    /// Where the stream goes on. Tables whose join no longer means anything on the source's timeline begin it anew.
+    async fn look(
+        &self,
+        mut stored: Stored,
+        tools: &Tools,
+        stopped: &mut Vec<StoppedTable>,
+    ) -> Result<Resumable> {
+        self.leave_out_stopped(&mut stored, stopped)?;
+        let resumable = resume::look(self.job, &stored, self.ledger).await?;
+        if resumable.foreign.is_empty() {
+            return Ok(resumable);
+        }
+        let names: Vec<String> = resumable.foreign.iter().map(RelationName::to_string).collect();
+        tracing::warn!(
+            tables = names.join(", "),
+            "the source was promoted while tables were joining, before it had what they were copied with; they join anew"
+        );
+        tools.sink.forget(&self.job.name, &resumable.foreign).await?;
+        let given_up = |table: &StoredTable| resumable.foreign.contains(&table.name);
+        stored.tables.iter_mut().for_each(|tables| tables.retain(|table| !given_up(table)));
+        resume::look(self.job, &stored, self.ledger).await
     }
 
     /// Adds what the target knows of stopped tables to what this call has stopped, and takes all of them out of what is

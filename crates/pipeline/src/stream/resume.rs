@@ -11,7 +11,7 @@ use tidemark_ledger::{Ledger, NewRelation};
 use tidemark_model::{JoinPoint, Lsn, Oid, Persistence, RelationName, TablePlan, names};
 use tidemark_sink::{Stored, StoredStage};
 use tidemark_source::{
-    Catalog, Expected, PublicationState, Saved, check_continuation, check_publication, identify,
+    Catalog, Expected, Identity as SourceIdentity, PublicationState, Saved, check_continuation, check_publication, identify,
     inspect_slot, read_catalog,
 };
 use tidemark_wire::Client;
@@ -44,6 +44,9 @@ pub(super) struct Resumable {
     pub(super) spool: Option<Spool>,
     /// Chosen tables that the target does not have whole: they join first.
     pub(super) joining: Vec<TablePlan>,
+    /// Tables that joined on a timeline that the source has left before it came to where they joined: what their read
+    /// snapshots show are other transactions than those that come.
+    pub(super) foreign: Vec<RelationName>,
     /// What a first snapshot that died has left, which is to be completed.
     pub(super) completes: Option<Completes>,
 }
@@ -110,6 +113,7 @@ pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Re
             "the publication has tables that the job does not follow; their changes are ignored"
         );
     }
+    let foreign = foreign(stored, &identity);
     let start = SessionStart {
         run: stored.run.clone(),
         system_identifier: identity.system_identifier,
@@ -122,7 +126,22 @@ pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Re
         joins: joins(stored),
         stopped: stored.stopped.clone(),
     };
-    Ok(Resumable { start, spool, joining, completes: None })
+    Ok(Resumable { start, spool, joining, foreign, completes: None })
+}
+
+/// Tables whose read snapshots are not of the source's history. One is where everything that it shows ended before the
+/// source left its timeline: ids are given anew only to transactions that left nothing in the WAL until then.
+fn foreign(stored: &Stored, identity: &SourceIdentity) -> Vec<RelationName> {
+    let is_foreign = |join: &JoinPoint| {
+        let timeline = join.timeline.or(stored.timeline).unwrap_or(identity.timeline);
+        let mut left = identity.history.iter().filter(|(number, _)| *number == timeline);
+        stored.end_lsn < join.lsn
+            && timeline != identity.timeline
+            && !left.any(|(_, left_at)| join.lsn <= *left_at)
+    };
+    let tables = stored.tables.iter().flatten();
+    let foreign = tables.filter(|table| table.join.as_ref().is_some_and(is_foreign));
+    foreign.map(|table| table.name.clone()).collect()
 }
 
 /// Where tables joined that the stream has not passed yet.

@@ -173,6 +173,7 @@ impl Session {
         );
         let feed = Feed {
             source: job.source.clone(),
+            timeline: start.timeline,
             options,
             assembler,
             queue: Arc::clone(&queue),
@@ -184,6 +185,7 @@ impl Session {
             ahead: None,
             failures: 0,
             is_skipping: false,
+            is_elsewhere: false,
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(feed.run());

@@ -53,6 +53,10 @@ impl Sync<'_> {
             }
             Err(error) => return Err(error),
         };
+        if let Some(table) = resumable.foreign.first() {
+            tracing::warn!(%table, "the source was promoted while a table was joining; the unfinished snapshot begins anew");
+            return Ok(None);
+        }
         let whole = Arc::clone(&resumable.start.plans);
         let joining: Vec<&RelationName> =
             resumable.joining.iter().map(|plan| &plan.relation.name).collect();

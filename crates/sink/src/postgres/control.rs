@@ -64,6 +64,9 @@ DO $$ BEGIN
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tidemark.relation'::regclass AND attname = 'lanes') THEN
     ALTER TABLE tidemark.relation ADD COLUMN lanes text;
   END IF;
+  IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tidemark.relation'::regclass AND attname = 'joined_timeline') THEN
+    ALTER TABLE tidemark.relation ADD COLUMN joined_timeline int8;
+  END IF;
 END $$";
 
 const RELATIONS_THERE: &str = "
@@ -407,7 +410,7 @@ impl Control {
         self.client
             .execute(
                 "WITH gone AS (DELETE FROM tidemark.lane WHERE job = $1) \
-                 UPDATE tidemark.relation SET state = NULL, read_snapshot = NULL, joined_lsn = NULL, lanes = NULL WHERE job = $1",
+                 UPDATE tidemark.relation SET state = NULL, read_snapshot = NULL, joined_lsn = NULL, joined_timeline = NULL, lanes = NULL WHERE job = $1",
                 &[&self.job],
             )
             .await

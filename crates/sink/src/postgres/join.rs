@@ -60,7 +60,7 @@ pub(super) async fn whole(
     let rows = client
         .query(
             "SELECT r.schema_name, r.relation_name, (j ->> 'relation_oid')::oid, j ->> 'state', \
-               j ->> 'read_snapshot', j ->> 'joined_lsn' \
+               j ->> 'read_snapshot', j ->> 'joined_lsn', (j ->> 'joined_timeline')::int8 \
              FROM tidemark.relation r, LATERAL (SELECT to_jsonb(r) AS j) x \
              WHERE r.job = $1 AND j ->> 'state' IS NOT NULL",
             &[&job],
@@ -80,7 +80,9 @@ pub(super) async fn whole(
                 let snapshot: ReadSnapshot =
                     snapshot.parse().map_err(|cause| malformed().because(cause))?;
                 let lsn: Lsn = lsn.and_then(|lsn| lsn.parse().ok()).ok_or_else(malformed)?;
-                Some(JoinPoint { snapshot, lsn })
+                let timeline = row.get::<_, Option<i64>>(6);
+                let timeline = timeline.and_then(|timeline| u32::try_from(timeline).ok());
+                Some(JoinPoint { snapshot, lsn, timeline })
             }
         };
         let oid = row.get::<_, Option<Oid>>(2).ok_or_else(malformed)?;
@@ -283,7 +285,7 @@ pub(super) async fn note(
              INSERT INTO tidemark.relation (job, schema_name, relation_name, relation_oid, state) \
              SELECT $1, s, n, o, $5 FROM unnest($2::text[], $3::text[], $4::oid[]) AS t(s, n, o) \
              ON CONFLICT (job, schema_name, relation_name) DO UPDATE SET relation_oid = excluded.relation_oid, \
-             state = excluded.state, read_snapshot = NULL, joined_lsn = NULL, lanes = NULL",
+             state = excluded.state, read_snapshot = NULL, joined_lsn = NULL, joined_timeline = NULL, lanes = NULL",
             &[&start.job, &schemas, &names, &oids, &state],
         )
         .await
@@ -365,13 +367,14 @@ pub(super) async fn joined(control: &Control, start: &SnapshotStart, join: &Join
     client.batch_execute("SET synchronous_commit = on").await.map_err(attempt)?;
     let (schemas, names, _) = columns(&start.tables);
     let (snapshot, lsn) = (join.point.snapshot.to_string(), join.point.lsn.to_string());
+    let timeline = join.point.timeline.map(i64::from);
     let changed = client
         .execute(
-            "UPDATE tidemark.relation r SET state = 'joined', read_snapshot = $4, joined_lsn = $5::text::pg_lsn \
+            "UPDATE tidemark.relation r SET state = 'joined', read_snapshot = $4, joined_lsn = $5::text::pg_lsn, joined_timeline = $7 \
              FROM unnest($2::text[], $3::text[]) AS t(s, n), tidemark.progress p \
              WHERE r.job = $1 AND r.schema_name = t.s AND r.relation_name = t.n \
                AND p.job = $1 AND p.wave = '' AND p.run = $6 AND p.phase = 'follow'",
-            &[&start.job, &schemas, &names, &snapshot, &lsn, &join.run],
+            &[&start.job, &schemas, &names, &snapshot, &lsn, &join.run, &timeline],
         )
         .await
         .map_err(attempt)?;

@@ -48,16 +48,18 @@ pub(super) struct Mark {
 impl Mark {
     /// What ends the building of a table's keys. A process that was taken over changes nothing by it.
     pub(super) fn statement(&self, relation: &RelationName, oid: Oid) -> String {
-        let (snapshot, lsn) = match &self.point {
+        let null = || "NULL".to_owned();
+        let (snapshot, lsn, timeline) = match &self.point {
             Some(point) => (
                 Literal(&point.snapshot.to_string()).to_string(),
                 Literal(&point.lsn.to_string()).to_string(),
+                point.timeline.map_or_else(null, |timeline| timeline.to_string()),
             ),
-            None => ("NULL".to_owned(), "NULL".to_owned()),
+            None => (null(), null(), null()),
         };
         format!(
             "WITH owner AS (SELECT FROM tidemark.progress WHERE job = {job} AND wave = '' AND run = {run} AND epoch = {} FOR KEY SHARE) \
-             UPDATE tidemark.relation SET state = 'whole', relation_oid = {oid}, read_snapshot = {snapshot}, joined_lsn = {lsn} \
+             UPDATE tidemark.relation SET state = 'whole', relation_oid = {oid}, read_snapshot = {snapshot}, joined_lsn = {lsn}, joined_timeline = {timeline} \
              WHERE job = {job} AND schema_name = {} AND relation_name = {} AND EXISTS (SELECT FROM owner)",
             self.owner.epoch,
             Literal(&relation.schema),
@@ -196,7 +198,7 @@ async fn forget_others(client: &Client, job: &str, whole: &[TablePlan]) -> Resul
     let (schemas, names, _) = columns(whole);
     client
         .execute(
-            "UPDATE tidemark.relation r SET state = NULL, read_snapshot = NULL, joined_lsn = NULL \
+            "UPDATE tidemark.relation r SET state = NULL, read_snapshot = NULL, joined_lsn = NULL, joined_timeline = NULL \
              WHERE job = $1 AND state IN ('whole', 'joining') AND NOT EXISTS \
                (SELECT FROM unnest($2::text[], $3::text[]) AS t(s, n) WHERE r.schema_name = t.s AND r.relation_name = t.n)",
             &[&job, &schemas, &names],

@@ -23,6 +23,7 @@ use tidemark_model::sql::Ident;
 use tidemark_wire::{ConnectSpec, CopyBoth, CopyBothReader, CopyBothWriter, Mode};
 
 use super::frames::Frames;
+use super::slot::timeline_over;
 use super::zombie;
 use crate::{Disposition, Error, Result, sql};
 
@@ -83,6 +84,7 @@ pub struct ReplicationStream {
     slot: String,
     pid: i32,
     version: u32,
+    timeline: u32,
 }
 
 impl ReplicationStream {
@@ -118,6 +120,11 @@ impl ReplicationStream {
         self.version
     }
 
+    /// The timeline that the server was on when the stream began.
+    pub fn timeline(&self) -> u32 {
+        self.timeline
+    }
+
     /// The two halves, for two tasks.
     pub fn split(self) -> (ReplicationReader, ReplicationWriter) {
         let (reader, writer) = self.stream.split();
@@ -129,14 +136,16 @@ impl ReplicationStream {
 
 async fn begin(spec: &ConnectSpec, options: &StreamOptions) -> Result<ReplicationStream> {
     let on = Ident(&options.slot);
-    let raw = sql::connect_raw(spec, Mode::Replication).await.map_err(explain_connection)?;
+    let mut raw = sql::connect_raw(spec, Mode::Replication).await.map_err(explain_connection)?;
     let (pid, version) = (raw.backend_pid(), raw.server_version_num());
     let command = command(version, options)?;
+    // Of this very connection: an address may lead to another server from one connection to the next.
+    let timeline = timeline_over(&mut raw).await?;
     let stream = raw
         .copy_both(&command)
         .await
         .map_err(|cause| explain(Error::wire("start the stream", cause).on(on)))?;
-    Ok(ReplicationStream { stream, slot: options.slot.clone(), pid, version })
+    Ok(ReplicationStream { stream, slot: options.slot.clone(), pid, version, timeline })
 }
 
 fn command(version: u32, options: &StreamOptions) -> Result<String> {

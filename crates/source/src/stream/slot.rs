@@ -119,6 +119,15 @@ pub async fn identify(spec: &ConnectSpec) -> Result<Identity> {
     Ok(identity)
 }
 
+/// The timeline that a server is on.
+pub(super) async fn timeline_over(raw: &mut RawConnection) -> Result<u32> {
+    let rows = sql::raw(raw, "identify the source", "IDENTIFY_SYSTEM").await?;
+    let timeline = rows.first().and_then(|row| row.get(1)?.as_deref()?.parse().ok());
+    timeline.ok_or_else(|| {
+        Error::new(Disposition::Internal, "identify the source: an incomplete answer")
+    })
+}
+
 async fn identify_over(raw: &mut RawConnection) -> Result<Identity> {
     let attempt = "identify the source";
     let incomplete =

@@ -29,7 +29,7 @@ fn plans() -> [TablePlan; 3] {
 }
 
 fn join_point() -> JoinPoint {
-    JoinPoint { snapshot: "1001:1004:1002".parse().unwrap(), lsn: lsn(4) }
+    JoinPoint { snapshot: "1001:1004:1002".parse().unwrap(), lsn: lsn(4), timeline: None }
 }
 
 /// A copy of the last of the tables, which joins the others where the lake stands at `position`.

@@ -162,7 +162,7 @@ async fn joins_again(
     let now = database.psql("SELECT pg_current_snapshot()").unwrap();
     let join = Join {
         run: stored.run,
-        point: JoinPoint { snapshot: now.parse().unwrap(), lsn: stored.end_lsn },
+        point: JoinPoint { snapshot: now.parse().unwrap(), lsn: stored.end_lsn, timeline: None },
         position: stored.end_lsn,
         followed: others.map(|plan| (plan.relation.name.clone(), plan.relation.oid)).collect(),
         above: Vec::new(),
