@@ -10,6 +10,7 @@ use std::process::{Child, ChildStdin, Stdio};
 use rustix::process::Signal;
 use tidemark_testkit::{Cluster, Database, oracle, shared};
 
+use crate::crash::Blocker;
 use crate::follow::{Pair, drop_origin, follows, passes};
 use crate::support::{Job, Running, reached, side, wait_until};
 
@@ -413,6 +414,28 @@ fn tables_that_swapped_their_names_are_not_written_into_each_other() {
     // The way out that the message names.
     pair.source.psql(swap).unwrap();
     job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+}
+
+/// Sessions of ours on the target that wait for a lock.
+pub(crate) const WAITS: &str = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'tidemark%' \
+    AND datname = current_database() AND wait_event_type = 'Lock'";
+
+#[test]
+fn a_join_waits_for_chunks_in_flight_of_whoever_had_the_job() {
+    let pair = Pair::new("inflight");
+    let job = pair.job();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.source.psql(LATE).unwrap();
+    // A chunk of another process, between its marker and its commit.
+    let marker = "SELECT FROM tidemark.progress WHERE job = 'inflight' AND wave = '' FOR KEY SHARE";
+    let mut chunk = Blocker::start(&pair.target, marker);
+    let mut running = job.start(&["sync", "--until", "now"]);
+    let is_noted = || !state(&pair, "late").is_empty();
+    let came = reached(&mut running, || is_noted() || pair.target.psql(WAITS).unwrap() != "0");
+    assert!(came && !is_noted(), "the table was taken before the chunk had ended: {}", running.stderr());
+    chunk.end();
+    running.end().expect(0);
     pair.assert_equal();
 }
 

@@ -77,6 +77,11 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't'
   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 ORDER BY 1, 2";
 
+/// What a statement begins with that takes the record of job `$1` over, and ends with `AND EXISTS (SELECT FROM owner)`. The
+/// chunks and marks of whoever had it hold their owner's row until they commit; a plain UPDATE, which leaves the key alone,
+/// would not wait for them.
+pub(super) const WITH_OWNER: &str = "WITH owner AS MATERIALIZED (SELECT FROM tidemark.progress WHERE job = $1 AND wave = '' FOR UPDATE)";
+
 /// The job as the target knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRecord {
@@ -272,11 +277,11 @@ impl Control {
         let finished = record.is_finished();
         self.client
             .execute(
-                "WITH owner AS MATERIALIZED (SELECT FROM tidemark.progress WHERE job = $1 AND wave = '' FOR UPDATE), \
+                &format!("{WITH_OWNER}, \
                  markers AS (DELETE FROM tidemark.chunk WHERE job = $1 AND $3), \
                  whole AS (UPDATE tidemark.relation SET state = NULL WHERE job = $1 AND state = 'whole') \
                  UPDATE tidemark.progress SET run = $2, phase = 'prepare', finished_at = NULL, heartbeat = clock_timestamp() \
-                 WHERE job = $1 AND wave = '' AND EXISTS (SELECT FROM owner)",
+                 WHERE job = $1 AND wave = '' AND EXISTS (SELECT FROM owner)"),
                 &[&self.job, &self.run, &finished],
             )
             .await

@@ -23,7 +23,7 @@ use tidemark_model::{JoinPoint, Lsn, Oid, ReadSnapshot, RelationName, TablePlan}
 use tidemark_wire::Client;
 use tidemark_wire::tokio_postgres::{self, error::SqlState};
 
-use super::control::{Control, held, take_the_job};
+use super::control::{Control, WITH_OWNER, held, take_the_job};
 use super::load::Owner;
 use super::session::{Sessions, may_replicate, server_error};
 use super::{PostgresOptions, SchemaMode};
@@ -208,8 +208,10 @@ fn missing(name: &RelationName) -> Error {
 async fn claim(client: &Client, job: &str, join: &Join) -> Result<Owner> {
     let row = client
         .query_opt(
-            "UPDATE tidemark.progress SET epoch = epoch + 1, heartbeat = clock_timestamp() \
-             WHERE job = $1 AND wave = '' AND run = $2 AND phase = 'follow' RETURNING epoch",
+            &format!(
+                "{WITH_OWNER} UPDATE tidemark.progress SET epoch = epoch + 1, heartbeat = clock_timestamp() \
+                 WHERE job = $1 AND wave = '' AND run = $2 AND phase = 'follow' AND EXISTS (SELECT FROM owner) RETURNING epoch"
+            ),
             &[&job, &join.run],
         )
         .await

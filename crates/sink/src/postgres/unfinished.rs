@@ -27,7 +27,7 @@ use tidemark_wire::Client;
 use tidemark_wire::tokio_postgres;
 
 use super::build::{add_foreign_key, validate_foreign_key};
-use super::control::{Control, held};
+use super::control::{Control, WITH_OWNER, held};
 use super::join::{columns, empty, note, present, refuse_rows};
 use super::load::Owner;
 use super::session::{may_replicate, server_error};
@@ -134,9 +134,11 @@ async fn claim(
 ) -> Result<Begun> {
     let row = client
         .query_opt(
-            "UPDATE tidemark.progress SET epoch = epoch + 1, phase = 'snapshot', heartbeat = clock_timestamp() \
-             WHERE job = $1 AND wave = '' AND run = $2 AND phase IN ('snapshot', 'finish') \
-             RETURNING epoch, schema_mode, schema_state, schema_digest",
+            &format!(
+                "{WITH_OWNER} UPDATE tidemark.progress SET epoch = epoch + 1, phase = 'snapshot', heartbeat = clock_timestamp() \
+                 WHERE job = $1 AND wave = '' AND run = $2 AND phase IN ('snapshot', 'finish') AND EXISTS (SELECT FROM owner) \
+                 RETURNING epoch, schema_mode, schema_state, schema_digest"
+            ),
             &[&start.job, &join.run],
         )
         .await

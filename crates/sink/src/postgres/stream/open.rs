@@ -19,7 +19,7 @@
 use tidemark_model::Lsn;
 use tidemark_wire::Client;
 
-use super::super::control::has_records;
+use super::super::control::{WITH_OWNER, has_records};
 use super::super::join;
 use super::super::session::{Sessions, may_replicate, server_error};
 use super::super::{PostgresOptions, Triggers};
@@ -120,8 +120,10 @@ pub(super) async fn claim(client: &Client, start: &StreamStart) -> Result<(Fence
     let timeline = i64::from(start.timeline);
     let row = client
         .query_opt(
-            "UPDATE tidemark.progress SET run = $2, epoch = epoch + 1, source_timeline = $3, heartbeat = clock_timestamp() \
-             WHERE job = $1 AND wave = '' AND phase = 'follow' RETURNING epoch, end_lsn::text",
+            &format!(
+                "{WITH_OWNER} UPDATE tidemark.progress SET run = $2, epoch = epoch + 1, source_timeline = $3, heartbeat = clock_timestamp() \
+                 WHERE job = $1 AND wave = '' AND phase = 'follow' AND EXISTS (SELECT FROM owner) RETURNING epoch, end_lsn::text"
+            ),
             &[&start.job, &start.run, &timeline],
         )
         .await
