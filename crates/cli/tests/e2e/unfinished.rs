@@ -450,3 +450,21 @@ fn whoever_goes_on_waits_for_marks_in_flight_of_the_process_that_died() {
     assert_eq!(run_of(side(&pair.target), "marking"), *run);
     same_rows(pair);
 }
+
+#[test]
+fn marks_that_the_target_has_lost_are_named_and_their_tables_are_copied_again() {
+    let died = died("unmarked");
+    let (pair, job, run) = &died;
+    // Its last part makes a trigger on it.
+    let mut blocker = Blocker::start(&pair.target, "LOCK TABLE owner IN SHARE MODE");
+    let mut running = job.start(&["sync", "--until", "now"]);
+    let is_last = reached(&mut running, || phase(side(&pair.target), "unmarked") == "finish");
+    assert!(is_last, "{}", running.stderr());
+    // What a crash of the target leaves that had not written its last commits to the disk.
+    pair.target.psql("UPDATE tidemark.relation SET state = NULL WHERE relation_name IN ('pet', 'region')").unwrap();
+    blocker.end();
+    running.end().expect(8).says(&["lost the marks of 2 table(s)", "pet", "copies these tables anew"]);
+    assert_eq!(run_of(side(&pair.target), "unmarked"), *run);
+    goes_on(&died);
+    same_rows(pair);
+}

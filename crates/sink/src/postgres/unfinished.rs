@@ -280,9 +280,37 @@ pub(super) async fn complete(
         .map_err(attempt)?;
     if changed != 1 {
         client.batch_execute("ROLLBACK").await.map_err(attempt)?;
-        return Err(held(&start.job));
+        return Err(why_not_complete(client, start, owner, (&schemas, &names)).await?);
     }
     client.batch_execute("COMMIT").await.map_err(attempt)
+}
+
+/// Marks are committed without waiting for the disk: a target that crashed may have lost the last of them, with the rows and
+/// keys that they speak of. Otherwise another process has the record.
+async fn why_not_complete(
+    client: &Client,
+    start: &SnapshotStart,
+    owner: &Owner,
+    (schemas, names): (&[&str], &[&str]),
+) -> Result<Error> {
+    let rows = client
+        .query(
+            "SELECT t.s, t.n FROM tidemark.progress p, unnest($4::text[], $5::text[]) AS t(s, n) \
+             LEFT JOIN tidemark.relation r ON r.job = $1 AND r.schema_name = t.s AND r.relation_name = t.n \
+             WHERE p.job = $1 AND p.wave = '' AND p.run = $2 AND p.epoch = $3 AND p.phase = 'finish' \
+               AND r.state IS DISTINCT FROM 'whole' ORDER BY 1, 2",
+            &[&start.job, &owner.run, &owner.epoch, &schemas, &names],
+        )
+        .await
+        .map_err(|cause| server_error("look which tables are whole", None, cause))?;
+    let Some(first) = rows.first() else { return Ok(held(&start.job)) };
+    let name = RelationName::new(first.get::<_, &str>(0), first.get::<_, &str>(1));
+    Ok(Error::new(
+        Disposition::Unavailable,
+        format!("finish the snapshot: the target lost the marks of {} table(s) that were whole", rows.len()),
+    )
+    .on(&name)
+    .hint("the target was restarted and lost commits; run the same command again: it copies these tables anew and keeps the others"))
 }
 
 /// Enters the last part, which reads and writes more than one table.
