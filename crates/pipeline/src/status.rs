@@ -183,6 +183,10 @@ pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
             }
             (true, _) => "done",
             (false, true) => "not running; the same sync goes on where it stopped",
+            // The target may follow already: the process died between the last word there and the one here.
+            (false, false) if goes_on && snapshot.tables_done == snapshot.tables_total => {
+                "not running; all tables are in, and the same sync goes on where it stopped"
+            }
             (false, false) if goes_on && snapshot.tables_done > 0 => {
                 "not running; the same sync keeps the tables that are done and copies the others"
             }

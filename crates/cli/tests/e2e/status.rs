@@ -1,8 +1,10 @@
 //! `status` from another process, and `cleanup` by exact name.
 
 use rustix::process::Signal;
+use tidemark_ledger::{Ledger, RunRecord};
 use tidemark_testkit::shared;
 
+use crate::follow::Pair;
 use crate::support::{Job, filled, markers, reached, side};
 
 #[test]
@@ -72,4 +74,25 @@ fn cleanup_takes_only_the_records_of_its_own_job_and_keeps_the_data() {
         "0"
     );
     assert_eq!(target.psql("SELECT (SELECT id FROM a), (SELECT id FROM b)").unwrap(), "1|2");
+}
+
+#[test]
+fn a_job_that_died_between_the_targets_last_word_and_the_ledgers_goes_on_and_says_so() {
+    let pair = Pair::new("lastword");
+    let job = pair.job();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    {
+        // As it was before the last word.
+        let ledger = Ledger::open(&job.path().join("state"), "lastword").unwrap();
+        let (run, relations) = (ledger.run().unwrap().unwrap(), ledger.relations().unwrap());
+        ledger.begin_run(&RunRecord { phase: "snapshot".into(), finished_at_ms: None, ..run }).unwrap();
+        for relation in relations {
+            ledger.add_relation(&relation.plan).unwrap();
+            ledger.finish_relation(relation.plan.oid).unwrap();
+        }
+    }
+    let activity = || job.status().unwrap()["activity"].as_str().unwrap().to_owned();
+    assert!(activity().contains("all tables are in"), "{}", activity());
+    job.run(&["sync", "--until", "now"]).expect(0);
+    assert_eq!(activity(), "not running; the same sync goes on where it stopped");
 }

@@ -254,6 +254,7 @@ impl Sync<'_> {
         }
         let session = match stored {
             Some(stored) if stored.stage == StoredStage::Follow => {
+                self.note_following(&stored.run).await?;
                 let resumable = self.look(stored, tools, &mut reports.stopped).await?;
                 Box::pin(self.resume(resumable, tools, &mut reports.joined)).await?
             }
@@ -273,6 +274,20 @@ impl Sync<'_> {
             _ => Box::pin(self.snapshot(tools, &mut reports.snapshot)).await?,
         };
         self.follow(session, tools, head).await
+    }
+
+    /// Tells the ledger that the target follows, where the process died that had made it so.
+    async fn note_following(&self, run: &str) -> Result<()> {
+        let (ledger, run) = (Arc::clone(self.ledger), run.to_owned());
+        let noted = blocking(move || {
+            let known = ledger.run()?.filter(|known| known.run == run && known.phase == "snapshot");
+            if known.is_some() {
+                ledger.finish_run()?;
+                ledger.set_phase("follow")?;
+            }
+            Ok::<_, tidemark_ledger::Error>(())
+        });
+        Ok(noted.await??)
     }
 
     /// Where the stream goes on. Tables whose join no longer means anything on the source's timeline begin it anew.
