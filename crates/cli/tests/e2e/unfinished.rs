@@ -468,3 +468,26 @@ fn marks_that_the_target_has_lost_are_named_and_their_tables_are_copied_again() 
     goes_on(&died);
     same_rows(pair);
 }
+
+#[test]
+fn rows_of_others_are_refused_with_a_way_out_that_an_unfinished_snapshot_has() {
+    let pair = Pair::new("guarded");
+    pair.job().run(&["sync", "--snapshot-only"]).expect(0);
+    pair.target.psql("TRUNCATE region, nation, supplier, customer, part, partsupp, orders, lineitem, keyless, pet").unwrap();
+    let exists = "schema = \"exists\"\n[snapshot]\nreaders = 4\nchunk_bytes = \"1600KiB\"\n[select]\ninclude = [\"public.*\"]\n";
+    let job = Job::new("guard", &pair.source.url(), &pair.target.url()).configured(exists);
+    dies_in_lineitem(&pair, &job, "guard");
+    // Not a row of ours any more.
+    pair.target
+        .psql("UPDATE lineitem SET l_linenumber = 900 WHERE ctid = (SELECT ctid FROM lineitem LIMIT 1)")
+        .unwrap();
+    let ran = job.run(&["sync", "--until", "now"]).expect(2).says(&["lineitem", "it has rows"]);
+    assert!(!ran.error().contains("reset"), "{}", ran.stderr);
+    assert!(ran.error().contains("empty the table on the target"), "{}", ran.stderr);
+    pair.target.psql("TRUNCATE lineitem").unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+    pair.target
+        .psql("SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname LIKE 'tidemark_guard@%'")
+        .unwrap();
+}

@@ -176,7 +176,7 @@ pub(super) async fn begin(
             (true, "making") if options.schema == SchemaMode::Create => making.push(plan.clone()),
             (true, "joining" | "making" | "reset") => joining.push(plan.clone()),
             (true, _) => {
-                refuse_rows(client, name).await?;
+                refuse_rows(client, name, &reset_hint(name)).await?;
                 joining.push(plan.clone());
             }
         }
@@ -257,7 +257,15 @@ pub(super) async fn present(
         .collect())
 }
 
-pub(super) async fn refuse_rows(client: &Client, name: &RelationName) -> Result<()> {
+fn reset_hint(name: &RelationName) -> String {
+    format!(
+        "tidemark reset {} --yes gives them up, or leave the table out (select.exclude)",
+        name.plain()
+    )
+}
+
+/// Refuses a table that has rows of others.
+pub(super) async fn refuse_rows(client: &Client, name: &RelationName, hint: &str) -> Result<()> {
     let row =
         client.query_one(&format!("SELECT EXISTS (SELECT FROM ONLY {name})"), &[]).await.map_err(
             |cause| server_error("look whether the target's table is empty", Some(name), cause),
@@ -267,10 +275,7 @@ pub(super) async fn refuse_rows(client: &Client, name: &RelationName) -> Result<
     }
     Err(Error::new(Disposition::Usage, "let a table join the job: it has rows on the target")
         .on(name)
-        .hint(format!(
-            "tidemark reset {} --yes gives them up, or leave the table out (select.exclude)",
-            name.plain()
-        )))
+        .hint(hint))
 }
 
 /// Writes what becomes of tables that are copied anew; no state where other rows than ours may be in them.

@@ -37,6 +37,9 @@ use crate::{Disposition, Error, Join, NotEmpty, Result, SnapshotStart};
 /// How a materialized view is filled.
 const REFRESH: &str = "REFRESH MATERIALIZED VIEW ";
 
+/// What can be done about rows that are not ours. `reset` is for jobs that follow.
+const FOREIGN_ROWS: &str = "they are not the snapshot's: empty the table on the target, or leave it out (select.exclude), and run the same command again; --target-not-empty append keeps them";
+
 /// Writes that tables are whole.
 pub(super) struct Mark {
     pub(super) job: String,
@@ -117,7 +120,7 @@ pub(super) async fn begin(
             note(client, start, &start.tables, None).await?;
             if options.not_empty == NotEmpty::Refuse {
                 for plan in start.tables.iter() {
-                    refuse_rows(client, &plan.relation.name).await?;
+                    refuse_rows(client, &plan.relation.name, FOREIGN_ROWS).await?;
                 }
             }
         }
