@@ -97,6 +97,16 @@ pub struct ForeignKey {
     pub is_valid: bool,
     /// Whether the referencing table is partitioned, which rules NOT VALID out.
     pub on_partitioned: bool,
+    /// Whether the referenced table is partitioned.
+    pub to_partitioned: bool,
+}
+
+impl ForeignKey {
+    /// Whether it can only be made and checked in one step: one on a partitioned table cannot be NOT VALID, and of one that
+    /// points to a partitioned table VALIDATE CONSTRAINT leaves the parts for its partitions marked NOT VALID.
+    pub fn is_checked_at_once(&self) -> bool {
+        self.on_partitioned || self.to_partitioned
+    }
 }
 
 /// Where a sequence stands.

@@ -36,7 +36,7 @@ ORDER BY t.oid, i.indexrelid";
 
 const FOREIGN_KEYS: &str = "
 SELECT k.oid, n.nspname, t.relname, fn.nspname, ft.relname, k.conname, pg_get_constraintdef(k.oid),
-       k.convalidated, t.relkind = 'p', k.conrelid
+       k.convalidated, t.relkind = 'p', ft.relkind = 'p'
 FROM pg_constraint k
 JOIN pg_class t ON t.oid = k.conrelid
 JOIN pg_namespace n ON n.oid = t.relnamespace
@@ -166,5 +166,6 @@ fn foreign_key_of(row: &tokio_postgres::Row) -> ForeignKey {
         definition: row.get(6),
         is_valid: row.get(7),
         on_partitioned: row.get(8),
+        to_partitioned: row.get(9),
     }
 }

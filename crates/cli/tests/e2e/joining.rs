@@ -417,6 +417,39 @@ fn tables_that_swapped_their_names_are_not_written_into_each_other() {
     pair.assert_equal();
 }
 
+#[test]
+fn foreign_keys_of_and_to_partitioned_tables_that_join_are_made_once_the_stream_has_passed() {
+    let pair = Pair::new("parted");
+    let job = pair.job();
+    pair.source
+        .psql(
+            "CREATE TABLE stay (id integer, day date, PRIMARY KEY (id, day)) PARTITION BY RANGE (day); \
+             CREATE TABLE stay_1 PARTITION OF stay FOR VALUES FROM ('2024-01-01') TO ('2024-02-01'); \
+             CREATE TABLE stay_2 PARTITION OF stay FOR VALUES FROM ('2024-02-01') TO ('2024-03-01'); \
+             INSERT INTO stay SELECT i, date '2024-01-01' + i % 60 FROM generate_series(1, 300) i",
+        )
+        .unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.source
+        .psql(
+            "CREATE TABLE bill (id integer PRIMARY KEY, stay integer, day date, FOREIGN KEY (stay, day) REFERENCES stay); \
+             INSERT INTO bill SELECT id, id, day FROM stay; COMMENT ON CONSTRAINT bill_stay_day_fkey ON bill IS 'whose'; \
+             CREATE TABLE meal (id integer, pet integer REFERENCES pet, stay integer, day date, PRIMARY KEY (id, day), \
+               FOREIGN KEY (stay, day) REFERENCES stay) PARTITION BY RANGE (day); \
+             CREATE TABLE meal_1 PARTITION OF meal FOR VALUES FROM ('2024-01-01') TO ('2025-01-01'); \
+             INSERT INTO meal SELECT id, (SELECT min(id) FROM pet), id, day FROM stay",
+        )
+        .unwrap();
+    let ran = job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+    let keys = "SELECT conrelid::regclass, count(*) FILTER (WHERE conparentid = 0), bool_and(convalidated) FROM pg_constraint WHERE contype = 'f' \
+        AND conrelid::regclass::text IN ('bill', 'meal', 'meal_1') GROUP BY 1 ORDER BY conrelid::regclass::text";
+    let on_source = pair.source.psql(keys).unwrap();
+    assert!(!on_source.contains("|f"), "{on_source}");
+    assert_eq!(pair.target.psql(keys).unwrap(), on_source, "{}", ran.stderr);
+    assert_eq!(pair.target.psql("SELECT cardinality(owed) FROM tidemark.progress").unwrap(), "0");
+}
+
 /// Sessions of ours on the target that wait for a lock.
 pub(crate) const WAITS: &str = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'tidemark%' \
     AND datname = current_database() AND wait_event_type = 'Lock'";
@@ -433,7 +466,11 @@ fn a_join_waits_for_chunks_in_flight_of_whoever_had_the_job() {
     let mut running = job.start(&["sync", "--until", "now"]);
     let is_noted = || !state(&pair, "late").is_empty();
     let came = reached(&mut running, || is_noted() || pair.target.psql(WAITS).unwrap() != "0");
-    assert!(came && !is_noted(), "the table was taken before the chunk had ended: {}", running.stderr());
+    assert!(
+        came && !is_noted(),
+        "the table was taken before the chunk had ended: {}",
+        running.stderr()
+    );
     chunk.end();
     running.end().expect(0);
     pair.assert_equal();
@@ -463,8 +500,10 @@ fn a_table_whose_read_snapshot_is_of_a_timeline_that_was_left_before_joins_anew(
     let (source, target) = (Cluster::start_default().unwrap(), shared().unwrap());
     source.create_database("shop").unwrap();
     let ask = |sql: &str| source.psql("shop", sql).unwrap();
-    ask("CREATE TABLE calm (id integer PRIMARY KEY, n integer); CREATE TABLE lost (LIKE calm INCLUDING ALL); \
-         INSERT INTO calm SELECT i, i FROM generate_series(1, 100) i; INSERT INTO lost SELECT * FROM calm");
+    ask(
+        "CREATE TABLE calm (id integer PRIMARY KEY, n integer); CREATE TABLE lost (LIKE calm INCLUDING ALL); \
+         INSERT INTO calm SELECT i, i FROM generate_series(1, 100) i; INSERT INTO lost SELECT * FROM calm",
+    );
     let job = Job::new("promoted", &source.url("shop"), &target.url());
     job.run(&["sync", "--until", "now"]).expect(0);
     // Before the timeline ends: what this one shows is the history of both.
@@ -480,7 +519,9 @@ fn a_table_whose_read_snapshot_is_of_a_timeline_that_was_left_before_joins_anew(
     joined_at(&target, "lost", point.split_once(' ').unwrap());
     target.psql("DELETE FROM lost WHERE id > 90; INSERT INTO lost VALUES (1000, 1)").unwrap();
     for table in ["calm", "lost"] {
-        ask(&format!("UPDATE {table} SET n = -n WHERE id % 3 = 0; DELETE FROM {table} WHERE id = 50"));
+        ask(&format!(
+            "UPDATE {table} SET n = -n WHERE id % 3 = 0; DELETE FROM {table} WHERE id = 50"
+        ));
     }
     let ran = job.run(&["sync", "--until", "now", "--json"]).expect(0).says(&["join anew"]);
     let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();

@@ -85,7 +85,9 @@ fn a_job_that_died_between_the_targets_last_word_and_the_ledgers_goes_on_and_say
         // As it was before the last word.
         let ledger = Ledger::open(&job.path().join("state"), "lastword").unwrap();
         let (run, relations) = (ledger.run().unwrap().unwrap(), ledger.relations().unwrap());
-        ledger.begin_run(&RunRecord { phase: "snapshot".into(), finished_at_ms: None, ..run }).unwrap();
+        ledger
+            .begin_run(&RunRecord { phase: "snapshot".into(), finished_at_ms: None, ..run })
+            .unwrap();
         for relation in relations {
             ledger.add_relation(&relation.plan).unwrap();
             ledger.finish_relation(relation.plan.oid).unwrap();

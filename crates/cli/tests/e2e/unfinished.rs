@@ -24,6 +24,8 @@ CREATE TABLE visit_1 PARTITION OF visit FOR VALUES FROM ('2024-01-01') TO ('2024
 CREATE TABLE visit_2 PARTITION OF visit FOR VALUES FROM ('2024-07-01') TO ('2025-01-01');
 CREATE INDEX visit_pet ON visit (pet);
 INSERT INTO visit SELECT i, date '2024-01-01' + i % 300, 1 + i % 100 FROM generate_series(1, 3000) i;
+CREATE TABLE bill (id integer PRIMARY KEY, visit integer, day date, FOREIGN KEY (visit, day) REFERENCES visit);
+INSERT INTO bill SELECT i, i, date '2024-01-01' + i % 300 FROM generate_series(1, 500) i WHERE i % 5 = 1;
 CREATE TABLE paper (id integer PRIMARY KEY, n integer, body text);
 ALTER TABLE paper ALTER body SET STORAGE EXTERNAL;
 INSERT INTO paper SELECT i, i, repeat(md5(i::text), 100) FROM generate_series(1, 400) i;
@@ -461,9 +463,15 @@ fn marks_that_the_target_has_lost_are_named_and_their_tables_are_copied_again() 
     let is_last = reached(&mut running, || phase(side(&pair.target), "unmarked") == "finish");
     assert!(is_last, "{}", running.stderr());
     // What a crash of the target leaves that had not written its last commits to the disk.
-    pair.target.psql("UPDATE tidemark.relation SET state = NULL WHERE relation_name IN ('pet', 'region')").unwrap();
+    pair.target
+        .psql("UPDATE tidemark.relation SET state = NULL WHERE relation_name IN ('pet', 'region')")
+        .unwrap();
     blocker.end();
-    running.end().expect(8).says(&["lost the marks of 2 table(s)", "pet", "copies these tables anew"]);
+    running.end().expect(8).says(&[
+        "lost the marks of 2 table(s)",
+        "pet",
+        "copies these tables anew",
+    ]);
     assert_eq!(run_of(side(&pair.target), "unmarked"), *run);
     goes_on(&died);
     same_rows(pair);

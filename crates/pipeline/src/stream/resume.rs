@@ -11,8 +11,8 @@ use tidemark_ledger::{Ledger, NewRelation};
 use tidemark_model::{JoinPoint, Lsn, Oid, Persistence, RelationName, TablePlan, names};
 use tidemark_sink::{Stored, StoredStage};
 use tidemark_source::{
-    Catalog, Expected, Identity as SourceIdentity, PublicationState, Saved, check_continuation, check_publication, identify,
-    inspect_slot, read_catalog,
+    Catalog, Expected, Identity as SourceIdentity, PublicationState, Saved, check_continuation,
+    check_publication, identify, inspect_slot, read_catalog,
 };
 use tidemark_wire::Client;
 

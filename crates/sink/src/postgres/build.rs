@@ -180,13 +180,13 @@ impl Builder {
         }
         for key in &self.schema.foreign_keys {
             let attempt = format!("add foreign key {}", Ident(&key.name));
-            let statement = add_foreign_key(key, self.is_validated_later(key));
+            let statement = add_foreign_key(key, is_validated_later(key));
             self.execute(&key.table, &attempt, &[statement]).await?;
         }
         self.vacuum().await?;
         // Two validations of one table would wait for each other's lock: a table's keys come one after the other.
         let mut by_table: HashMap<&RelationName, Vec<&ForeignKey>> = HashMap::new();
-        for key in self.schema.foreign_keys.iter().filter(|key| self.is_validated_later(key)) {
+        for key in self.schema.foreign_keys.iter().filter(|key| is_validated_later(key)) {
             by_table.entry(&key.table).or_default().push(key);
         }
         let mut tables: Vec<_> = by_table.into_values().collect();
@@ -199,7 +199,7 @@ impl Builder {
     /// indexes alone. Only now: what still ran beside an earlier VACUUM would have kept it from most pages. And only once all
     /// commits are on disk: a page whose rows came by one that is not is left as it is.
     async fn vacuum(&self) -> Result<()> {
-        let keys = self.schema.foreign_keys.iter().filter(|key| self.is_validated_later(key));
+        let keys = self.schema.foreign_keys.iter().filter(|key| is_validated_later(key));
         let mut tables: Vec<_> = keys
             .flat_map(|key| [&key.table, &key.references])
             .filter(|table| self.heap_bytes(table) >= SMALL_TABLE_BYTES)
@@ -220,27 +220,16 @@ impl Builder {
         Ok(())
     }
 
-    /// Foreign keys that are not checked against rows: while the tables are not as of one moment they need not hold. One on a
-    /// partitioned table would be checked at once, and is left out; unless it `comes_later`, that is said.
-    pub(super) async fn foreign_keys_unchecked(&self, comes_later: bool) -> Result<()> {
+    /// Foreign keys that are not checked against rows: while the tables are not as of one moment they need not hold. One that
+    /// can only be checked at once is left out: it is owed.
+    pub(super) async fn foreign_keys_unchecked(&self) -> Result<()> {
         if self.mode != SchemaMode::Create {
             return Ok(());
         }
-        for key in &self.schema.foreign_keys {
-            let name = Ident(&key.name);
-            if key.on_partitioned && comes_later {
-                continue;
-            }
-            if key.on_partitioned {
-                tracing::warn!(
-                    table = %key.table,
-                    "foreign key {name} is not made: add it once the job has caught up: ALTER TABLE {} ADD CONSTRAINT {name} {}",
-                    key.table, key.definition
-                );
-                continue;
-            }
+        for key in self.schema.foreign_keys.iter().filter(|key| !key.is_checked_at_once()) {
+            let attempt = format!("add foreign key {}", Ident(&key.name));
             let statement = add_foreign_key(key, true);
-            self.execute(&key.table, &format!("add foreign key {name}"), &[statement]).await?;
+            self.execute(&key.table, &attempt, &[statement]).await?;
         }
         Ok(())
     }
@@ -256,12 +245,6 @@ impl Builder {
 
     fn heap_bytes(&self, relation: &RelationName) -> u64 {
         self.tables.get(relation).map_or(0, |table| table.heap_bytes)
-    }
-
-    /// A key on a partitioned table cannot be NOT VALID; of one that points to a partitioned table, VALIDATE CONSTRAINT would
-    /// leave the parts for its partitions marked NOT VALID.
-    fn is_validated_later(&self, key: &ForeignKey) -> bool {
-        key.is_valid && !key.on_partitioned && self.tables.contains_key(&key.references)
     }
 
     /// Sets every sequence that the target has to where the source's stood under the snapshot.
@@ -358,6 +341,10 @@ fn after_index(index: &IndexDef) -> Vec<String> {
         statements.push(format!("ALTER TABLE ONLY {table} REPLICA IDENTITY USING INDEX {name}"));
     }
     statements
+}
+
+fn is_validated_later(key: &ForeignKey) -> bool {
+    key.is_valid && !key.is_checked_at_once()
 }
 
 pub(super) fn validate_foreign_key(key: &ForeignKey) -> String {

@@ -365,9 +365,14 @@ pub(super) async fn without_what_is_there(
     Ok(SnapshotStart { schema: Arc::new(schema), ..start.clone() })
 }
 
-/// Says that the tables are whole and where they joined. This commit waits for the disk and with it for every commit before
-/// it.
-pub(super) async fn joined(control: &Control, start: &SnapshotStart, join: &Join) -> Result<()> {
+/// Says that the tables are whole, where they joined, and what is owed for them once the stream is there. This commit waits
+/// for the disk and with it for every commit before it.
+pub(super) async fn joined(
+    control: &Control,
+    start: &SnapshotStart,
+    join: &Join,
+    owed: &[String],
+) -> Result<()> {
     control.alive()?;
     let attempt = |cause| server_error("note that tables have joined", None, cause);
     let client = control.client();
@@ -377,11 +382,13 @@ pub(super) async fn joined(control: &Control, start: &SnapshotStart, join: &Join
     let timeline = join.point.timeline.map(i64::from);
     let changed = client
         .execute(
-            "UPDATE tidemark.relation r SET state = 'joined', read_snapshot = $4, joined_lsn = $5::text::pg_lsn, joined_timeline = $7 \
-             FROM unnest($2::text[], $3::text[]) AS t(s, n), tidemark.progress p \
-             WHERE r.job = $1 AND r.schema_name = t.s AND r.relation_name = t.n \
-               AND p.job = $1 AND p.wave = '' AND p.run = $6 AND p.phase = 'follow'",
-            &[&start.job, &schemas, &names, &snapshot, &lsn, &join.run, &timeline],
+            "WITH p AS (UPDATE tidemark.progress \
+               SET owed = owed || ARRAY(SELECT s FROM unnest($8::text[]) AS s WHERE s <> ALL (owed)) \
+               WHERE job = $1 AND wave = '' AND run = $6 AND phase = 'follow' RETURNING job) \
+             UPDATE tidemark.relation r SET state = 'joined', read_snapshot = $4, joined_lsn = $5::text::pg_lsn, joined_timeline = $7 \
+             FROM unnest($2::text[], $3::text[]) AS t(s, n), p \
+             WHERE r.job = p.job AND r.schema_name = t.s AND r.relation_name = t.n",
+            &[&start.job, &schemas, &names, &snapshot, &lsn, &join.run, &timeline, &owed],
         )
         .await
         .map_err(attempt)?;

@@ -215,7 +215,7 @@ impl PostgresSink {
         if let Some(contents) = &run.contents {
             restore::post_data(&self.options, contents, true).await?;
         }
-        run.build.foreign_keys_unchecked(true).await?;
+        run.build.foreign_keys_unchecked().await?;
         if let Some(contents) = &run.contents {
             restore::after_foreign_keys(&self.options, contents, true).await?;
         }
@@ -240,12 +240,16 @@ impl PostgresSink {
         if let Some(contents) = &run.contents {
             restore::post_data(&self.options, contents, false).await?;
         }
-        run.build.foreign_keys_unchecked(false).await?;
+        run.build.foreign_keys_unchecked().await?;
         if let Some(contents) = &run.contents {
             restore::after_foreign_keys(&self.options, contents, false).await?;
         }
         run.build.sequences().await?;
-        join::joined(&run.control, &run.start, join).await
+        let owed = match run.mode {
+            SchemaMode::Create => unfinished::owed_keys(&run.start),
+            SchemaMode::Exists => Vec::new(),
+        };
+        join::joined(&run.control, &run.start, join, &owed).await
     }
 
     fn set_run(&self, run: Run) -> Result<()> {

@@ -341,14 +341,14 @@ async fn roles_are_there(options: &PostgresOptions, roles: &[String]) -> Result<
     Ok(there)
 }
 
-/// Foreign keys that a snapshot that goes on after a crash owes: what depends on them, a comment, cannot be made with the rest.
+/// Foreign keys that are owed where tables join: what depends on them, a comment, cannot be made with the rest.
 fn made_later(start: &SnapshotStart) -> HashSet<Oid> {
-    if start.joins.as_ref().is_none_or(|join| join.completes.is_none()) {
-        return HashSet::new();
-    }
-    let keys = start.schema.foreign_keys.iter().filter(|key| key.on_partitioned);
+    let Some(join) = &start.joins else { return HashSet::new() };
+    let keys = start.schema.foreign_keys.iter().filter(|key| key.is_checked_at_once());
     keys.inspect(|key| {
-        tracing::warn!(key = %key.name, table = %key.table, "a foreign key of a partitioned table is made later; a comment on it is not copied");
+        if join.completes.is_some() {
+            tracing::warn!(key = %key.name, table = %key.table, "a foreign key of or to a partitioned table is made later; a comment on it is not copied");
+        }
     })
     .map(|key| key.oid)
     .collect()

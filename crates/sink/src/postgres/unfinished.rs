@@ -239,15 +239,16 @@ async fn drop_keys(client: &Client, start: &SnapshotStart) -> Result<()> {
 
 /// What can be done only once all tables are as of one moment, in this order.
 pub(super) fn owed(start: &SnapshotStart) -> Vec<String> {
-    let keys = start.schema.foreign_keys.iter().filter_map(|key| {
-        match (key.on_partitioned, key.is_valid) {
-            (true, _) => Some(add_foreign_key(key, false)),
-            (false, true) => Some(validate_foreign_key(key)),
-            (false, false) => None,
-        }
-    });
-    let views = start.schema.materialized_views.iter();
-    keys.chain(views.map(|view| format!("{REFRESH}{view}"))).collect()
+    let made = start.schema.foreign_keys.iter().filter(|key| !key.is_checked_at_once());
+    let validations = made.filter(|key| key.is_valid).map(validate_foreign_key);
+    let views = start.schema.materialized_views.iter().map(|view| format!("{REFRESH}{view}"));
+    validations.chain(owed_keys(start)).chain(views).collect()
+}
+
+/// Foreign keys that are made only then, because they are checked when they are made.
+pub(super) fn owed_keys(start: &SnapshotStart) -> Vec<String> {
+    let keys = start.schema.foreign_keys.iter().filter(|key| key.is_checked_at_once());
+    keys.map(|key| add_foreign_key(key, false)).collect()
 }
 
 /// Makes the job follow: from the snapshot's position, with the tables that were whole and those that joined. This commit
