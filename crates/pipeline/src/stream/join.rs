@@ -39,7 +39,6 @@ impl Sync<'_> {
         if joining.is_empty() && completes.is_none() {
             return Session::resumed(self.job, start, spool, self.ladder).await;
         }
-        self.refuse_filters()?;
         let names: Vec<String> =
             joining.iter().map(|plan| plan.relation.name.to_string()).collect();
         if !names.is_empty() {

@@ -183,6 +183,7 @@ struct Sync<'a> {
 impl Sync<'_> {
     async fn run(&self) -> Result<(Reports, Lsn)> {
         self.refuse_stops_in_a_lake()?;
+        self.refuse_filters()?;
         let head = self.head_at_start().await?;
         let mut snapshots = 0;
         let mut reports = Reports { snapshot: None, joined: None, stopped: Vec::new() };
@@ -353,7 +354,6 @@ impl Sync<'_> {
 
     /// The snapshot, with the stream received beside it.
     async fn snapshot(&self, tools: &Tools, report: &mut Option<Report>) -> Result<Session> {
-        self.refuse_filters()?;
         resume::refuse_own_target(&self.job.source.connect().await?, &self.job.name).await?;
         self.drop_own_leftovers().await?;
         let slot = resume::slot_name(self.job);
@@ -434,7 +434,8 @@ impl Sync<'_> {
         session.follow(self.job, tools, until, self.stop).await
     }
 
-    /// A filter would have to be in the publication, for a stream that leaves out the same rows.
+    /// A filter would have to be in the publication, for a stream that leaves out the same rows. Also of a job that follows
+    /// already: without a word it would go on with all rows.
     fn refuse_filters(&self) -> Result<()> {
         let Some(table) = self.job.tables.iter().find(|table| table.filter.is_some()) else {
             return Ok(());
