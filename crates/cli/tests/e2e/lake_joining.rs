@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -350,6 +351,28 @@ fn a_new_table_joins_a_lake_whose_state_directory_was_lost() {
     fs::remove_dir_all(job.path().join("state")).unwrap();
     lake.source.psql(&format!("BEGIN; {}; COMMIT", changes(2))).unwrap();
     job.run(&["sync", "--until", "now"]).expect(0);
+    lake.assert_equal();
+}
+
+#[test]
+fn a_lake_passes_a_join_although_the_source_is_quiet() {
+    let lake = Lake::new("lakequiet");
+    let job = lake.job();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    lake.source.psql("CREATE TABLE late (id integer PRIMARY KEY); INSERT INTO late VALUES (1), (2)").unwrap();
+    let mut running = job.start(&["sync"]);
+    assert!(reached(&mut running, || lake.state("late") == "joined"), "{}", running.stderr());
+    let joined = || -> Option<u64> {
+        let commits = lake.commits();
+        let join = commits.iter().find(|commit| commit["kind"] == "join")?;
+        Some(number(join["tables"][0]["join"]["lsn"].as_str()?))
+    };
+    let end = || lake.commits().last().map(|commit| number(commit["end_lsn"].as_str().unwrap()));
+    // Nobody writes.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let is_there = reached(&mut running, || end() >= joined() || Instant::now() > deadline);
+    assert!(is_there && end() >= joined(), "{:?} {:?} {}", end(), joined(), running.stderr());
+    ends(running);
     lake.assert_equal();
 }
 

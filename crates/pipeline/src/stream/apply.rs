@@ -46,6 +46,8 @@ pub(crate) struct Rhythm {
     pub(crate) batch_delay: Duration,
     /// A target that gathers (a lake) is flushed so often; `None` for one that commits each batch.
     pub(crate) flush_every: Option<Duration>,
+    /// Where tables joined: that the stream has passed it is stored at once, because until then they are ahead of the others.
+    pub(crate) joined_at: Lsn,
 }
 
 /// What ended the stream in order.
@@ -459,8 +461,11 @@ impl Apply {
         }
         // The next commit of a lake stores the position; a commit of its own would be one more file for nothing.
         let is_gathering = self.unflushed && self.rhythm.flush_every.is_some();
-        let ahead = self.accepted.bytes_since(self.ladder.view().durable);
+        let durable = self.ladder.view().durable;
+        let ahead = self.accepted.bytes_since(durable);
+        let passes_join = durable < self.rhythm.joined_at && self.accepted >= self.rhythm.joined_at;
         let is_time = ahead >= ADVANCE_BYTES
+            || passes_join
             || (self.rhythm.flush_every.is_none() && self.advanced_at.elapsed() >= ADVANCE_EVERY);
         if self.is_idle && self.pending.is_empty() && ahead > 0 && is_time && !is_gathering {
             self.advance().await?;

@@ -286,7 +286,7 @@ impl Session {
             .map(|table| table.name.clone())
             .collect();
         let ddl = Ddl::new(&job.source, job.stream.ddl, &start.tables, &open.columns, &chosen);
-        let batches = (Budget::new(job.memory / BATCH_SHARE), rhythm(job));
+        let batches = (Budget::new(job.memory / BATCH_SHARE), rhythm(job, passed));
         let followed = Followed::new(&start.tables, &self.start.joins);
         let apply = Apply::new(&self.queue, &self.ladder, open, followed, ddl, batches);
         self.queue.let_go();
@@ -364,7 +364,7 @@ pub(crate) async fn copy_beside(
     }
 }
 
-fn rhythm(job: &Job) -> Rhythm {
+fn rhythm(job: &Job, joined_at: Lsn) -> Rhythm {
     let flush_every = match job.target {
         Target::Postgres(_) => None,
         Target::Lake(_) => Some(job.stream.commit_interval),
@@ -374,6 +374,7 @@ fn rhythm(job: &Job) -> Rhythm {
         batch_bytes: job.stream.batch_bytes.min(most),
         batch_delay: job.stream.batch_delay,
         flush_every,
+        joined_at,
     }
 }
 
