@@ -69,6 +69,9 @@ pub struct Stored {
     /// The tables that are whole, at the stage `Follow`, and of a snapshot that died those that were whole by then; none where
     /// the record does not tell.
     pub tables: Option<Vec<StoredTable>>,
+    /// Where `tables` does not tell: the names of those that the job's snapshot copied, as far as the target knows them.
+    #[serde(default)]
+    pub copied: Option<Vec<RelationName>>,
     /// The tables that the stream goes on without.
     #[serde(default)]
     pub stopped: Vec<StoppedTable>,

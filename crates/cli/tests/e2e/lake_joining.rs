@@ -354,6 +354,33 @@ fn a_new_table_joins_a_lake_whose_state_directory_was_lost() {
     lake.assert_equal();
 }
 
+/// Makes a lake one of format version 1, which did not say which tables it has.
+#[track_caller]
+fn forget_the_roster(lake: &Lake) {
+    let below = lake.root().join("_tidemark");
+    let documents = files_below(&below).into_iter().filter(|name| name.ends_with(".json"));
+    for path in documents.map(|name| below.join(name)) {
+        let mut document: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        let fields = document.as_object_mut().unwrap();
+        fields.retain(|name, _| name != "roster" && name != "members");
+        fields.insert("format_version".to_owned(), 1.into());
+        fs::write(&path, serde_json::to_vec(&document).unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn a_new_table_joins_a_lake_of_version_1_whose_state_directory_was_lost() {
+    let lake = Lake::new("lakeolder");
+    let job = lake.job();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    forget_the_roster(&lake);
+    fs::remove_dir_all(job.path().join("state")).unwrap();
+    lake.source.psql(LATE).unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    assert_eq!(lake.state("late"), "joined");
+    lake.assert_equal();
+}
+
 #[test]
 fn a_lake_passes_a_join_although_the_source_is_quiet() {
     let lake = Lake::new("lakequiet");

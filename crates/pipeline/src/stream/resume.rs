@@ -152,7 +152,8 @@ fn joins(stored: &Stored) -> HashMap<Oid, JoinPoint> {
 }
 
 /// The tables that the target has whole and that are not left out since. Where a version stored the record that did not tell
-/// them apart: those that the job's snapshot copied, or all chosen ones where the ledger was lost.
+/// them apart: those that the job's snapshot copied, as the ledger knows them, or where that was lost the target; where that
+/// does not know them either, all chosen ones.
 async fn followed(
     job: &Job,
     ledger: &Arc<Ledger>,
@@ -181,7 +182,10 @@ async fn followed(
         }
         return Ok(tables);
     }
-    Ok(plans.iter().map(|plan| (plan.relation.oid, plan.relation.name.clone())).collect())
+    let copied = stored.copied.as_ref();
+    let is_there = |plan: &&TablePlan| copied.is_none_or(|all| all.contains(&plan.relation.name));
+    let there = plans.iter().filter(is_there);
+    Ok(there.map(|plan| (plan.relation.oid, plan.relation.name.clone())).collect())
 }
 
 /// Compares the publication with what it was at the snapshot, where the ledger knows it.

@@ -30,9 +30,9 @@ mod table;
 mod turn;
 mod writer;
 
-use tidemark_model::{Cpu, Lsn};
+use tidemark_model::{Cpu, Lsn, RelationName};
 
-use super::manifest::{Commit, JOB, JobDocument, Member, SNAPSHOT_COMMIT};
+use super::manifest::{Commit, CommitTable, JOB, JobDocument, Member, SNAPSHOT_COMMIT};
 use super::options::ParquetOptions;
 use super::root::Root;
 use crate::{OpenStream, Result, Stored, StoredStage, StoredTable, StreamStart};
@@ -54,9 +54,12 @@ pub(super) async fn stored(root: &Root) -> Result<Option<Stored>> {
         if !snapshot.continues {
             return Ok(Some(stored_by(snapshot, StoredStage::Complete, None)));
         }
+        let name = |table: &CommitTable| RelationName::new(&table.schema, &table.name);
+        let copied = snapshot.tables.iter().map(name).collect();
         let last = commits::last(root, snapshot).await?;
         let tables = Roster::of(root, &last).await?.whole();
-        return Ok(Some(stored_by(last, StoredStage::Follow, tables)));
+        let stored = stored_by(last, StoredStage::Follow, tables);
+        return Ok(Some(Stored { copied: Some(copied), ..stored }));
     }
     let Some(bytes) = root.read(JOB).await? else { return Ok(None) };
     let left: JobDocument = commits::parse(root, JOB, &bytes)?;
@@ -69,6 +72,7 @@ pub(super) async fn stored(root: &Root) -> Result<Option<Stored>> {
         database: source.database,
         timeline: None,
         tables: None,
+        copied: None,
         stopped: Vec::new(),
     }))
 }
@@ -94,6 +98,7 @@ fn stored_by(commit: Commit, stage: StoredStage, tables: Option<Vec<StoredTable>
         database: commit.source.database,
         timeline: commit.source.timeline,
         tables,
+        copied: None,
         stopped: Vec::new(),
     }
 }

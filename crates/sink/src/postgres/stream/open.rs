@@ -69,6 +69,7 @@ pub(super) async fn stored(client: &Client, job: &str) -> Result<Option<Stored>>
         database: row.get(4),
         timeline: row.get::<_, Option<i64>>(5).and_then(|timeline| u32::try_from(timeline).ok()),
         tables,
+        copied: None,
         stopped,
     }))
 }
