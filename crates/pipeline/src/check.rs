@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use tidemark_model::{Column, Finding, Generated, Oid, Severity, TablePlan, sql::Ident};
-use tidemark_sink::Sink;
+use tidemark_sink::{Sink, parquet};
 use tidemark_source::{
     AddressOf, Catalog, Needs, check_filters, check_given_slot, dump, pooler_behind,
     pooler_that_refused, read_catalog,
@@ -91,6 +91,9 @@ pub(crate) async fn look_at(
         findings.extend(check_given_slot(&client, slot).await?);
     }
     findings.extend(generated_columns(job, &client, &plans).await?);
+    if job.follows && matches!(job.target, Target::Lake(_)) {
+        findings.extend(plans.iter().flat_map(parquet::check_followed));
+    }
     findings.extend(filters(job, &plans));
     findings.extend(password_findings(job));
     findings.extend(schema_tool_findings(job, &catalog).await);

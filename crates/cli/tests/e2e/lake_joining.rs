@@ -354,6 +354,17 @@ fn a_new_table_joins_a_lake_whose_state_directory_was_lost() {
     lake.assert_equal();
 }
 
+#[test]
+fn check_names_columns_that_a_followed_lake_cannot_have_and_a_snapshot_can() {
+    let lake = Lake::new("lakenames");
+    lake.source.psql("CREATE TABLE odd (id integer PRIMARY KEY, \"_OP\" text)").unwrap();
+    let job = lake.job();
+    let check = job.run(&["check"]).expect(5);
+    assert!(check.stdout.contains("_OP"), "{}", check.stdout);
+    job.run(&["sync", "--until", "now"]).expect(5);
+    job.run(&["check", "--snapshot-only"]).expect(0);
+}
+
 /// Makes a lake one of format version 1, which did not say which tables it has.
 #[track_caller]
 fn forget_the_roster(lake: &Lake) {

@@ -56,7 +56,7 @@ pub use manifest::{
 };
 pub use options::{Compression, ParquetOptions};
 pub use root::Root;
-pub use stream::binary_is_safe;
+pub use stream::{binary_is_safe, check_followed};
 
 use manifest::{COMMITS, DOCUMENTS, JOB, JobDocument, JobTable, SNAPSHOT_COMMIT};
 use table::Table;

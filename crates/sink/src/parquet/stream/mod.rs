@@ -41,6 +41,7 @@ pub(super) use commits::Commits;
 pub use forms::binary_is_safe;
 pub(super) use lock::Lock;
 pub(super) use roster::first;
+pub use table::check_followed;
 pub(super) use table::refuse_unfollowable;
 pub(super) use turn::Turn;
 

@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 use tidemark_columnar::{Program, map_column};
-use tidemark_model::{Column, Generated, Key, RelationName, ReplicaIdentity, TablePlan};
+use tidemark_model::sql::Ident;
+use tidemark_model::{
+    Column, Finding, Generated, Key, RelationName, ReplicaIdentity, Severity, TablePlan,
+};
 
 use super::super::manifest::{self, CommitColumn};
 use super::commits::Commits;
@@ -186,15 +189,29 @@ fn key_of(plan: &TablePlan) -> Result<Vec<usize>> {
     Ok(positions)
 }
 
-fn refuse_reserved_names(plan: &TablePlan) -> Result<()> {
+const RESERVED_NAME: &str = "leave it out with `columns` of this table, or rename it";
+
+/// Columns whose names are those of the columns that change files have in front.
+fn reserved_names(plan: &TablePlan) -> impl Iterator<Item = &Column> {
     // Readers such as DuckDB do not tell upper case from lower case.
     let is_ours = |name: &str| HEAD_COLUMNS.iter().any(|own| own.eq_ignore_ascii_case(name));
-    let clash = plan.columns.iter().find(|column| is_ours(&column.name));
-    let Some(column) = clash else { return Ok(()) };
+    plan.columns.iter().filter(move |column| is_ours(&column.name))
+}
+
+fn refuse_reserved_names(plan: &TablePlan) -> Result<()> {
+    let Some(column) = reserved_names(plan).next() else { return Ok(()) };
     let attempt = format!("follow a table with a column \"{}\", a name of ours", column.name);
-    Err(Error::new(Disposition::Refused, attempt)
-        .on(&plan.relation.name)
-        .hint("leave it out with `columns` of this table, or rename it"))
+    Err(Error::new(Disposition::Refused, attempt).on(&plan.relation.name).hint(RESERVED_NAME))
+}
+
+/// What stands in the way of following this table into a lake.
+pub fn check_followed(plan: &TablePlan) -> Vec<Finding> {
+    let finding = |column: &Column| {
+        let object = format!("{}.{}", plan.relation.name, Ident(&column.name));
+        let message = "the name is one of those that change files have in front of the columns";
+        Finding::new(Severity::Blocking, "reserved-column", object, message).with_fix(RESERVED_NAME)
+    };
+    reserved_names(plan).map(finding).collect()
 }
 
 fn column_field(plan: &TablePlan, column: &Column) -> Field {
