@@ -272,6 +272,32 @@ fn an_unlogged_table_is_copied_once_and_does_not_stop_the_next_run() {
 }
 
 #[test]
+fn an_unlogged_table_that_becomes_logged_is_not_taken_for_whole() {
+    // In a publication of all tables its changes come from then on by themselves.
+    for (name, publication) in [("nowlogged", ""), ("nowall", "publication = \"everything\"")] {
+        let pair = Pair::new(name);
+        pair.source
+            .psql("CREATE UNLOGGED TABLE scratch (id integer PRIMARY KEY); INSERT INTO scratch VALUES (1), (2)")
+            .unwrap();
+        pair.source.psql("CREATE PUBLICATION everything FOR ALL TABLES").unwrap();
+        let job = pair.job().of_source(publication);
+        job.run(&["sync", "--until", "now"]).expect(0);
+        pair.source
+            .psql("DELETE FROM scratch WHERE id = 1; INSERT INTO scratch VALUES (3); ALTER TABLE scratch SET LOGGED")
+            .unwrap();
+        pair.source.psql("INSERT INTO scratch VALUES (4)").unwrap();
+        job.run(&["sync", "--until", "now"])
+            .expect(2)
+            .says(&["scratch", "tidemark reset public.scratch --yes"]);
+        job.run(&["reset", "public.scratch", "--yes"]).expect(0);
+        job.run(&["sync", "--until", "now"]).expect(0);
+        pair.source.psql("INSERT INTO scratch VALUES (5)").unwrap();
+        job.run(&["sync", "--until", "now"]).expect(0);
+        pair.assert_equal();
+    }
+}
+
+#[test]
 fn a_prepared_transaction_that_keeps_wal_is_named_by_the_status() {
     // A cluster of its own: who makes a slot elsewhere would wait for the transaction.
     let source = Cluster::start_default().unwrap();

@@ -81,29 +81,20 @@ pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Re
     let mut plans = plan_tables(job, &catalog, target_version)?;
     let mut tables = followed(job, ledger, stored, &plans).await?;
     let is_unfinished = stored.stage == StoredStage::Snapshot;
-    if is_unfinished {
-        without_unlogged(&mut tables, &plans);
-    }
+    without_unlogged(&mut tables, &plans);
     still_named(&catalog, &tables, stored.end_lsn)?;
     let is_followed = |plan: &TablePlan| tables.iter().any(|(oid, _)| *oid == plan.relation.oid);
     let mut joining: Vec<TablePlan> = plans.extract_if(.., |plan| !is_followed(plan)).collect();
     joining.retain(|plan| {
         let is_unlogged = plan.relation.persistence == Persistence::Unlogged && !is_unfinished;
         if is_unlogged {
-            tracing::warn!(table = %plan.relation.name, "an unlogged table that came after the snapshot is not copied: there is no WAL of its rows");
+            tracing::warn!(table = %plan.relation.name, "an unlogged table is not followed, for there is no WAL of its rows; what the first snapshot copied of it stays");
         }
         !is_unlogged
     });
     joining.retain(|plan| !stored.stopped.iter().any(|table| table.name == plan.relation.name));
     let publications = [publication_name(job)];
-    // An unlogged table was copied, but is in no publication: there is no WAL of its rows.
-    let is_unlogged = |oid: Oid| {
-        let mut plans = plans.iter().map(|plan| &plan.relation);
-        plans.any(|table| table.oid == oid && table.persistence == Persistence::Unlogged)
-    };
-    let streamed: Vec<_> = tables.iter().filter(|(oid, _)| !is_unlogged(*oid)).cloned().collect();
-    let expected =
-        Expected { publications: &publications, tables: &streamed, is_restricted: false };
+    let expected = Expected { publications: &publications, tables: &tables, is_restricted: false };
     let mut others = check_publication(&client, &expected).await?;
     others.retain(|name| joining.iter().all(|plan| plan.relation.name != *name));
     still_published(&client, &expected, ledger, stored).await?;

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidemark_model::{Budget, JoinPoint, Lsn, Oid, TablePlan, names};
+use tidemark_model::{Budget, JoinPoint, Lsn, Oid, Persistence, TablePlan, names};
 use tidemark_sink::{Positions, Sink, SnapshotStart, StoppedTable, StreamStart, parquet, postgres};
 use tidemark_source::{
     Identity as SourceIdentity, PublicationState, Saved, StreamOptions, check_continuation,
@@ -132,10 +132,11 @@ impl Session {
 
     async fn begin(
         job: &Job,
-        start: SessionStart,
+        mut start: SessionStart,
         spool: Option<(Spool, bool)>,
         ladder: &Arc<Ladder>,
     ) -> Result<Self> {
+        start.plans = logged(&start.plans);
         let directory = job.state_dir.join("spool");
         tokio::task::block_in_place(|| std::fs::create_dir_all(&directory)).map_err(|cause| {
             Error::new(Kind::Unavailable, format!("make the directory {}", directory.display()))
@@ -314,6 +315,12 @@ impl Session {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+}
+
+/// The tables of which there is WAL: of an unlogged one only a part of the changes would come, should it become logged.
+fn logged(plans: &[TablePlan]) -> Arc<Vec<TablePlan>> {
+    let is_logged = |plan: &&TablePlan| plan.relation.persistence != Persistence::Unlogged;
+    Arc::new(plans.iter().filter(is_logged).cloned().collect())
 }
 
 /// A slot that was moved beyond the snapshot would begin later than that without a word.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use futures::future::try_join_all;
 use tidemark_model::{
-    ConstraintKind, ForeignKey, IndexDef, Oid, RelationName, SchemaObjects, sql::Ident,
+    ConstraintKind, ForeignKey, IndexDef, Oid, Persistence, RelationName, SchemaObjects, sql::Ident,
 };
 use tidemark_wire::tokio_postgres;
 use tokio::sync::Semaphore;
@@ -69,6 +69,8 @@ pub(super) struct Builder {
 struct TableBuild {
     oid: Oid,
     heap_bytes: u64,
+    /// Never whole.
+    is_unlogged: bool,
     indexes: Vec<IndexDef>,
 }
 
@@ -85,6 +87,7 @@ impl Builder {
             let build = TableBuild {
                 oid: relation.oid,
                 heap_bytes: relation.heap_bytes,
+                is_unlogged: relation.persistence == Persistence::Unlogged,
                 indexes: Vec::new(),
             };
             (relation.name.clone(), build)
@@ -119,7 +122,8 @@ impl Builder {
             after.push(format!("ANALYZE {relation}"));
         }
         // The last of it, in one transaction with the keys.
-        after.extend(self.mark.iter().map(|mark| mark.statement(relation, table.oid)));
+        let mark = self.mark.iter().filter(|_| !table.is_unlogged);
+        after.extend(mark.map(|mark| mark.statement(relation, table.oid)));
         if table.heap_bytes < SMALL_TABLE_BYTES {
             let all: Vec<String> =
                 creations.map(|(_, statement)| statement.to_owned()).chain(after).collect();

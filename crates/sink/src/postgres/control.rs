@@ -527,6 +527,7 @@ impl Control {
     ) -> Result<()> {
         self.alive()?;
         let (schemas, names, oids) = super::join::columns(&start.tables);
+        let states: Vec<&str> = start.tables.iter().map(super::join::state_after).collect();
         let phase = if start.continues { "follow" } else { "complete" };
         let lsn = summary.lsn.to_string();
         self.client
@@ -536,12 +537,12 @@ impl Control {
         let changed = self
             .client
             .execute(
-                "WITH whole AS (UPDATE tidemark.relation r SET state = 'joined', relation_oid = t.o \
-                   FROM unnest($5::text[], $6::text[], $7::oid[]) AS t(s, n, o) \
+                "WITH whole AS (UPDATE tidemark.relation r SET state = t.state, relation_oid = t.o \
+                   FROM unnest($5::text[], $6::text[], $7::oid[], $9::text[]) AS t(s, n, o, state) \
                    WHERE r.job = $1 AND r.schema_name = t.s AND r.relation_name = t.n) \
                  UPDATE tidemark.progress SET phase = $4, end_lsn = $3::text::pg_lsn, finished_at = now() \
                  WHERE job = $1 AND run = $2 AND epoch = $8 AND phase = 'finish'",
-                &[&self.job, &self.run, &lsn, &phase, &schemas, &names, &oids, &owner.epoch],
+                &[&self.job, &self.run, &lsn, &phase, &schemas, &names, &oids, &owner.epoch, &states],
             )
             .await
             .map_err(|cause| server_error("close the job's record on the target", None, cause))?;

@@ -19,7 +19,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use tidemark_model::sql::Ident;
-use tidemark_model::{JoinPoint, Lsn, Oid, ReadSnapshot, RelationName, TablePlan};
+use tidemark_model::{JoinPoint, Lsn, Oid, Persistence, ReadSnapshot, RelationName, TablePlan};
 use tidemark_wire::Client;
 use tidemark_wire::tokio_postgres::{self, error::SqlState};
 
@@ -48,6 +48,11 @@ pub(super) fn columns(plans: &[TablePlan]) -> (Vec<&str>, Vec<&str>, Vec<Oid>) {
         columns.2.push(plan.relation.oid);
     }
     columns
+}
+
+/// What a table of a first snapshot becomes: the stream goes on without an unlogged one, of which no WAL is written.
+pub(super) fn state_after(plan: &TablePlan) -> &'static str {
+    if plan.relation.persistence == Persistence::Unlogged { "left" } else { "joined" }
 }
 
 /// The tables of a state, `joined` or, of a snapshot that died, `whole`; `None` where a version wrote the record that did not tell them apart.

@@ -3,7 +3,7 @@
 //! **Invariant:** a table is `whole` (`tidemark.relation.state`) if and only if all its rows and its keys are there, as of
 //! the snapshot that the record's run was begun with, or as of its own `read_snapshot` where it joined after a crash. The mark
 //! is written in the transaction that ends the building of its keys, after the last of its chunks: what is in the target's WAL
-//! before it survives whenever it does. Only the process that the record's run and epoch name can write one.
+//! before it survives whenever it does. An unlogged table is never whole: of what came after its copy there is no WAL. Only the process that the record's run and epoch name can write one.
 //!
 //! **Invariant:** the record stays at the stage of a snapshot until the last table is in; one commit makes the job follow.
 //! A process that dies before finds what is whole once more, and lets the others join.
@@ -28,7 +28,7 @@ use tidemark_wire::tokio_postgres;
 
 use super::build::{add_foreign_key, validate_foreign_key};
 use super::control::{Control, WITH_OWNER, held};
-use super::join::{columns, empty, note, present, refuse_rows};
+use super::join::{columns, empty, note, present, refuse_rows, state_after};
 use super::load::Owner;
 use super::session::{may_replicate, server_error};
 use super::{PostgresOptions, SchemaMode};
@@ -262,10 +262,11 @@ pub(super) async fn complete(
     control.alive()?;
     let attempt = |cause| server_error("close the job's record on the target", None, cause);
     let client = control.client();
-    let (mut schemas, mut names, _) = columns(whole);
-    let joined = columns(&start.tables);
-    schemas.extend(joined.0);
-    names.extend(joined.1);
+    let all: Vec<TablePlan> = whole.iter().chain(start.tables.iter()).cloned().collect();
+    let (unlogged, logged): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|plan| state_after(plan) == "left");
+    let (schemas, names, _) = columns(&logged);
+    let left = columns(&unlogged);
     let expected = names.len() as i64;
     client.batch_execute("SET synchronous_commit = on; BEGIN").await.map_err(attempt)?;
     let changed = client
@@ -273,12 +274,14 @@ pub(super) async fn complete(
             "WITH named AS (SELECT * FROM unnest($2::text[], $3::text[]) AS t(s, n)), \
              whole AS (UPDATE tidemark.relation r SET state = 'joined' FROM named \
                WHERE r.job = $1 AND r.schema_name = named.s AND r.relation_name = named.n AND r.state = 'whole' RETURNING 1), \
-             others AS (UPDATE tidemark.relation r SET state = 'left' WHERE r.job = $1 AND r.state = 'whole' \
-               AND NOT EXISTS (SELECT FROM named WHERE r.schema_name = named.s AND r.relation_name = named.n)) \
+             others AS (UPDATE tidemark.relation r SET state = 'left' WHERE r.job = $1 \
+               AND NOT EXISTS (SELECT FROM named WHERE r.schema_name = named.s AND r.relation_name = named.n) \
+               AND (r.state = 'whole' OR EXISTS (SELECT FROM unnest($8::text[], $9::text[]) AS t(s, n) \
+                                                 WHERE r.schema_name = t.s AND r.relation_name = t.n))) \
              UPDATE tidemark.progress SET phase = 'follow', finished_at = now(), owed = $7 \
              WHERE job = $1 AND wave = '' AND run = $4 AND epoch = $5 AND phase = 'finish' \
                AND (SELECT count(*) FROM whole) = $6",
-            &[&start.job, &schemas, &names, &owner.run, &owner.epoch, &expected, &owed],
+            &[&start.job, &schemas, &names, &owner.run, &owner.epoch, &expected, &owed, &left.0, &left.1],
         )
         .await
         .map_err(attempt)?;

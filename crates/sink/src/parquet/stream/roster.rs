@@ -12,7 +12,7 @@
 
 use std::collections::HashSet;
 
-use tidemark_model::{Lsn, Oid, RelationName, TablePlan};
+use tidemark_model::{Lsn, Oid, Persistence, RelationName, TablePlan};
 
 use super::super::manifest::{Commit, Member, MemberState};
 use super::super::root::Root;
@@ -94,9 +94,14 @@ pub(crate) fn joined(relation: &RelationName, oid: Oid, since: u64, run: &str) -
     }
 }
 
-/// The members of a first snapshot.
+/// The members of a first snapshot. The stream goes on without unlogged tables, of which no WAL is written.
 pub(crate) fn first(plans: &[TablePlan], run: &str) -> Vec<Member> {
-    plans.iter().map(|plan| joined(&plan.relation.name, plan.relation.oid, 0, run)).collect()
+    let member = |plan: &TablePlan| {
+        let is_unlogged = plan.relation.persistence == Persistence::Unlogged;
+        let state = if is_unlogged { MemberState::Left } else { MemberState::Joined };
+        Member { state, ..joined(&plan.relation.name, plan.relation.oid, 0, run) }
+    };
+    plans.iter().map(member).collect()
 }
 
 /// Refuses to follow tables that are not whole: what came before would be missed.
