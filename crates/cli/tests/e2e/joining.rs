@@ -450,6 +450,34 @@ fn foreign_keys_of_and_to_partitioned_tables_that_join_are_made_once_the_stream_
     assert_eq!(pair.target.psql("SELECT cardinality(owed) FROM tidemark.progress").unwrap(), "0");
 }
 
+#[test]
+fn a_partition_that_was_carved_out_of_the_default_one_joins_together_with_it() {
+    let pair = Pair::new("carved");
+    let job = pair.job();
+    pair.source
+        .psql(
+            "CREATE TABLE month (day date, id integer, PRIMARY KEY (id, day)) PARTITION BY RANGE (day); \
+             CREATE TABLE month_1 PARTITION OF month FOR VALUES FROM ('2024-01-01') TO ('2024-02-01'); \
+             CREATE TABLE month_rest PARTITION OF month DEFAULT; \
+             INSERT INTO month SELECT date '2024-01-01' + i % 90, i FROM generate_series(1, 300) i",
+        )
+        .unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.source
+        .psql(
+            "BEGIN; CREATE TABLE month_2 (LIKE month INCLUDING ALL); \
+             WITH gone AS (DELETE FROM month_rest WHERE day < '2024-03-01' RETURNING *) INSERT INTO month_2 SELECT * FROM gone; \
+             ALTER TABLE month ATTACH PARTITION month_2 FOR VALUES FROM ('2024-02-01') TO ('2024-03-01'); COMMIT",
+        )
+        .unwrap();
+    job.run(&["sync", "--until", "now"])
+        .expect(7)
+        .says(&["default partition", "tidemark reset public.month_rest --yes"]);
+    job.run(&["reset", "public.month_rest", "--yes"]).expect(0);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+}
+
 /// Sessions of ours on the target that wait for a lock.
 pub(crate) const WAITS: &str = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'tidemark%' \
     AND datname = current_database() AND wait_event_type = 'Lock'";

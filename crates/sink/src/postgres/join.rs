@@ -201,6 +201,42 @@ pub(super) async fn begin(
     Ok(Joining { to_make, owner })
 }
 
+/// A new partition cannot be attached while the default partition has rows of it: where they have gone on the source the
+/// stream has not been yet. Names the default partitions that stay as they are.
+pub(super) async fn with_default_partitions(
+    client: &Client,
+    start: &SnapshotStart,
+    join: &Join,
+    error: Error,
+) -> Error {
+    let above = join.above.iter().map(|(_, name)| (name.schema.as_str(), name.name.as_str()));
+    let (schemas, names): (Vec<&str>, Vec<&str>) = above.unzip();
+    let found = client
+        .query(
+            "SELECT dn.nspname, d.relname FROM unnest($1::text[], $2::text[]) AS t(s, n) \
+             JOIN pg_namespace pn ON pn.nspname = t.s JOIN pg_class c ON c.relnamespace = pn.oid AND c.relname = t.n \
+             JOIN pg_partitioned_table p ON p.partrelid = c.oid \
+             JOIN pg_class d ON d.oid = p.partdefid JOIN pg_namespace dn ON dn.oid = d.relnamespace ORDER BY 1, 2",
+            &[&schemas, &names],
+        )
+        .await
+        .unwrap_or_default();
+    let name = |row: &tokio_postgres::Row| {
+        RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))
+    };
+    let is_joining = |name: &RelationName| start.tables.iter().any(|plan| plan.relation.name == *name);
+    let stays = found.iter().map(name).filter(|name| !is_joining(name));
+    let stays: Vec<String> = stays.map(|name| name.plain()).collect();
+    if stays.is_empty() || error.disposition != Disposition::Refused {
+        return error;
+    }
+    let more = error.hint.clone().unwrap_or_default();
+    error.hint(format!(
+        "if a new partition takes rows out of a default partition, that one has to join with it: tidemark reset {} --yes, then run the same command again; otherwise: {more}",
+        stays.join(" ")
+    ))
+}
+
 fn missing(name: &RelationName) -> Error {
     Error::new(Disposition::Usage, "let a table join the job: it is not there on the target")
         .on(name)

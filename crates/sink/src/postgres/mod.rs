@@ -149,7 +149,10 @@ impl PostgresSink {
         if !joining.to_make.is_empty() {
             let only = Some(&joining.to_make);
             let list = restore::Contents::read(&self.options, start, only).await?;
-            restore::pre_data(&self.options, &list, false, restore::is_atomic(start)).await?;
+            let made = restore::pre_data(&self.options, &list, false, restore::is_atomic(start));
+            if let Err(error) = made.await {
+                return Err(join::with_default_partitions(control.client(), start, join, error).await);
+            }
             contents = Some(list);
         }
         let start = join::without_what_is_there(control.client(), start).await?;
