@@ -234,7 +234,8 @@ async fn generated_columns(
 fn filters(job: &Job, plans: &[TablePlan]) -> Vec<Finding> {
     let filtered = plans.iter().filter(|plan| job.follows && plan.filter.is_some());
     let finding = |plan: &TablePlan| {
-        let (object, message) = (plan.relation.name.to_string(), "a table with a row filter cannot be followed yet");
+        let (object, message) =
+            (plan.relation.name.to_string(), "a table with a row filter cannot be followed yet");
         Finding::new(Severity::Blocking, "row-filter", object, message)
             .with_fix("leave `where` of this table out; or sync --snapshot-only")
     };

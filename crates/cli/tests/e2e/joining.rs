@@ -293,6 +293,38 @@ fn a_table_that_was_given_up_is_emptied_without_what_refers_to_it() {
 }
 
 #[test]
+fn a_key_that_the_target_checks_between_tables_of_two_moments_is_explained_with_a_way_out() {
+    let pair = Pair::new("twomoments");
+    let setup = "CREATE TABLE owner (id integer PRIMARY KEY); INSERT INTO owner SELECT generate_series(1, 50); \
+        CREATE TABLE owned (id integer PRIMARY KEY, owner integer REFERENCES owner); INSERT INTO owned SELECT i, i FROM generate_series(1, 50) i";
+    pair.source.psql(setup).unwrap();
+    let job = pair.job().configured("triggers = \"as-is\"\n");
+    job.run(&["sync", "--until", "now"]).expect(0);
+    // The new one and what refers to it come and go again before the table is copied.
+    pair.source
+        .psql("BEGIN; INSERT INTO owner VALUES (51); INSERT INTO owned VALUES (51, 51); COMMIT")
+        .unwrap();
+    let here = pair.source.psql("SELECT pg_current_wal_insert_lsn()").unwrap();
+    pair.source.psql("INSERT INTO region VALUES (60, 'between', '')").unwrap();
+    pair.source
+        .psql("BEGIN; DELETE FROM owned WHERE id = 51; DELETE FROM owner WHERE id = 51; COMMIT")
+        .unwrap();
+    job.run(&["reset", "public.owner", "--yes"]).expect(0);
+    job.run(&["sync", "--until", &here]).expect(7).says(&[
+        "owned",
+        "a table that joins",
+        "set it to \"replica\" until",
+    ]);
+    let job = job.configured("triggers = \"replica\"\n");
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+    pair.source.psql("INSERT INTO owner VALUES (52); INSERT INTO owned VALUES (52, 52)").unwrap();
+    let job = job.configured("triggers = \"as-is\"\n");
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.assert_equal();
+}
+
+#[test]
 fn a_table_that_was_left_out_for_a_while_is_not_taken_for_whole() {
     let pair = Pair::new("leftout");
     let all = "[snapshot]\nreaders = 2\n";

@@ -371,7 +371,8 @@ fn forget_the_roster(lake: &Lake) {
     let below = lake.root().join("_tidemark");
     let documents = files_below(&below).into_iter().filter(|name| name.ends_with(".json"));
     for path in documents.map(|name| below.join(name)) {
-        let mut document: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        let mut document: Value =
+            serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
         let fields = document.as_object_mut().unwrap();
         fields.retain(|name, _| name != "roster" && name != "members");
         fields.insert("format_version".to_owned(), 1.into());
@@ -397,7 +398,9 @@ fn a_lake_passes_a_join_although_the_source_is_quiet() {
     let lake = Lake::new("lakequiet");
     let job = lake.job();
     job.run(&["sync", "--until", "now"]).expect(0);
-    lake.source.psql("CREATE TABLE late (id integer PRIMARY KEY); INSERT INTO late VALUES (1), (2)").unwrap();
+    lake.source
+        .psql("CREATE TABLE late (id integer PRIMARY KEY); INSERT INTO late VALUES (1), (2)")
+        .unwrap();
     let mut running = job.start(&["sync"]);
     assert!(reached(&mut running, || lake.state("late") == "joined"), "{}", running.stderr());
     let joined = || -> Option<u64> {

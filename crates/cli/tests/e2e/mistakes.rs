@@ -353,7 +353,11 @@ fn a_row_filter_is_refused_for_a_job_that_follows_at_any_time_and_check_says_so(
     job.run(&["sync", "--until", "now"]).expect(0);
     let job = job.configured("[[table]]\nname = \"public.pet\"\nwhere = \"legs > 2\"\n");
     let check = job.run(&["check"]).expect(5);
-    assert!(check.stdout.contains("row filter") && check.stdout.contains("pet"), "{}", check.stdout);
+    assert!(
+        check.stdout.contains("row filter") && check.stdout.contains("pet"),
+        "{}",
+        check.stdout
+    );
     pair.source.psql("UPDATE pet SET legs = 1 WHERE id % 2 = 0").unwrap();
     job.run(&["sync", "--until", "now"]).expect(2).says(&["pet", "row filter"]);
 }

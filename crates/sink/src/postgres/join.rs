@@ -221,10 +221,10 @@ pub(super) async fn with_default_partitions(
         )
         .await
         .unwrap_or_default();
-    let name = |row: &tokio_postgres::Row| {
-        RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))
-    };
-    let is_joining = |name: &RelationName| start.tables.iter().any(|plan| plan.relation.name == *name);
+    let name =
+        |row: &tokio_postgres::Row| RelationName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
+    let is_joining =
+        |name: &RelationName| start.tables.iter().any(|plan| plan.relation.name == *name);
     let stays = found.iter().map(name).filter(|name| !is_joining(name));
     let stays: Vec<String> = stays.map(|name| name.plain()).collect();
     if stays.is_empty() || error.disposition != Disposition::Refused {

@@ -20,7 +20,7 @@ use tidemark_wire::{Client, tokio_postgres};
 use tokio_postgres::CopyInSink;
 use tokio_postgres::error::SqlState;
 
-use super::session::{Pool, Purpose, Sessions, server_error, wait_for_end};
+use super::session::{Pool, Purpose, Sessions, row_hint, server_error, wait_for_end};
 use super::{PostgresOptions, SchemaMode};
 use crate::{ChunkWriter, Committed, Disposition, Error, NotEmpty, Result, SnapshotStart};
 
@@ -128,15 +128,17 @@ struct Copying {
 
 impl PostgresChunk {
     fn error(&self, attempt: &str, cause: tokio_postgres::Error) -> Error {
+        let hint = row_hint(
+            &cause,
+            "mend the target's table or the row on the source, then run the same command again",
+        );
         let error = server_error(
             format!("{attempt}, chunk {}", self.spec.chunk),
             Some(&self.spec.relation),
             cause,
         );
         match error.disposition {
-            Disposition::Refused => error.hint(
-                "mend the target's table or the row on the source, then run the same command again",
-            ),
+            Disposition::Refused => error.hint(hint),
             _ => error,
         }
     }

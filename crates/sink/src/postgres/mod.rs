@@ -151,7 +151,9 @@ impl PostgresSink {
             let list = restore::Contents::read(&self.options, start, only).await?;
             let made = restore::pre_data(&self.options, &list, false, restore::is_atomic(start));
             if let Err(error) = made.await {
-                return Err(join::with_default_partitions(control.client(), start, join, error).await);
+                return Err(
+                    join::with_default_partitions(control.client(), start, join, error).await
+                );
             }
             contents = Some(list);
         }

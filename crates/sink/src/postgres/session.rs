@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tidemark_model::RelationName;
 use tidemark_model::names::application_name;
+use tidemark_wire::tokio_postgres::error::SqlState;
 use tidemark_wire::{Client, ConnectSpec, tokio_postgres};
 use tokio::time::Instant;
 
@@ -182,6 +183,19 @@ pub(super) fn server_error(
         Some(answer) => error.because(answer.to_string()),
         None => error.because(cause.to_string().trim_start_matches(": ").to_owned()),
     }
+}
+
+/// The way out of a row that the target refuses. A foreign key is only asked where triggers fire (`triggers = "as-is"`), and
+/// need not hold between a table that joins and others until the stream has passed the join.
+pub(super) fn row_hint(cause: &tokio_postgres::Error, otherwise: &str) -> String {
+    if cause.code() != Some(&SqlState::FOREIGN_KEY_VIOLATION) {
+        return otherwise.to_owned();
+    }
+    format!(
+        "with target.triggers = \"as-is\" the target checks foreign keys, also between a table that joins (tidemark reset) \
+         and others that are not as of the same moment yet: set it to \"replica\" until sync --until now has ended, or drop \
+         the key on the target for as long; if no table joins, {otherwise}"
+    )
 }
 
 fn disposition_of(cause: &tokio_postgres::Error) -> Disposition {

@@ -36,7 +36,7 @@ use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
 use super::super::control::held;
-use super::super::session::server_error;
+use super::super::session::{row_hint, server_error};
 use super::exact::{self, Single};
 use super::layouts::Layouts;
 use super::reduce::{Reduced, reduce};
@@ -564,12 +564,14 @@ fn naming(single: &Single, end_lsn: Lsn) -> String {
 
 fn refused(single: &Single, end_lsn: Lsn, cause: tokio_postgres::Error) -> Failure {
     let contended = is_contended(&cause);
+    let hint = row_hint(
+        &cause,
+        "mend the target's table or the row there, then run the same command again: nothing of this transaction was applied",
+    );
     let error = server_error(naming(single, end_lsn), Some(&single.table.name), cause);
     match error.disposition {
         _ if contended => Failure::Contended(error),
-        Disposition::Refused => Failure::Fatal(error.hint(
-            "mend the target's table or the row there, then run the same command again: nothing of this transaction was applied",
-        )),
+        Disposition::Refused => Failure::Fatal(error.hint(hint)),
         _ => Failure::Fatal(error),
     }
 }
