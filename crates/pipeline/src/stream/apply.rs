@@ -17,12 +17,13 @@ use tidemark_source::{Decoded, Relations, RowKind};
 use tokio_util::sync::CancellationToken;
 
 use super::ahead::AheadReader;
+use super::blocks::Blocks;
 use super::body::messages;
 use super::ddl::Ddl;
 use super::followed::Followed;
 use super::ladder::{DurableLsn, Ladder};
 use super::plant::is_planted;
-use super::queue::{Blocks, Item, Queue, Queued};
+use super::queue::{Item, Queue, Queued};
 use crate::{Error, Kind, Result};
 
 /// A decoded change takes about so much besides its bytes.

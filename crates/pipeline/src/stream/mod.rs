@@ -17,6 +17,7 @@
 mod ahead;
 mod apply;
 mod assemble;
+mod blocks;
 mod body;
 mod ddl;
 mod feed;

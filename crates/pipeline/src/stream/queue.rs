@@ -12,7 +12,6 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
@@ -21,9 +20,9 @@ use tokio::sync::Notify;
 
 use super::ahead::{Ahead, AheadReader};
 use super::assemble::Committed;
-use super::body::BodyReader;
+use super::blocks::Blocks;
 use super::ladder::DurableLsn;
-use super::spool::{Spool, SpoolBody, SpoolError, SpoolReader, Spooled};
+use super::spool::{Spool, SpoolError, SpoolReader, Spooled};
 
 /// What a transaction takes besides its messages.
 const HEAD_BYTES: u64 = 256;
@@ -49,41 +48,6 @@ pub(crate) struct Queued {
     /// It was given out before: only its descriptions of relations count.
     pub(crate) is_repeated: bool,
     pub(crate) reservation: Option<Reservation>,
-}
-
-/// Where the messages of a transaction are.
-#[derive(Debug)]
-pub(crate) enum Blocks {
-    /// In memory, or in a file of their own.
-    Body(BodyReader),
-    /// In the spool.
-    Spool(SpoolBody),
-}
-
-impl Blocks {
-    /// A second reader of what is left.
-    ///
-    /// # Errors
-    /// No more files can be opened.
-    pub(crate) fn fork(&self) -> io::Result<Self> {
-        Ok(match self {
-            Self::Body(reader) => Self::Body(reader.fork()?),
-            Self::Spool(body) => Self::Spool(body.clone()),
-        })
-    }
-
-    /// The next whole frames; `None` at the end.
-    ///
-    /// # Errors
-    /// The disk.
-    pub(crate) fn next(&mut self) -> io::Result<Option<Bytes>> {
-        match self {
-            Self::Body(reader) if reader.is_in_memory() => reader.next(),
-            Self::Body(reader) => tokio::task::block_in_place(|| reader.next()),
-            Self::Spool(body) if body.is_in_memory() => body.next(),
-            Self::Spool(body) => tokio::task::block_in_place(|| body.next()),
-        }
-    }
 }
 
 /// Where a push goes.

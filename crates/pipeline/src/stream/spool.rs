@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use tidemark_model::{Lsn, Oid, TransactionHead};
 use tidemark_sink::Flushed;
 
+use super::blocks::{Blocks, SpoolBody};
 use super::body::messages;
-use super::queue::Blocks;
 use super::segment::{self, Kind, MAGIC, Record};
 
 /// A segment is closed when it has this size.
@@ -371,48 +371,6 @@ pub(crate) enum Spooled {
     Relation(Bytes),
     /// A transaction.
     Transaction(TransactionHead, SpoolBody),
-}
-
-/// The body of a transaction in a spool.
-#[derive(Debug, Clone)]
-pub(crate) enum SpoolBody {
-    /// A small one, read already.
-    Read(VecDeque<Bytes>),
-    /// A large one, read block by block.
-    File {
-        /// The segment.
-        file: Arc<File>,
-        /// Its number.
-        number: u64,
-        /// The next record.
-        at: u64,
-        /// Where the Commit stands.
-        end: u64,
-    },
-}
-
-impl SpoolBody {
-    /// Whether it was read already.
-    pub(crate) fn is_in_memory(&self) -> bool {
-        matches!(self, Self::Read(_))
-    }
-
-    /// The next frames; `None` at the end.
-    pub(crate) fn next(&mut self) -> io::Result<Option<Bytes>> {
-        let (file, number, at, end) = match self {
-            Self::Read(blocks) => return Ok(blocks.pop_front()),
-            Self::File { file, number, at, end } => (file, *number, at, *end),
-        };
-        if *at >= end {
-            return Ok(None);
-        }
-        let record = segment::read(file, number, *at, end)?;
-        let record = record.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, "a record changed after it was written")
-        })?;
-        *at = record.next;
-        Ok(Some(record.payload))
-    }
 }
 
 impl SpoolReader {
