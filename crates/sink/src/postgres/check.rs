@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use tidemark_model::{Column, Finding, Generated, RelationName, Severity, TablePlan};
 use tidemark_wire::{Client, tokio_postgres};
 
-use super::control::relations_there;
+use super::begin::relations_there;
 use super::session::{Sessions, may_replicate, server_error};
 use super::{PostgresOptions, SchemaMode, Triggers};
 use crate::{Disposition, Error, NotEmpty, Result};

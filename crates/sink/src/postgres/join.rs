@@ -23,8 +23,9 @@ use tidemark_model::{JoinPoint, Lsn, Oid, Persistence, ReadSnapshot, RelationNam
 use tidemark_wire::Client;
 use tidemark_wire::tokio_postgres::{self, error::SqlState};
 
-use super::control::{Control, WITH_OWNER, held, take_the_job};
+use super::control::{Control, take_the_job};
 use super::load::Owner;
+use super::record::{WITH_OWNER, held};
 use super::session::{Sessions, may_replicate, server_error};
 use super::{PostgresOptions, SchemaMode};
 use crate::{

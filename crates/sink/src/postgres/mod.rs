@@ -6,15 +6,16 @@
 //! The way of a run:
 //!
 //! ```text
-//! prepare   control: lock, end a killed run's sessions, job record    restore: pre-data half of the schema
+//! prepare   control: lock, end a killed run's sessions    begin: what is there    restore: pre-data half of the schema
 //! chunks    load: BEGIN, [TRUNCATE], COPY, marker, COMMIT
 //! tables    build: indexes, keys, ANALYZE
-//! finish    build: foreign keys   restore: post-data half   sequences, views   control: markers counted, record closed
+//! finish    build: foreign keys   restore: post-data half   sequences, views   phase: markers counted, record closed
 //! stream    stream: net effect per key, a few statements per table, position in the same transaction
 //! ```
 //!
 //! **Not here:** reading the source's schema (`source::dump`, `source::schema`).
 
+mod begin;
 mod build;
 mod check;
 mod control;
@@ -22,6 +23,8 @@ mod form;
 mod join;
 mod load;
 mod origin;
+mod phase;
+mod record;
 mod restore;
 mod session;
 mod stream;
@@ -40,8 +43,9 @@ use crate::{
     SnapshotStart, SnapshotSummary, Stored, StreamStart,
 };
 
-pub use control::{JobRecord, cleanup, closed_run, read_job_record};
+pub use control::{cleanup, closed_run};
 pub use form::{binary_is_safe, copy_form};
+pub use record::{JobRecord, read_job_record};
 pub use stream::LANES_FROM;
 
 use build::Builder;

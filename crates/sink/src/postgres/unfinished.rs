@@ -27,9 +27,10 @@ use tidemark_wire::Client;
 use tidemark_wire::tokio_postgres;
 
 use super::build::{add_foreign_key, validate_foreign_key};
-use super::control::{Control, WITH_OWNER, held};
+use super::control::Control;
 use super::join::{columns, empty, note, present, refuse_rows, state_after};
 use super::load::Owner;
+use super::record::{WITH_OWNER, held};
 use super::session::{may_replicate, server_error};
 use super::{PostgresOptions, SchemaMode};
 use crate::{Disposition, Error, Join, NotEmpty, Result, SnapshotStart};

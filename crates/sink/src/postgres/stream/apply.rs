@@ -35,7 +35,7 @@ use tidemark_wire::{Client, tokio_postgres};
 use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
-use super::super::control::held;
+use super::super::record::held;
 use super::super::session::{row_hint, server_error};
 use super::exact::{self, Single};
 use super::layouts::Layouts;

@@ -19,8 +19,8 @@
 use tidemark_model::Lsn;
 use tidemark_wire::Client;
 
-use super::super::control::{WITH_OWNER, has_records};
 use super::super::join;
+use super::super::record::{WITH_OWNER, has_records, held};
 use super::super::session::{Sessions, may_replicate, server_error};
 use super::super::{PostgresOptions, Triggers};
 use super::apply::Fence;
@@ -129,7 +129,7 @@ pub(super) async fn claim(client: &Client, start: &StreamStart) -> Result<(Fence
         )
         .await
         .map_err(attempt)?;
-    let Some(row) = row else { return Err(super::super::control::held(&start.job)) };
+    let Some(row) = row else { return Err(held(&start.job)) };
     let lsn = row.get::<_, &str>(1).parse().map_err(|cause| {
         Error::new(Disposition::Internal, "read the position that the target stores").because(cause)
     })?;

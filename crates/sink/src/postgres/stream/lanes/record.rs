@@ -14,7 +14,7 @@ use tidemark_model::{Lsn, Oid, RelationName, TablePlan};
 use tidemark_wire::Client;
 use tidemark_wire::tokio_postgres::Row;
 
-use super::super::super::control::held;
+use super::super::super::record::held;
 use super::super::super::session::server_error;
 use super::super::apply::Fence;
 use super::{Class, KeyColumn, Redo, Rule, Splitter};
