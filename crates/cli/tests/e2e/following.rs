@@ -166,6 +166,12 @@ fn a_transaction_far_larger_than_memory_arrives_whole() {
     job.run(&["sync", "--until", "now"]).expect(0);
     pair.assert_equal();
     assert_eq!(pair.target.psql("SELECT count(*) FROM bulk WHERE id < 0").unwrap(), "0");
+    // The source was told before the job ended, although the slot was not moved by reading its WAL again.
+    let stored = pair.target.psql("SELECT end_lsn FROM tidemark.progress").unwrap();
+    let told = format!(
+        "SELECT confirmed_flush_lsn = '{stored}' FROM pg_replication_slots WHERE slot_name = 'tidemark_large'"
+    );
+    assert_eq!(pair.source.psql(&told).unwrap(), "t");
 }
 
 /// Once the first part of a transaction is on the target nothing but its changes can go there.

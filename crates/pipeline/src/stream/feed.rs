@@ -44,6 +44,9 @@ const CATCH_UP_BYTES: u64 = 32 << 20;
 const SETTLING: Duration = Duration::from_secs(5);
 const SETTLING_STEP: Duration = Duration::from_millis(5);
 
+/// A job that ends moves the slot only where the source then keeps so much less WAL: the server reads all of it for that.
+const RELEASE_BYTES: u64 = 256 << 20;
+
 /// Behind by so much, the target is given larger batches.
 const BEHIND_BYTES: u64 = 1 << 20;
 
@@ -174,7 +177,10 @@ impl Feed {
             Err(error) => return Err(self.undecodable(error)),
         };
         tracing::debug!(from = %self.assembler.position(), to = %rounds.goal(), "catching up");
-        while let Some(mut round) = rounds.round().await.map_err(|error| self.undecodable(error))? {
+        while !self.ladder.ends_at(self.assembler.position())
+            && let Some(mut round) =
+                rounds.round().await.map_err(|error| self.undecodable(error))?
+        {
             while let Some(frames) =
                 round.next(&self.buffers).await.map_err(|error| self.undecodable(error))?
             {
@@ -189,18 +195,19 @@ impl Feed {
             self.queue.tell(false);
         }
         // All that committed before it was given.
-        let (reached, gave_up) = (rounds.advanced_to(), rounds.gave_up());
+        let reached = rounds.advanced_to().max(self.assembler.position());
+        let gave_up = rounds.gave_up();
         rounds.close().await;
         self.ladder.set_received(reached);
         self.queue.set_idle(reached);
         if !gave_up {
-            self.advance_slot().await;
+            self.advance_slot(reached).await;
         }
         Ok(())
     }
 
     /// Waits until the target has what it was given and moves the slot there: the stream would read all of it again.
-    async fn advance_slot(&self) {
+    async fn advance_slot(&self, reached: Lsn) {
         let began = Instant::now();
         let end = self.queue.spools().1;
         while self.ladder.view().acknowledged < end {
@@ -208,6 +215,11 @@ impl Feed {
                 return;
             }
             tokio::time::sleep(SETTLING_STEP).await;
+        }
+        let is_much = self.ladder.view().retained >= RELEASE_BYTES.min(self.source_wal / 2);
+        if self.ladder.ends_at(reached) && !is_much {
+            // The stream says goodbye with that position; nobody waits for what the server reads again.
+            return;
         }
         let durable = self.ladder.view().acknowledged;
         let slot = &self.options.slot;

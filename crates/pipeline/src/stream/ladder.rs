@@ -50,6 +50,8 @@ pub(crate) struct Ladder {
     retained: AtomicU64,
     spool_bytes: AtomicU64,
     wants_answer: AtomicBool,
+    /// Where the job ends; 0 where it goes on.
+    goal: AtomicU64,
     /// The transaction that commits there is to be applied when all of it has come.
     whole: AtomicU64,
     /// Something may be acknowledged that was not, or the source asked for an answer.
@@ -152,6 +154,17 @@ impl Ladder {
     /// Whether the server is to be asked; the asking is done with it.
     pub(crate) fn wants_answer(&self) -> bool {
         self.wants_answer.swap(false, Ordering::Relaxed)
+    }
+
+    /// Once this is durable the job ends.
+    pub(crate) fn set_goal(&self, goal: Option<Lsn>) {
+        self.goal.store(goal.map_or(0, Lsn::as_u64), Ordering::Release);
+    }
+
+    /// Whether the job ends with what comes before `position`.
+    pub(crate) fn ends_at(&self, position: Lsn) -> bool {
+        let goal = Lsn::new(self.goal.load(Ordering::Acquire));
+        goal > Lsn::ZERO && goal <= position
     }
 
     /// The transaction that commits there cannot be applied while it comes.

@@ -42,6 +42,7 @@ const BATCHES: u64 = 4;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// The last acknowledgement is waited for so long.
 const GOODBYE: Duration = Duration::from_secs(2);
+const GOODBYE_STEP: Duration = Duration::from_millis(5);
 
 /// What a session is about.
 #[derive(Debug, Clone)]
@@ -270,6 +271,7 @@ impl Session {
                 ),
             ));
         }
+        self.ladder.set_goal(until);
         let mut positions = open.writer.positions();
         note(&positions.borrow_and_update().clone(), &self.ladder, &self.queue);
         self.tasks.spawn(follow_positions(
@@ -296,7 +298,7 @@ impl Session {
             ended = apply.run(until, stop) => ended?,
             error = Self::failed(&mut self.tasks) => return Err(error),
         };
-        self.goodbye().await;
+        self.goodbye(job).await;
         if let Ended::Reached(durable) = ended
             && durable >= passed
         {
@@ -306,13 +308,21 @@ impl Session {
         Ok(ended)
     }
 
-    /// Waits until the source was told how far the target is.
-    async fn goodbye(&mut self) {
+    /// Waits until the source knows how far the target is: what was sent is lost where the connection is closed before the
+    /// server has read it (and something of the server's was not read by us).
+    async fn goodbye(&mut self, job: &Job) {
         let deadline = Instant::now() + GOODBYE;
         let durable = self.ladder.view().durable;
         while self.ladder.view().said < durable && Instant::now() < deadline {
             self.ladder.say.notify_one();
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(GOODBYE_STEP).await;
+        }
+        let Ok(client) = job.source.connect().await else { return };
+        while let Ok(Some(slot)) = inspect_slot(&client, &slot_name(job)).await
+            && slot.confirmed_flush < Some(durable)
+            && Instant::now() < deadline
+        {
+            tokio::time::sleep(GOODBYE_STEP).await;
         }
     }
 }

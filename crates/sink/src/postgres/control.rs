@@ -198,6 +198,8 @@ async fn end_other_sessions(client: &Client, job: &str) -> Result<()> {
     let attempt = "end the sessions of a killed run on the target";
     let name = application_name(job);
     let deadline = Instant::now() + STALE;
+    // Often it is only our own last session on its way out.
+    let mut pause = Duration::from_millis(2);
     loop {
         let ended = client
             .query(
@@ -219,7 +221,8 @@ async fn end_other_sessions(client: &Client, job: &str) -> Result<()> {
                 "end them by hand (pg_stat_activity names them) and run the same command again",
             ));
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(50));
     }
 }
 
