@@ -11,7 +11,6 @@ use tidemark_testkit::workload::check_ledger;
 
 use crate::crash::Blocker;
 use crate::follow::{Pair, follows, passes};
-use crate::joining::WAITS;
 use crate::support::{Job, Running, assert_same, phase, reached, run_of, say, side};
 
 /// What hangs on the tables, and is made when they are in.
@@ -435,23 +434,6 @@ fn snapshots_that_die_again_and_again_under_load_lose_nothing_and_double_nothing
     job.run(&["sync", "--until", "now"]).expect(0);
     same_rows(&pair);
     assert_eq!(check_ledger(pair.target.cluster(), pair.target.name()).unwrap(), written.committed);
-}
-
-#[test]
-fn whoever_goes_on_waits_for_marks_in_flight_of_the_process_that_died() {
-    let died = died("marking");
-    let (pair, job, run) = &died;
-    let mark = "SELECT FROM tidemark.progress WHERE job = 'marking' AND wave = '' FOR KEY SHARE";
-    let mut blocker = Blocker::start(&pair.target, mark);
-    let before = count(pair, "SELECT epoch FROM tidemark.progress");
-    let mut running = job.start(&["sync", "--until", "now"]);
-    let is_taken = || count(pair, "SELECT epoch FROM tidemark.progress") > before;
-    let came = reached(&mut running, || is_taken() || pair.target.psql(WAITS).unwrap() != "0");
-    assert!(came && !is_taken(), "it was taken over before the mark: {}", running.stderr());
-    blocker.end();
-    running.end().expect(0).says(&["are whole and stay"]);
-    assert_eq!(run_of(side(&pair.target), "marking"), *run);
-    same_rows(pair);
 }
 
 #[test]
