@@ -7,6 +7,7 @@
 //! prepare                      once per run; removes what a killed run of the same job left, makes the schema
 //!   begin_chunk -> accept* -> commit | abort        many at once, one writer each
 //!   table_loaded               once per table, after the last of its chunks is committed; several at once
+//!   table_whole                once per table, after that: what it has come to
 //! finish                       once, after every table; what it returns Ok for is durable
 //! stored, open_stream          the way on from there: the contract of [`crate::stream`]
 //! forget                       instead of a run: tables of a job that follows are to join it anew
@@ -162,6 +163,13 @@ pub trait Sink: Send + Sync + 'static {
 
     /// Says that every chunk of a table is committed: keys and indexes can be built, files closed.
     async fn table_loaded(&self, relation: &RelationName) -> Result<()>;
+
+    /// Says what a table has come to that is loaded. From here on a run that goes on after a crash may find it whole; a target
+    /// that notes that by itself needs no word.
+    async fn table_whole(&self, summary: &TableSummary) -> Result<()> {
+        let _ = summary;
+        Ok(())
+    }
 
     /// Ends the run. When it returns `Ok`, everything is durable and the target says so by itself.
     async fn finish(&self, summary: &SnapshotSummary) -> Result<()>;

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::chunk::{Attempt, ChunkRunner};
 use super::readers::ReaderOptions;
+use super::report::table_report;
 use crate::progress::Progress;
 use crate::{Error, Kind, Result};
 
@@ -158,7 +159,13 @@ impl Engine {
         if let Some(table) = &progress {
             table.building();
         }
-        self.runner.sink.table_loaded(&self.tables[&oid].plan.relation.name).await?;
+        let plan = &self.tables[&oid].plan;
+        self.runner.sink.table_loaded(&plan.relation.name).await?;
+        let summary = {
+            let done = self.done.lock().expect("no holder panics");
+            table_report(plan, done.get(&oid).map_or(&[], Vec::as_slice)).summary
+        };
+        self.runner.sink.table_whole(&summary).await?;
         let ledger = Arc::clone(&self.ledger);
         blocking(move || ledger.finish_relation(oid)).await??;
         if let Some(table) = &progress {

@@ -62,7 +62,8 @@ pub(super) fn report_of(engine: &Engine, start: &SnapshotStart, readers: usize) 
     }
 }
 
-fn table_report(plan: &TablePlan, results: &[ChunkResult]) -> TableReport {
+/// What one table has come to.
+pub(super) fn table_report(plan: &TablePlan, results: &[ChunkResult]) -> TableReport {
     let mut sum = RowSum::default();
     let mut replaced: Vec<(String, u64)> = Vec::new();
     let mut leaves = HashSet::new();

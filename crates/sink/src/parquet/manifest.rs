@@ -20,6 +20,9 @@ pub(super) const DOCUMENTS: &str = "_tidemark";
 /// The directory of the commits.
 pub(super) const COMMITS: &str = "_tidemark/commits";
 
+/// The directory of what says which tables of a snapshot that is being made are whole.
+pub(super) const WHOLE: &str = "_tidemark/whole";
+
 /// Who writes here.
 pub(super) const JOB: &str = "_tidemark/job.json";
 
@@ -35,6 +38,9 @@ pub(super) struct JobDocument {
     pub(super) created_at: String,
     /// Directories relative to the root that the run writes into.
     pub(super) directories: Vec<String>,
+    /// The position of a first snapshot that a stream is to go on from: of one that dies, what is whole counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) snapshot_lsn: Option<Lsn>,
     /// Where the rows come from; unknown only in documents of before the stream.
     #[serde(default)]
     pub(super) source: Option<Source>,
@@ -44,7 +50,8 @@ pub(super) struct JobDocument {
     /// Runs whose unlisted change files may still lie about.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) former: Vec<FormerRun>,
-    /// Copies of tables that were to join, whose files may lie about unlisted.
+    /// Copies of tables that were to join, whose files may lie about unlisted. The last one that has a table's directory is
+    /// the one whose rows of it count.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) joining: Vec<FormerJoin>,
 }
@@ -262,6 +269,11 @@ pub(super) fn changes_directory(name: &RelationName) -> String {
 /// The document of a commit.
 pub(super) fn commit_path(number: u64) -> String {
     format!("{COMMITS}/{number:020}.json")
+}
+
+/// The document that says that a copy of a table is whole.
+pub(super) fn whole_path(run: &str, oid: Oid) -> String {
+    format!("{WHOLE}/{}{oid}.json", file_prefix(run))
 }
 
 /// How the change files begin that a run writes for a commit.

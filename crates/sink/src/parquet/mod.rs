@@ -12,7 +12,8 @@
 //!
 //! A run that dies before the commit leaves files that no commit lists. The next run of the same job finds `job.json` without a
 //! commit, removes the files of the run that it names, in the directories that it names, and starts over: committed
-//! chunks of a dead run do not count, which is the second half of what [`crate::contract`] calls durable.
+//! chunks of a dead run do not count, which is the second half of what [`crate::contract`] calls durable. Whole tables do, where
+//! a stream is to follow: [`unfinished`].
 //!
 //! **Not here:** values to Arrow (`columnar`), what the documents mean to readers (`docs/lake-format.md`).
 
@@ -29,6 +30,7 @@ mod options;
 mod root;
 mod stream;
 mod table;
+mod unfinished;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,7 +60,7 @@ pub use options::{Compression, ParquetOptions};
 pub use root::Root;
 pub use stream::{binary_is_safe, check_followed};
 
-use manifest::{COMMITS, DOCUMENTS, JOB, JobDocument, JobTable, SNAPSHOT_COMMIT};
+use manifest::{COMMITS, DOCUMENTS, JOB, JobDocument, JobTable, SNAPSHOT_COMMIT, WHOLE};
 use table::Table;
 
 /// What a table's rows must look like for a lake: the SELECT list and the form of COPY.
@@ -86,16 +88,24 @@ struct Run {
     is_finished: std::sync::atomic::AtomicBool,
     /// Where tables join: the lake is taken for as long as they are copied.
     taken: Mutex<Option<stream::Commits>>,
+    /// Where it ends a snapshot that died.
+    rest: Mutex<Option<unfinished::Rest>>,
 }
 
 impl Run {
     fn new(start: &SnapshotStart, tables: HashMap<RelationName, Arc<Table>>) -> Self {
-        Self { start: start.clone(), tables, is_finished: false.into(), taken: Mutex::default() }
+        let (taken, rest) = (Mutex::default(), Mutex::default());
+        Self { start: start.clone(), tables, is_finished: false.into(), taken, rest }
     }
 
     /// Takes over what the run has of the lake; dropped, it is free for others.
     fn take(&self) -> Option<stream::Commits> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The same, of a snapshot that died.
+    fn take_rest(&self) -> Option<unfinished::Rest> {
+        self.rest.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -119,17 +129,40 @@ impl ParquetSink {
         })
     }
 
-    /// Refuses to commit once another run has taken the lake over: it has removed this run's files.
-    async fn still_ours(&self, run: &Run) -> Result<()> {
+    /// Refuses to commit once another run, or another copy for it, has taken the lake over: it has removed this one's files.
+    async fn still_ours(&self, (run, copy): (&str, Option<&str>)) -> Result<JobDocument> {
         let owner = match self.root.read(JOB).await? {
-            Some(bytes) => Some(self.parse::<JobDocument>(JOB, &bytes)?.run),
+            Some(bytes) => Some(self.parse::<JobDocument>(JOB, &bytes)?),
             None => None,
         };
-        if owner.as_deref() == Some(run.start.run.as_str()) {
-            return Ok(());
+        let last = |owner: &JobDocument| owner.joining.last().map(|last| last.run.clone());
+        let is_ours = |owner: &JobDocument| owner.run == run && last(owner).as_deref() == copy;
+        if let Some(owner) = owner.filter(is_ours) {
+            return Ok(owner);
         }
         Err(Error::new(Disposition::Held, format!("commit the snapshot to the lake {}", self.root))
             .hint("another run of the job has taken the lake over; let it finish, or run again when it has ended"))
+    }
+
+    /// Makes the snapshot visible.
+    async fn put_snapshot(&self, document: &Commit) -> Result<()> {
+        if self.root.put_new(SNAPSHOT_COMMIT, to_json(document)).await? {
+            return Ok(());
+        }
+        // Ours, if the answer to an earlier attempt was lost, or if a run that died after it was all whole had sent it.
+        let found = self.root.read(SNAPSHOT_COMMIT).await?.unwrap_or_default();
+        let found: Commit = self.parse(SNAPSHOT_COMMIT, &found)?;
+        let is_listed = |table: &CommitTable| found.tables.contains(table);
+        let is_same = found.run == document.run
+            && found.job == document.job
+            && found.tables.len() == document.tables.len()
+            && document.tables.iter().all(is_listed);
+        if is_same {
+            return Ok(());
+        }
+        let attempt = format!("commit the snapshot to the lake {}", self.root);
+        Err(Error::new(Disposition::Refused, attempt)
+            .hint("another run committed a snapshot here in the meantime"))
     }
 
     /// Makes sure that what is there may go, and removes it.
@@ -214,6 +247,10 @@ impl ParquetSink {
                     self.root.remove(&format!("{directory}/{name}")).await?;
                 }
             }
+        }
+        // Before the files that they list.
+        for name in self.root.file_names(WHOLE).await? {
+            self.root.remove(&format!("{WHOLE}/{name}")).await?;
         }
         for directory in &left.directories {
             self.require_inside(JOB, directory)?;
@@ -359,7 +396,10 @@ impl Sink for ParquetSink {
             stream::refuse_unfollowable(&start.tables)?;
         }
         if let Some(join) = &start.joins {
-            return self.begin_join(start, join, tables).await;
+            return match &join.completes {
+                Some(whole) => self.begin_rest(start, (join, whole), tables).await,
+                None => self.begin_join(start, join, tables).await,
+            };
         }
         let directory = |plan: &TablePlan| manifest::snapshot_directory(&plan.relation.name);
         self.clear(&start.job).await?;
@@ -369,6 +409,7 @@ impl Sink for ParquetSink {
             run: start.run.clone(),
             created_at: jiff::Timestamp::now().to_string(),
             directories: start.tables.iter().map(directory).collect(),
+            snapshot_lsn: start.continues.then_some(start.lsn),
             source: Some(source_of(start)),
             tables: start.tables.iter().map(job_table).collect(),
             former: Vec::new(),
@@ -397,29 +438,31 @@ impl Sink for ParquetSink {
         self.table(relation)?.close().await
     }
 
+    async fn table_whole(&self, summary: &TableSummary) -> Result<()> {
+        let run = self.run()?;
+        let joins = run.start.joins.as_ref();
+        // What nothing continues from begins anew, and so does a table that joins a job that follows.
+        match run.start.continues && joins.is_none_or(|join| join.completes.is_some()) {
+            true => self.note_whole(&run, summary).await,
+            false => Ok(()),
+        }
+    }
+
     async fn finish(&self, summary: &SnapshotSummary) -> Result<()> {
         use std::sync::atomic::Ordering;
         let run = self.run()?;
         if let Some(join) = &run.start.joins {
-            return self.finish_join(&run, join, summary).await;
+            return match join.completes {
+                Some(_) => self.finish_rest(&run, join, summary).await,
+                None => self.finish_join(&run, join, summary).await,
+            };
         }
         let document = self.commit_document(&run, summary)?;
         if run.is_finished.load(Ordering::Acquire) {
             return Err(Error::new(Disposition::Internal, "finish a run twice"));
         }
-        self.still_ours(&run).await?;
-        if !self.root.put_new(SNAPSHOT_COMMIT, to_json(&document)).await? {
-            // Ours, if the answer to an earlier attempt was lost.
-            let found = self.root.read(SNAPSHOT_COMMIT).await?.unwrap_or_default();
-            let found: Commit = self.parse(SNAPSHOT_COMMIT, &found)?;
-            if found.run != document.run || found.job != document.job {
-                let error = Error::new(
-                    Disposition::Refused,
-                    format!("commit the snapshot to the lake {}", self.root),
-                );
-                return Err(error.hint("another run committed a snapshot here in the meantime"));
-            }
-        }
+        self.still_ours((&run.start.run, None)).await?;
+        self.put_snapshot(&document).await?;
         run.is_finished.store(true, Ordering::Release);
         Ok(())
     }
@@ -438,7 +481,7 @@ impl Sink for ParquetSink {
 
     fn let_go(&self) {
         let run = self.run.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(run.and_then(|run| run.take()));
+        drop(run.map(|run| (run.take(), run.take_rest())));
     }
 
     async fn open_stream(&self, start: &StreamStart) -> Result<OpenStream> {

@@ -25,6 +25,8 @@ mod stream_reading;
 mod stream_types;
 #[path = "parquet/stream_support.rs"]
 mod support;
+#[path = "parquet/unfinished.rs"]
+mod unfinished;
 
 use lake::{LocalLake, ObjectLake};
 

@@ -12,7 +12,7 @@ use tidemark_model::{Column, Lsn, RelationName};
 
 use super::super::manifest::{
     self, COMMITS, Commit, CommitTable, DOCUMENTS, FORMAT_VERSION, FormerJoin, FormerRun, JOB,
-    JobDocument, JobTable, Member, MemberState, SNAPSHOT_COMMIT, Source,
+    JobDocument, JobTable, Member, MemberState, SNAPSHOT_COMMIT, Source, WHOLE,
 };
 use super::super::root::{Root, is_unfinished_document};
 use super::super::to_json;
@@ -235,6 +235,10 @@ impl Commits {
     /// not come to their end, and those of tables that were given up.
     async fn remove_leftovers(&self, mut job: JobDocument, copy: Option<&str>) -> Result<()> {
         self.remove_unfinished_documents().await?;
+        // The snapshot is there, and lists all that they did.
+        for name in self.root.file_names(WHOLE).await? {
+            self.root.remove(&format!("{WHOLE}/{name}")).await?;
+        }
         let (own, joining) = std::mem::take(&mut job.joining)
             .into_iter()
             .partition(|former| Some(former.run.as_str()) == copy);

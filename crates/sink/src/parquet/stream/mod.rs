@@ -32,15 +32,20 @@ mod writer;
 
 use tidemark_model::{Cpu, Lsn, RelationName};
 
-use super::manifest::{Commit, CommitTable, JOB, JobDocument, Member, SNAPSHOT_COMMIT};
+use super::manifest::{
+    Commit, CommitTable, FORMAT_VERSION, JOB, JobDocument, Member, SNAPSHOT_COMMIT,
+};
 use super::options::ParquetOptions;
 use super::root::Root;
-use crate::{OpenStream, Result, Stored, StoredStage, StoredTable, StreamStart};
+use super::unfinished;
+use crate::{
+    Disposition, Error, OpenStream, Result, Stored, StoredStage, StoredTable, StreamStart,
+};
 
 pub(super) use commits::Commits;
 pub use forms::binary_is_safe;
 pub(super) use lock::Lock;
-pub(super) use roster::first;
+pub(super) use roster::{first, joined};
 pub use table::check_followed;
 pub(super) use table::refuse_unfollowable;
 pub(super) use turn::Turn;
@@ -64,15 +69,25 @@ pub(super) async fn stored(root: &Root) -> Result<Option<Stored>> {
     }
     let Some(bytes) = root.read(JOB).await? else { return Ok(None) };
     let left: JobDocument = commits::parse(root, JOB, &bytes)?;
+    if left.format_version > FORMAT_VERSION {
+        let attempt = format!("go on with the lake {root}");
+        return Err(
+            Error::new(Disposition::Usage, attempt).hint("a newer version of tidemark wrote it")
+        );
+    }
+    let tables = match left.snapshot_lsn {
+        Some(_) => Some(unfinished::whole(root, &left).await?),
+        None => None,
+    };
     let source = left.source.unwrap_or_default();
     Ok(Some(Stored {
         run: left.run,
         stage: StoredStage::Snapshot,
-        end_lsn: Lsn::ZERO,
+        end_lsn: left.snapshot_lsn.unwrap_or(Lsn::ZERO),
         system_identifier: source.system_identifier,
         database: source.database,
         timeline: None,
-        tables: None,
+        tables,
         copied: None,
         stopped: Vec::new(),
     }))
