@@ -132,6 +132,17 @@ impl Error {
         self
     }
 
+    /// An error of a first snapshot of which this stays.
+    pub(crate) fn staying(mut self, left: &str) -> Self {
+        self.hint = match self.hint {
+            // That one says that nothing does.
+            _ if self.kind == Kind::Interrupted => Some(left.to_owned()),
+            Some(hint) => Some(format!("{hint}; {left}")),
+            None => Some(left.to_owned()),
+        };
+        self
+    }
+
     /// What stops a run that was interrupted.
     pub fn interrupted() -> Self {
         Self::new(Kind::Interrupted, "interrupted: the snapshot is not finished")

@@ -188,7 +188,7 @@ pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
                 "not running; all tables are in, and the same sync goes on where it stopped"
             }
             (false, false) if goes_on && snapshot.tables_done > 0 => {
-                "not running; the same sync keeps the tables that are done and copies the others"
+                "not running; the same sync keeps the tables that are done and copies the others; until then the slot stays, and the source keeps its WAL for it (tidemark cleanup --yes gives the job up)"
             }
             (false, false) => "not running; the same sync starts the snapshot over",
         }

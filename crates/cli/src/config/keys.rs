@@ -348,7 +348,7 @@ pub const KEYS: &[Key] = &[
         default: Some("16GiB"),
         otherwise: "",
         example: r#""16GiB""#,
-        why: "WAL that the source may keep because of us, at least 16MiB. Beyond it what the spool holds on our disk is acknowledged, so that a long copy or a slow target does not fill the source's disk.",
+        why: "WAL that the source may keep because of us, at least 16MiB. Beyond it what the spool holds on our disk is acknowledged, so that a long copy or a slow target does not fill the source's disk. It counts while sync runs: of a job that is stopped the source keeps WAL without a limit of ours (max_slot_wal_keep_size of the server), until it goes on or tidemark cleanup --yes gives it up.",
     },
     Key {
         path: "limits.spool",

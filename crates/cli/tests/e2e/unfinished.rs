@@ -11,7 +11,10 @@ use tidemark_testkit::workload::check_ledger;
 
 use crate::crash::Blocker;
 use crate::follow::{Pair, follows, passes};
-use crate::support::{Job, Running, assert_same, phase, reached, run_of, say, side};
+use crate::joining::WAITS;
+use crate::support::{
+    Job, Running, assert_same, assert_source_clean, phase, reached, run_of, say, side,
+};
 
 /// What hangs on the tables, and is made when they are in.
 const AROUND: &str = "
@@ -86,27 +89,40 @@ CREATE EVENT TRIGGER closes ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXEC
 ALTER EVENT TRIGGER closes ENABLE ALWAYS;
 ";
 
-/// A job that was killed in its first snapshot: `lineitem` was half there, all others were whole.
+/// A job that waits in its first snapshot: `lineitem` is half there, all others are whole.
 #[track_caller]
-fn dies_in_lineitem(pair: &Pair, job: &Job, name: &str) {
+fn waits_in_lineitem<'a>(pair: &'a Pair, job: &Job, name: &str) -> (Running, Blocker<'a>) {
     let oid = pair.source.psql("SELECT 'lineitem'::regclass::oid").unwrap();
     pair.target.psql(&GATE.replace("GATED", &oid)).unwrap();
     // Records of an earlier job are there already, and so is their table.
     pair.target.psql("CREATE TABLE gate.now (); DROP TABLE gate.now").unwrap();
-    let mut blocker = Blocker::start(&pair.target, "SELECT pg_advisory_lock(77)");
+    let blocker = Blocker::start(&pair.target, "SELECT pg_advisory_lock(77)");
     let mut running = job.start(&["sync"]);
     let unlogged = "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relpersistence = 'u'";
     let others = tables(pair) - 1 - pair.source.psql(unlogged).unwrap().parse::<u64>().unwrap();
     let came =
         reached(&mut running, || chunks_of(pair, name, "lineitem") >= 1 && whole(pair) == others);
     assert!(came, "{}", running.stderr());
-    kill(running);
+    (running, blocker)
+}
+
+/// The job has ended, and nothing holds the next one up.
+#[track_caller]
+fn opens(pair: &Pair, mut blocker: Blocker<'_>) {
     // A session that waits would go on with what it was told.
     let ends = "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity \
         WHERE application_name LIKE 'tidemark%' AND datname = current_database()";
     pair.target.psql(ends).unwrap();
     blocker.end();
     pair.target.psql("DROP SCHEMA gate CASCADE").unwrap();
+}
+
+/// A job that was killed in its first snapshot: `lineitem` was half there, all others were whole.
+#[track_caller]
+fn dies_in_lineitem(pair: &Pair, job: &Job, name: &str) {
+    let (running, blocker) = waits_in_lineitem(pair, job, name);
+    kill(running);
+    opens(pair, blocker);
 }
 
 #[track_caller]
@@ -150,6 +166,12 @@ fn begins_anew((pair, job, run): &(Pair, Job, String), because: &str) {
     assert_ne!(run_of(side(&pair.target), pair.name()), *run, "{}", ran.stderr);
     same_rows(pair);
 }
+
+/// The session that holds a snapshot is the first of those that lock the tables.
+pub(crate) const END_HOLDER: &str = "SELECT pg_terminate_backend(pid, 10000) FROM ( \
+    SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'tidemark%' AND backend_type = 'client backend' \
+      AND pid IN (SELECT pid FROM pg_locks WHERE relation = 'region'::regclass AND granted) \
+    ORDER BY backend_start LIMIT 1) AS holder";
 
 /// Every kind of change to tables that are whole and to the one that is not.
 const CHANGES: &str = "
@@ -264,6 +286,75 @@ fn a_snapshot_that_died_in_its_last_part_copies_nothing_again() {
     let said = goes_on(&died);
     assert!(said.contains("0 join"), "{said}");
     assert_same(side(&died.0.source), side(&died.0.target));
+}
+
+#[test]
+fn a_stop_keeps_what_is_whole_and_says_how_to_go_on_and_how_to_give_up() {
+    let name = "stopped";
+    let pair = Pair::new(name);
+    pair.source.psql(AROUND).unwrap();
+    let job = pair.job().configured(READERS);
+    let (running, blocker) = waits_in_lineitem(&pair, &job, name);
+    running.signal(Signal::INT);
+    let stopped = running.end().expect(130);
+    opens(&pair, blocker);
+    let slot = "SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'tidemark_stopped'";
+    let from = pair.source.psql(slot).unwrap();
+    stopped.says(&[
+        &format!("{} tables are whole and stay: the same tidemark sync", whole(&pair)),
+        &format!("slot tidemark_stopped stays on the source, which keeps its WAL from {from} on"),
+        "tidemark cleanup --yes gives the job up and drops the slot",
+    ]);
+    let status = job.status().unwrap();
+    let said = status["activity"].as_str().unwrap();
+    assert!(said.contains("the slot stays") && said.contains("tidemark cleanup"), "{said}");
+    let run = run_of(side(&pair.target), name);
+    pair.source.psql(CHANGES).unwrap();
+    let stopped = (pair, job, run);
+    goes_on(&stopped);
+    same_rows(&stopped.0);
+}
+
+#[test]
+fn a_stop_before_a_table_is_whole_leaves_nothing_on_the_source() {
+    let pair = Pair::new("tooearly");
+    let mut blocker = Blocker::start(&pair.source, "LOCK TABLE region");
+    let job = pair.job().configured(READERS);
+    let mut running = job.start(&["sync"]);
+    let waits = "SELECT count(*) FROM pg_locks WHERE relation = 'region'::regclass AND NOT granted";
+    assert!(
+        reached(&mut running, || pair.source.psql(waits).unwrap() != "0"),
+        "{}",
+        running.stderr()
+    );
+    running.signal(Signal::INT);
+    let ran = running.end().expect(130).says(&["it starts the snapshot over"]);
+    assert!(!ran.stderr.contains("stays on the source"), "{}", ran.stderr);
+    blocker.end();
+    assert_source_clean(side(&pair.source));
+}
+
+#[test]
+fn a_snapshot_whose_holder_is_lost_goes_on_with_what_is_whole() {
+    let name = "holder";
+    let pair = Pair::new(name);
+    pair.source.psql(AROUND).unwrap();
+    let job = pair.job().configured(READERS);
+    let (mut running, mut blocker) = waits_in_lineitem(&pair, &job, name);
+    let run = run_of(side(&pair.target), name);
+    assert_eq!(pair.source.psql(END_HOLDER).unwrap(), "t");
+    let joins = "SELECT count(*) FROM tidemark.relation WHERE relation_name = 'lineitem' AND state = 'joining'";
+    assert!(reached(&mut running, || count(&pair, joins) == 1), "{}", running.stderr());
+    blocker.end();
+    pair.source.psql(CHANGES).unwrap();
+    follows(&mut running, &pair.target, name);
+    passes(&mut running, &pair.source, &pair.target);
+    running.signal(Signal::TERM);
+    let said = ["the holder's session ended", "tables are whole and stay, 2 join"];
+    running.end().expect(0).says(&said);
+    pair.target.psql("DROP SCHEMA gate CASCADE").unwrap();
+    assert_eq!(run_of(side(&pair.target), name), run, "it began anew");
+    same_rows(&pair);
 }
 
 #[test]

@@ -521,6 +521,8 @@ async fn names_still_mean_the_same(client: &Client, start: &SnapshotStart) -> Re
     let mut error = Error::new(Kind::Unavailable, "copy the tables: some were renamed meanwhile")
         .hint("run the same command again");
     error.lost_snapshot = true;
+    // Nothing of it counts, whatever the target calls whole.
+    error.begin_anew = true;
     Err(error)
 }
 

@@ -70,13 +70,19 @@ impl Sync<'_> {
             }
             Session::beside_join(self.job, start, spool, self.ladder).await.map(Some)
         };
-        let (copied, session) = session::copy_beside(copy, receive).await.map_err(|error| {
-            // What is made anew after this error finds the target free.
-            tools.sink.let_go();
-            Error::of_a_join(error)
-        })?;
-        *joined = Some(copied);
-        Ok(session)
+        match session::copy_beside(copy, receive).await {
+            Ok((copied, session)) => {
+                *joined = Some(copied);
+                Ok(session)
+            }
+            Err(error) => {
+                // What is made anew after this error finds the target free.
+                tools.sink.let_go();
+                // Of a first snapshot, which may have more whole tables by now.
+                let (error, stays) = self.stays(tools, error).await;
+                Err(if stays { error } else { error.of_a_join() })
+            }
+        }
     }
 
     /// Brings the tables into the stream, and keeps how the publication is then.

@@ -208,7 +208,9 @@ impl Sync<'_> {
                 reports.stopped.push(stopped);
                 continue;
             }
-            if error.begin_anew && !self.anew.swap(true, Ordering::Relaxed) {
+            if error.begin_anew && snapshots < SNAPSHOTS {
+                snapshots += 1;
+                self.anew.store(true, Ordering::Relaxed);
                 tracing::warn!(because = %error, cause = error.cause(), "the snapshot begins anew");
                 continue;
             }
@@ -379,6 +381,8 @@ impl Sync<'_> {
                     Ok(start) => {
                         self.note_publication(&start.run).await?;
                         self.note_made(&slot, &start.run).await?;
+                        // Of this one what is whole can be gone on with.
+                        self.anew.store(false, Ordering::Relaxed);
                         Session::beside(self.job, &start, self.ladder).await.map(Some)
                     }
                     Err(_) => Ok(None),
@@ -393,6 +397,10 @@ impl Sync<'_> {
                 Ok(session)
             }
             Err(error) => {
+                let (error, stays) = self.stays(tools, error).await;
+                if stays {
+                    return Err(error);
+                }
                 // Nothing continues from it, and the source would keep its WAL for it.
                 if let Err(left) = self.drop_slot_and_publication().await {
                     tracing::warn!(error = %left, "the slot of the unfinished snapshot could not be dropped; the next run or tidemark cleanup does");

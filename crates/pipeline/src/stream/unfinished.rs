@@ -11,17 +11,20 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidemark_model::{Oid, Persistence, RelationName, TablePlan};
-use tidemark_sink::Stored;
-use tidemark_source::identify;
+use tidemark_sink::{Stored, StoredStage};
+use tidemark_source::{identify, inspect_slot};
 
 use super::resume::{self, Resumable};
 use super::{SLOT_EVENT, Sync};
 use crate::job::Target;
-use crate::snapshot::{Completes, blocking};
+use crate::snapshot::{Completes, Tools, blocking};
 use crate::{Error, Kind, Result};
 
+/// How long target and source are asked what stays when a snapshot ends before its end.
+const LOOK: Duration = Duration::from_secs(5);
 /// What the journal says once a slot is there and the target is prepared for its snapshot.
 const MADE: &str = "made";
 
@@ -68,6 +71,52 @@ impl Sync<'_> {
         );
         resumable.completes = Some(self.left_in_ledger(whole).await?);
         Ok(Some(resumable))
+    }
+
+    /// What stays of a first snapshot that was stopped, or whose holder was lost, if the next start can go on with it: then
+    /// the slot stays, too, and the error says so.
+    pub(super) async fn stays(&self, tools: &Tools, error: Error) -> (Error, bool) {
+        let is_meant = error.kind == Kind::Interrupted || error.lost_snapshot;
+        if !is_meant || error.begin_anew {
+            return (error, false);
+        }
+        let left = match tokio::time::timeout(LOOK, self.look_what_stays(tools)).await {
+            Ok(Ok(Some(left))) => left,
+            Ok(Ok(None)) => return (error, false),
+            Ok(Err(cause)) => {
+                tracing::warn!(%cause, "what is whole on the target could not be asked");
+                return (error, false);
+            }
+            Err(_) => {
+                tracing::warn!("what is whole on the target could not be asked in time");
+                return (error, false);
+            }
+        };
+        (error.staying(&left), true)
+    }
+
+    async fn look_what_stays(&self, tools: &Tools) -> Result<Option<String>> {
+        let Some(stored) = tools.sink.stored().await? else { return Ok(None) };
+        let whole = stored.tables.as_ref().map_or(0, Vec::len);
+        let is_begun = stored.stage == StoredStage::Snapshot && whole > 0;
+        if !is_begun || self.made_by(&stored.run).await?.is_none() {
+            return Ok(None);
+        }
+        let slot = resume::slot_name(self.job);
+        let client = self.job.source.connect().await?;
+        let state = inspect_slot(&client, &slot).await?;
+        let Some(state) = state.filter(|state| state.invalid_because().is_none()) else {
+            return Ok(None);
+        };
+        let from = state.restart_lsn.map_or_else(String::new, |lsn| format!(" from {lsn} on"));
+        let drops = match self.job.stream.slot {
+            None => "gives the job up and drops the slot",
+            Some(_) => "gives the job up; the slot, which is not ours, is then yours to drop",
+        };
+        Ok(Some(format!(
+            "{whole} tables are whole and stay: the same tidemark sync copies the others and goes on. Until then slot {slot} \
+             stays on the source, which keeps its WAL{from} for it; tidemark cleanup --yes {drops}"
+        )))
     }
 
     /// Whether the source is the one that the snapshot was begun on.
