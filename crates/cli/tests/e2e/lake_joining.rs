@@ -16,10 +16,13 @@ use crate::joining::{LATE, Open, changes, ends, waits_for_writers};
 use crate::support::{Job, Running, files_below, reached, side};
 
 /// What the lake has from the first snapshot on.
-const FIRST: &str = "CREATE TABLE region (r_regionkey integer PRIMARY KEY, r_name text, r_comment text); \
+pub(crate) const FIRST: &str = "CREATE TABLE region (r_regionkey integer PRIMARY KEY, r_name text, r_comment text); \
     INSERT INTO region SELECT i, 'r' || i, NULL FROM generate_series(1, 50) i; \
     CREATE TABLE pet (id integer PRIMARY KEY, legs integer, note text); \
     INSERT INTO pet SELECT i, i % 5, repeat('p', i % 40) FROM generate_series(1, 2000) i";
+
+/// Types that a source may have, for its tables in another database.
+const TYPES: &str = "CREATE SCHEMA gate; CREATE TYPE gate.slow AS (at polygon)";
 
 /// The statements that make the source's tables in a database that has none.
 const TABLES: &str = "SELECT format('CREATE TABLE %s (%s%s);', c.oid::regclass, \
@@ -33,29 +36,29 @@ const DROP_SLOTS: &str = "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_
     SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database() AND NOT active";
 
 /// A source and a lake.
-struct Lake {
-    source: Database,
+pub(crate) struct Lake {
+    pub(crate) source: Database,
     directory: TempDir,
     name: &'static str,
 }
 
 impl Lake {
-    fn new(name: &'static str) -> Self {
+    pub(crate) fn new(name: &'static str) -> Self {
         let source = shared().unwrap();
         source.psql(FIRST).unwrap();
         Self { source, directory: TempDir::new().unwrap(), name }
     }
 
-    fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         self.directory.path().join("lake")
     }
 
-    fn job(&self) -> Job {
+    pub(crate) fn job(&self) -> Job {
         let url = format!("file://{}", self.root().display());
         Job::new(self.name, &self.source.url(), &url).configured(&settings(""))
     }
 
-    fn commits(&self) -> Vec<Value> {
+    pub(crate) fn commits(&self) -> Vec<Value> {
         let directory = self.root().join("_tidemark/commits");
         let mut names = files_below(&directory);
         names.retain(|name| !name.starts_with('.'));
@@ -72,18 +75,18 @@ impl Lake {
     }
 
     /// Whether a copy has begun that has not been forgotten.
-    fn copies(&self) -> bool {
+    pub(crate) fn copies(&self) -> bool {
         let job = fs::read_to_string(self.root().join("_tidemark/job.json")).unwrap_or_default();
         job.contains("\"joining\"")
     }
 
-    fn has_file(&self, below: &str, wanted: impl Fn(&str) -> bool) -> bool {
+    pub(crate) fn has_file(&self, below: &str, wanted: impl Fn(&str) -> bool) -> bool {
         files_below(&self.root().join(below)).iter().any(|name| wanted(name))
     }
 
     /// Waits until a commit has passed everything that was written so far.
     #[track_caller]
-    fn passes(&self, running: &mut Running) {
+    pub(crate) fn passes(&self, running: &mut Running) {
         let here = self.source.psql("SELECT pg_current_wal_insert_lsn()").unwrap();
         let marker = "INSERT INTO region SELECT max(r_regionkey) + 1000, 'marker', '' FROM region";
         self.source.psql(marker).unwrap();
@@ -97,7 +100,7 @@ impl Lake {
 
     /// The rows of the lake are those of the source, and every file below it is one that a reader of the commits reads.
     #[track_caller]
-    fn assert_equal(&self) {
+    pub(crate) fn assert_equal(&self) {
         self.assert_equal_but(&[]);
     }
 
@@ -105,6 +108,7 @@ impl Lake {
     #[track_caller]
     fn assert_equal_but(&self, without: &[&str]) {
         let target = shared().unwrap();
+        target.psql(TYPES).unwrap();
         target.psql(&self.source.psql(TABLES).unwrap()).unwrap();
         lake::load(&self.root(), side(&target)).unwrap();
         let is_wanted = |name: &str| without.iter().all(|table| !name.ends_with(table));

@@ -14,6 +14,7 @@ mod instances;
 mod joining;
 mod lake;
 mod lake_joining;
+mod lake_unfinished;
 mod mistakes;
 mod network;
 mod pooler;

@@ -19,7 +19,6 @@ use tidemark_source::{identify, inspect_slot};
 
 use super::resume::{self, Resumable};
 use super::{SLOT_EVENT, Sync};
-use crate::job::Target;
 use crate::snapshot::{Completes, Tools, blocking};
 use crate::{Error, Kind, Result};
 
@@ -31,9 +30,6 @@ const MADE: &str = "made";
 impl Sync<'_> {
     /// What a snapshot that died has left, if the job can go on from it.
     pub(super) async fn unfinished(&self, mut stored: Stored) -> Result<Option<Resumable>> {
-        if matches!(self.job.target, Target::Lake(_)) {
-            return Ok(None);
-        }
         if stored.tables.as_ref().is_none_or(Vec::is_empty) {
             tracing::info!(
                 "a snapshot was left unfinished before a table was whole; it begins anew"
@@ -126,11 +122,8 @@ impl Sync<'_> {
             && identity.database == stored.database)
     }
 
-    /// Notes that the slot's stream and the target's run belong together; only a target whose tables can join goes on.
+    /// Notes that the slot's stream and the target's run belong together.
     pub(super) async fn note_made(&self, slot: &str, run: &str) -> Result<()> {
-        if matches!(self.job.target, Target::Lake(_)) {
-            return Ok(());
-        }
         let timeline = identify(&self.job.source).await?.timeline;
         let ledger = Arc::clone(self.ledger);
         let detail =
