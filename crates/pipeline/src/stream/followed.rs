@@ -13,6 +13,8 @@ use std::collections::HashMap;
 
 use tidemark_model::{JoinPoint, Oid, ReadSnapshot, TablePlan};
 
+use super::plant::is_planted;
+
 /// The followed tables, with the snapshots of those that joined where the stream has not been yet.
 #[derive(Debug)]
 pub(crate) struct Followed(HashMap<Oid, Option<ReadSnapshot>>);
@@ -32,6 +34,13 @@ impl Followed {
             (None, _) => false,
             (Some(None), _) => true,
             (Some(Some(_)), None) => false,
+            (Some(Some(_)), Some(_)) if is_planted("join-takes-all") => true,
+            (Some(Some(snapshot)), Some(xid)) if is_planted("join-forgets-open") => {
+                // As if all that began before its end had ended.
+                let text = snapshot.to_string();
+                let end = text.split(':').nth(1).and_then(|end| end.parse::<u64>().ok());
+                end.is_some_and(|end| xid >= end)
+            }
             (Some(Some(snapshot)), Some(xid)) => !snapshot.shows(xid),
         }
     }

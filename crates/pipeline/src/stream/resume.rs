@@ -16,6 +16,7 @@ use tidemark_source::{
 };
 use tidemark_wire::Client;
 
+use super::plant::is_planted;
 use super::session::SessionStart;
 use super::spool::Spool;
 use super::unfinished::without_unlogged;
@@ -139,7 +140,8 @@ fn foreign(stored: &Stored, identity: &SourceIdentity) -> Vec<RelationName> {
 fn joins(stored: &Stored) -> HashMap<Oid, JoinPoint> {
     let tables = stored.tables.iter().flatten();
     let joined = tables.filter_map(|table| Some((table.oid, table.join.clone()?)));
-    joined.filter(|(_, join)| stored.end_lsn < join.lsn).collect()
+    let is_ahead = |join: &JoinPoint| stored.end_lsn < join.lsn && !is_planted("join-forgotten");
+    joined.filter(|(_, join)| is_ahead(join)).collect()
 }
 
 /// The tables that the target has whole and that are not left out since. Where a version stored the record that did not tell

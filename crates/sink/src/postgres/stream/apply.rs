@@ -508,9 +508,10 @@ const SORTED: &str = "SET LOCAL enable_mergejoin = on; SET LOCAL enable_nestloop
 const LOOKED_UP: &str = "SET LOCAL enable_mergejoin = off; SET LOCAL enable_nestloop = on";
 
 impl Fence {
-    /// The statement that moves the position; the planted defect leaves it where it is.
+    /// The statement that moves the position; the planted defects leave it where it is.
     fn statement(&self) -> &'static str {
         match self.lane {
+            Some(_) if crate::plant::is_planted("lane-without-position") => LANE_KEPT,
             Some(_) => LANE_POSITION,
             None if crate::plant::is_planted("commit-without-progress") => POSITION_KEPT,
             None => POSITION,
@@ -528,6 +529,9 @@ const POSITION_KEPT: &str = "UPDATE tidemark.progress SET end_lsn = least(end_ls
 /// Moves the position; exactly one row, or the job is another's.
 const POSITION: &str = "UPDATE tidemark.progress SET end_lsn = $1::text::pg_lsn \
     WHERE job = $2 AND wave = '' AND run = $3 AND epoch = $4 AND phase = 'follow'";
+
+const LANE_KEPT: &str = "UPDATE tidemark.lane SET end_lsn = least(end_lsn, $1::text::pg_lsn) \
+    WHERE job = $2 AND lane = $3 AND epoch = $4";
 
 /// The same for a lane that has a row of its own.
 const LANE_POSITION: &str = "UPDATE tidemark.lane SET end_lsn = $1::text::pg_lsn \
