@@ -17,6 +17,7 @@
 //! `scripts/torture` runs campaigns; the end-to-end tests run a few fixed seeds.
 
 mod campaign;
+mod configuration;
 mod follower;
 mod plan;
 mod report;
@@ -25,6 +26,7 @@ mod run;
 mod watch;
 
 pub use campaign::{Campaign, Options, parse};
+pub use configuration::Configuration;
 pub use follower::Ended;
 pub use plan::{Fault, Plan, Planned, Profile, Side};
 pub use report::{Failure, Outcome, Verdict};

@@ -10,32 +10,59 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::plan::{Plan, Profile};
+use super::configuration::Configuration;
+use super::plan::Profile;
 use super::report::{Outcome, table};
 use super::run::{Subject, Trial, binary, run};
 use crate::Version;
 
-/// The planted defects, as `TIDEMARK_PLANT` names them in a build with `--features planted-bugs`.
-const PLANTS: [&str; 12] = [
-    "skip-by-begin-lsn",
-    "acknowledge-early",
-    "drop-unchanged",
-    "forget-subabort",
-    "drop-truncate",
-    "commit-without-progress",
-    "ignore-key-change",
-    "dup-on-reconnect",
-    "half-transaction",
-    "last-of-stream-lost",
-    "first-lane-first",
-    "forget-lanes",
+/// A planted defect, and the runs that look for it.
+#[derive(Debug, Clone, Copy)]
+struct Plant {
+    /// As `TIDEMARK_PLANT` names it in a build with `--features planted-bugs`.
+    name: &'static str,
+    /// One lane, in which the target is judged at any moment, unless it is about lanes.
+    lanes: u32,
+    /// In place of the seeds' own.
+    profile: Option<Profile>,
+}
+
+const fn in_stream(name: &'static str) -> Plant {
+    Plant { name, lanes: 1, profile: None }
+}
+
+/// Lanes stand apart where the answer to a commit is lost, or the follower, between two commits.
+const fn in_lanes(name: &'static str, profile: Profile) -> Plant {
+    Plant { name, lanes: 3, profile: Some(profile) }
+}
+
+const fn in_joins(name: &'static str) -> Plant {
+    Plant { name, lanes: 1, profile: Some(Profile::Joins) }
+}
+
+const PLANTS: [Plant; 17] = [
+    in_stream("skip-by-begin-lsn"),
+    in_stream("acknowledge-early"),
+    in_stream("drop-unchanged"),
+    in_stream("forget-subabort"),
+    in_stream("drop-truncate"),
+    in_stream("commit-without-progress"),
+    in_stream("ignore-key-change"),
+    in_stream("dup-on-reconnect"),
+    in_stream("half-transaction"),
+    in_stream("last-of-stream-lost"),
+    in_lanes("first-lane-first", Profile::Network),
+    in_lanes("forget-lanes", Profile::Network),
+    in_lanes("lane-without-position", Profile::Network),
+    in_lanes("lane-by-run", Profile::Kills),
+    in_joins("join-takes-all"),
+    in_joins("join-forgets-open"),
+    in_joins("join-forgotten"),
 ];
-/// Those that are about several lanes; the others are looked for in one, where the target is judged at any moment.
-const OF_LANES: [&str; 2] = ["first-lane-first", "forget-lanes"];
 
 const USAGE: &str = "\
 usage: torture [--seeds N] [--minutes M] [--first-seed S] [--jobs J] [--pg MAJOR] [--seconds FROM-TO]
-               [--target postgres|lake] [--subject tidemark|subscription] [--binary PATH] [--profile mixed|kills|network|servers|instances|calm]
+               [--target postgres|lake|any] [--subject tidemark|subscription] [--binary PATH] [--profile mixed|kills|network|servers|instances|joins|calm]
                [--lanes N] [--plant NAME] [--planted] [--seeds-per-plant K] [--only NAME,NAME] [--keep DIR] [--keep-data]";
 
 /// What a campaign runs.
@@ -59,6 +86,8 @@ pub struct Options {
     pub profile: Option<Profile>,
     /// In place of the seeds' own.
     pub lanes: Option<u32>,
+    /// Whether one seed in four goes into a lake.
+    pub any_target: bool,
     /// Each planted defect in turn, with at most so many seeds.
     pub planted: Option<u64>,
     /// Only these defects; all when empty.
@@ -81,6 +110,7 @@ impl Default for Options {
             subject: Subject::Tidemark { binary: binary(None), plant: None },
             profile: None,
             lanes: None,
+            any_target: false,
             planted: None,
             only: Vec::new(),
             keep: std::env::temp_dir().join("tidemark-torture-failures"),
@@ -126,13 +156,11 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Options> {
                 }
             }
             "--target" => {
-                is_lake = match value()?.as_str() {
-                    "postgres" => false,
-                    "lake" => true,
-                    other => bail!(
-                        "--target {other}: postgres or lake
-{USAGE}"
-                    ),
+                (is_lake, options.any_target) = match value()?.as_str() {
+                    "postgres" => (false, false),
+                    "lake" => (true, false),
+                    "any" => (false, true),
+                    other => bail!("--target {other}: postgres, lake or any\n{USAGE}"),
                 }
             }
             "--help" | "-h" => bail!("{USAGE}"),
@@ -179,6 +207,7 @@ fn profile(text: &str) -> Result<Profile> {
         "network" => Profile::Network,
         "servers" => Profile::Servers,
         "instances" => Profile::Instances,
+        "joins" => Profile::Joins,
         "calm" => Profile::Calm,
         other => bail!("--profile {other}\n{USAGE}"),
     })
@@ -208,13 +237,21 @@ impl Campaign {
     }
 
     fn trial(&self, seed: u64) -> Trial {
+        let of_seed = Configuration::of(seed);
+        let lanes = self.options.lanes.unwrap_or(of_seed.lanes);
+        let subject = match &self.options.subject {
+            Subject::Tidemark { binary, plant } if self.options.any_target && seed % 4 == 2 => {
+                Subject::Lake { binary: binary.clone(), plant: plant.clone() }
+            }
+            subject => subject.clone(),
+        };
         Trial {
             version: self.options.version,
             seconds: self.options.seconds,
             profile: self.options.profile,
-            lanes: self.options.lanes.unwrap_or(Plan::lanes(seed)),
+            configuration: of_seed.with_lanes(lanes),
             keep: Some((self.options.keep.clone(), self.options.keep_data)),
-            ..Trial::new(seed, self.options.subject.clone())
+            ..Trial::new(seed, subject)
         }
     }
 
@@ -256,12 +293,18 @@ impl Campaign {
         let Subject::Tidemark { binary, .. } = &self.options.subject else {
             bail!("defects are planted in tidemark only");
         };
-        let with = |seed, plant: Option<&str>| {
-            let lanes = if plant.is_some_and(|name| OF_LANES.contains(&name)) { 3 } else { 1 };
-            let plant = plant.map(str::to_owned);
-            let subject = Subject::Tidemark { binary: binary.clone(), plant };
-            // The servers' data says no more than the next run would.
-            Trial { subject, lanes, keep: None, ..self.trial(seed) }
+        let with = |seed, plant: Option<&Plant>| {
+            let (lanes, profile) = plant.map_or((1, None), |plant| (plant.lanes, plant.profile));
+            let plant = plant.map(|plant| plant.name.to_owned());
+            let trial = self.trial(seed);
+            Trial {
+                subject: Subject::Tidemark { binary: binary.clone(), plant },
+                configuration: trial.configuration.clone().with_lanes(lanes),
+                profile: self.options.profile.or(profile),
+                // The servers' data says no more than the next run would.
+                keep: None,
+                ..trial
+            }
         };
         let mut rows = vec![
             "| planted defect | caught by | at seed | runs | seconds |\n|---|---|---|---|---|\n"
@@ -273,19 +316,20 @@ impl Campaign {
         if let Some(failure) = &sound.failure {
             bail!("without a planted defect the run is bad already: {failure}");
         }
-        for plant in PLANTS.iter().filter(|plant| self.wants(plant)) {
+        for plant in PLANTS.iter().filter(|plant| self.wants(plant.name)) {
+            let name = plant.name;
             let began = Instant::now();
-            let mut row = format!("| {plant} | **not caught** | - | {seeds} | ");
+            let mut row = format!("| {name} | **not caught** | - | {seeds} | ");
             let mut is_caught = false;
             for seed in self.options.first_seed..self.options.first_seed + seeds {
                 let outcome = run(&with(seed, Some(plant)))?;
-                writeln!(out, "{{\"plant\":\"{plant}\",\"run\":{}}}", outcome.json())?;
+                writeln!(out, "{{\"plant\":\"{name}\",\"run\":{}}}", outcome.json())?;
                 out.flush()?;
                 // A defect of the rig catches nothing.
                 if let Some(failure) = outcome.failure.filter(|failure| failure.seen_by != "rig") {
                     let first = failure.detail.lines().next().unwrap_or_default();
                     let runs = seed - self.options.first_seed + 1;
-                    row = format!("| {plant} | {}: {first} | {seed} | {runs} | ", failure.seen_by);
+                    row = format!("| {name} | {}: {first} | {seed} | {runs} | ", failure.seen_by);
                     is_caught = true;
                     break;
                 }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 
+use super::configuration::Configuration;
 use super::plan::{Fault, Side};
 use super::watch::Questions;
 use crate::{Cluster, process};
@@ -57,6 +58,8 @@ pub(super) trait Follower: Send {
     fn limit_files(&mut self, bytes: Option<u64>) -> Result<()>;
     /// Starts a second instance and waits until it ends; none if it does not within the time.
     fn second(&mut self, same_directory: bool, within: Duration) -> Result<Option<Ended>>;
+    /// Gives tables up, so that the next start lets them join again; it does not run now. None if that takes longer.
+    fn give_up(&mut self, tables: &[&str], within: Duration) -> Result<Option<Ended>>;
     /// Brings the target to where the source is and ends; it does not run now.
     fn drain(&mut self, within: Duration) -> Result<Drained>;
     /// What to ask the servers about it.
@@ -84,8 +87,7 @@ pub(super) struct Tidemark {
     runs: u32,
     /// The root, where the target is a lake.
     lake: Option<PathBuf>,
-    /// How many lanes apply.
-    lanes: u32,
+    configuration: Configuration,
 }
 
 impl Tidemark {
@@ -94,10 +96,10 @@ impl Tidemark {
         environment: Vec<(String, String)>,
         directory: &Path,
         urls: (&str, &str),
-        (lake, lanes): (Option<PathBuf>, u32),
+        (lake, configuration): (Option<PathBuf>, Configuration),
     ) -> Result<Self> {
         // Read by every run: it is the working directory.
-        let file = format!("[stream]\nlanes = {lanes}\n");
+        let file = configuration.toml();
         fs::write(directory.join("tidemark.toml"), file).context("write the follower's file")?;
         let pair = |name: &str, value: &str| [name.to_owned(), value.to_owned()];
         let arguments = [
@@ -114,7 +116,7 @@ impl Tidemark {
             child: None,
             runs: 0,
             lake,
-            lanes,
+            configuration,
         })
     }
 
@@ -131,7 +133,7 @@ impl Tidemark {
         // It must not outlive this process, however that ends; `setpriv` becomes what it starts.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(&self.binary);
-        command.arg("sync").args(more).args(&self.arguments).arg("--state-dir").arg(state_dir);
+        command.args(more).args(&self.arguments).arg("--state-dir").arg(state_dir);
         command.current_dir(&self.directory).env_clear();
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(file("out")?).stderr(file("err")?);
@@ -170,7 +172,7 @@ fn end_within(mut child: Child, within: Duration) -> Result<Option<Ended>> {
 
 impl Follower for Tidemark {
     fn start(&mut self) -> Result<()> {
-        let child = self.spawn(&[], &Self::state_dir(&self.directory))?;
+        let child = self.spawn(&["sync"], &Self::state_dir(&self.directory))?;
         self.child = Some(child);
         Ok(())
     }
@@ -209,13 +211,19 @@ impl Follower for Tidemark {
             true => Self::state_dir(&self.directory),
             false => self.directory.join(format!("elsewhere-{}", self.runs)),
         };
-        let child = self.spawn(&[], &state_dir)?;
+        let child = self.spawn(&["sync"], &state_dir)?;
+        end_within(child, within)
+    }
+
+    fn give_up(&mut self, tables: &[&str], within: Duration) -> Result<Option<Ended>> {
+        let arguments = [&["reset"], tables, &["--yes"]].concat();
+        let child = self.spawn(&arguments, &Self::state_dir(&self.directory))?;
         end_within(child, within)
     }
 
     fn drain(&mut self, within: Duration) -> Result<Drained> {
         let state_dir = Self::state_dir(&self.directory);
-        let child = self.spawn(&["--until", "now", "--json"], &state_dir)?;
+        let child = self.spawn(&["sync", "--until", "now", "--json"], &state_dir)?;
         let run = self.runs;
         let Some(ended) = end_within(child, within)? else {
             bail!("sync --until now does not end within {within:?}\n{}", self.said());
@@ -230,7 +238,8 @@ impl Follower for Tidemark {
             position: format!("SELECT end_lsn {row}"),
             slots: "tidemark\\_%".to_owned(),
             lake: self.lake.clone(),
-            is_one_state: self.lanes == 1,
+            lanes: (self.configuration.lanes > 1)
+                .then(|| format!("(SELECT max(end_lsn) FROM tidemark.lane WHERE job = '{JOB}')")),
         }
     }
 
@@ -239,7 +248,10 @@ impl Follower for Tidemark {
     }
 
     fn knows(&self, fault: &Fault) -> bool {
-        self.lake.is_none() || fault.side() != Some(Side::Target)
+        // The lake's reader loads into the tables as the storm made them.
+        let is_for_tables =
+            fault.side() == Some(Side::Target) || matches!(fault, Fault::AddColumn(_));
+        self.lake.is_none() || !is_for_tables
     }
 
     fn said(&self) -> String {
@@ -320,6 +332,10 @@ impl Follower for Subscription {
         Ok(None)
     }
 
+    fn give_up(&mut self, _tables: &[&str], _within: Duration) -> Result<Option<Ended>> {
+        Ok(None)
+    }
+
     fn drain(&mut self, within: Duration) -> Result<Drained> {
         let head = self.source.psql(&self.databases.0, "SELECT pg_current_wal_insert_lsn()")?;
         self.source.psql(&self.databases.0, "SELECT pg_switch_wal()")?;
@@ -341,7 +357,7 @@ impl Follower for Subscription {
             position: "SELECT max(remote_lsn) FROM pg_replication_origin_status".to_owned(),
             slots: "tidemark\\_%".to_owned(),
             lake: None,
-            is_one_state: true,
+            lanes: None,
         }
     }
 
@@ -362,6 +378,9 @@ impl Follower for Subscription {
                 | Fault::FullDisk(_)
                 | Fault::LoseCommit(_)
                 | Fault::KillBehind(_)
+                | Fault::Rejoin(..)
+                // Its columns are brought by nobody.
+                | Fault::AddColumn(_)
         )
     }
 

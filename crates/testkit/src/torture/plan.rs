@@ -61,6 +61,11 @@ pub enum Fault {
     FullDisk(Duration),
     /// `VACUUM FULL` and `REINDEX` of tables that are written to, a checkpoint, a new WAL file.
     Rewrite,
+    /// Tables are given up (`tidemark reset`), which ones by a number, and join again under the storm; a kill inside comes
+    /// after so long.
+    Rejoin(u32, Duration),
+    /// A column is added to a table that is written to, which and how by a number.
+    AddColumn(u32),
 }
 
 impl Fault {
@@ -87,6 +92,8 @@ impl Fault {
             Self::ShortFiles(..) => "file size limit",
             Self::FullDisk(_) => "state disk full",
             Self::Rewrite => "VACUUM FULL",
+            Self::Rejoin(..) => "tables join again",
+            Self::AddColumn(_) => "column added",
         }
     }
 }
@@ -105,12 +112,13 @@ impl Fault {
             | Self::EndSession(side, _)
             | Self::Crash(side, _) => Some(side),
             Self::LoseCommit(_) | Self::KillBehind(_) => Some(Side::Target),
-            Self::Rewrite => Some(Side::Source),
+            Self::Rewrite | Self::AddColumn(_) => Some(Side::Source),
             Self::Kill
             | Self::CleanStop
             | Self::Freeze(_)
             | Self::SecondInstance { .. }
             | Self::ShortFiles(..)
+            | Self::Rejoin(..)
             | Self::FullDisk(_) => None,
         }
     }
@@ -129,6 +137,8 @@ pub enum Profile {
     Servers,
     /// Second instances and kills; never by a seed alone.
     Instances,
+    /// Tables that join again, and kills; never by a seed alone.
+    Joins,
     /// No fault at all.
     Calm,
 }
@@ -176,14 +186,6 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// How many lanes the follower of a seed has: one in three of four seeds, else two to four.
-    pub fn lanes(seed: u64) -> u32 {
-        match seed % 4 {
-            3 => 2 + u32::try_from(seed / 4 % 3).unwrap_or(0),
-            _ => 1,
-        }
-    }
-
     /// The plan of a seed.
     pub fn of(seed: u64, profile: Profile, seconds: (u64, u64)) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
@@ -241,6 +243,7 @@ fn late(random: &mut StdRng, profile: Profile) -> Planned {
         (Profile::Kills, 0..=79) => 0,
         (Profile::Network, _) => random.random_range(30..72),
         (Profile::Instances, 0..=79) => 88,
+        (Profile::Joins, 0..=79) => 15,
         (Profile::Servers, _) => random.random_range(66..88),
         (_, number) => number,
     };
@@ -249,8 +252,10 @@ fn late(random: &mut StdRng, profile: Profile) -> Planned {
         _ => millis(random, 200, 3_000),
     };
     let fault = match number {
-        0..=19 if random.random_ratio(1, 4) => Fault::KillBehind(millis(random, 200, 1_500)),
-        0..=19 => Fault::Kill,
+        0..=14 if random.random_ratio(1, 4) => Fault::KillBehind(millis(random, 200, 1_500)),
+        0..=14 => Fault::Kill,
+        15..=17 => Fault::Rejoin(random.random_range(0..1_000), millis(random, 20, 1_500)),
+        18..=19 => Fault::AddColumn(random.random_range(0..1_000)),
         20..=23 => Fault::CleanStop,
         24..=29 => Fault::Freeze(millis(random, 3_000, 10_000)),
         30..=36 => Fault::Cut(side(random), cut(random)),
@@ -283,7 +288,9 @@ fn late(random: &mut StdRng, profile: Profile) -> Planned {
         95..=97 => Fault::FullDisk(millis(random, 500, 4_000)),
         _ => Fault::Rewrite,
     };
-    Planned { pause, fault, kills_inside: random.random_ratio(1, 8), waits: random.random() }
+    // A join takes a while, and is of interest for as long as it does.
+    let kills = if matches!(fault, Fault::Rejoin(..)) { 2 } else { 8 };
+    Planned { pause, fault, kills_inside: random.random_ratio(1, kills), waits: random.random() }
 }
 
 #[cfg(test)]
@@ -303,13 +310,7 @@ mod tests {
     fn twenty_mixed_seeds_have_every_kind_of_fault() {
         let plans = (0..20).map(|seed| Plan::of(seed, Profile::Mixed, (20, 60)));
         let kinds: BTreeSet<_> = plans.flat_map(|plan| plan.late).map(|p| p.fault.kind()).collect();
-        assert_eq!(kinds.len(), 20, "{kinds:?}");
-    }
-
-    #[test]
-    fn some_seeds_have_two_to_four_lanes() {
-        let lanes: BTreeSet<_> = (0..12).map(Plan::lanes).collect();
-        assert_eq!(lanes, BTreeSet::from([1, 2, 3, 4]));
+        assert_eq!(kinds.len(), 22, "{kinds:?}");
     }
 
     #[test]

@@ -45,6 +45,14 @@ pub struct Outcome {
     pub seed: u64,
     /// What it was about.
     pub profile: Profile,
+    /// How the follower was configured; empty where it has no such file.
+    pub configuration: String,
+    /// Whether the target was a lake.
+    pub is_lake: bool,
+    /// How many lanes applied.
+    pub lanes: u32,
+    /// How often several lanes were seen to have moved, and to stand apart.
+    pub lane_moves: (u64, u64),
     /// Major version of both servers.
     pub version: u32,
     /// From start to end.
@@ -89,6 +97,9 @@ impl Outcome {
             "outcome": if self.failure.is_none() { "good" } else { "bad" },
             "failure": self.failure.as_ref().map(ToString::to_string),
             "profile": format!("{:?}", self.profile).to_lowercase(),
+            "configuration": self.configuration,
+            "target": if self.is_lake { "lake" } else { "postgres" },
+            "lanes_seen": (self.lanes > 1).then_some(json!({"moves": self.lane_moves.0, "apart": self.lane_moves.1})),
             "pg": self.version,
             "seconds": (self.took.as_secs_f64() * 10.0).round() / 10.0,
             "faults": self.faults,
@@ -128,6 +139,8 @@ pub(super) fn table(outcomes: &[Outcome]) -> String {
             "bad seeds".to_owned(),
             if bad.is_empty() { "0".to_owned() } else { format!("{}: {bad:?}", bad.len()) },
         ),
+        ("  in several lanes".to_owned(), count(outcomes, |o| o.lanes > 1)),
+        ("  into a lake".to_owned(), count(outcomes, |o| o.is_lake)),
         ("faults".to_owned(), faults.values().sum::<u32>().to_string()),
     ];
     rows.extend(faults.iter().map(|(kind, count)| (format!("  {kind}"), count.to_string())));
@@ -142,12 +155,18 @@ pub(super) fn table(outcomes: &[Outcome]) -> String {
         ("duplicated".to_owned(), total(&|v| v.duplicated)),
         ("wrong".to_owned(), total(&|v| v.wrong)),
         ("states judged while running".to_owned(), sum(&|o| o.glances).to_string()),
+        ("lanes seen to have moved".to_owned(), sum(&|o| o.lane_moves.0).to_string()),
+        ("  and to stand apart".to_owned(), sum(&|o| o.lane_moves.1).to_string()),
         ("recovery after kill -9, p50 / p99 / max".to_owned(), percentiles(&recoveries)),
         ("peak memory of tidemark".to_owned(), largest(outcomes, |o| o.peak_rss_kb * 1024)),
         ("peak WAL kept by the source".to_owned(), largest(outcomes, |o| o.peak_wal_bytes)),
     ]);
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     rows.iter().map(|(name, value)| format!("| {name:width$} | {value} |\n")).collect()
+}
+
+fn count(outcomes: &[Outcome], of: impl Fn(&Outcome) -> bool) -> String {
+    outcomes.iter().filter(|outcome| of(outcome)).count().to_string()
 }
 
 fn largest(outcomes: &[Outcome], of: impl Fn(&Outcome) -> u64) -> String {

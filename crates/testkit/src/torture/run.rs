@@ -6,6 +6,8 @@
 //! **Not here:** what is planned ([`super::plan`]) and what is seen from outside ([`super::watch`]).
 
 mod inject;
+mod judge;
+mod tables;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,13 +17,14 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use rustix::process::Signal;
 
+use super::configuration::Configuration;
 use super::follower::{Ended, Follower, Subscription, Tidemark, ended_within};
 use super::plan::{Fault, Plan, Planned, Profile, Side};
 use super::report::{Failure, Outcome, Verdict};
 use super::rig::{DATABASE, Rig};
 use super::watch::{Seen, Watch, show};
-use crate::workload::storm::{self, Pace};
-use crate::{Storm, StormOptions, StormReport, Version, oracle, process};
+use crate::workload::storm::Pace;
+use crate::{Storm, StormOptions, StormReport, Version, process};
 
 /// How long a clean stop may take: it drains what was received.
 const STOPS_WITHIN: Duration = Duration::from_secs(60);
@@ -79,8 +82,8 @@ pub struct Trial {
     pub seconds: (u64, u64),
     /// In place of the seed's.
     pub profile: Option<Profile>,
-    /// How many lanes apply to a PostgreSQL target.
-    pub lanes: u32,
+    /// How the follower is configured; a lake has one lane whatever this says.
+    pub configuration: Configuration,
     /// Where a bad run is kept, and whether with the servers' data.
     pub keep: Option<(PathBuf, bool)>,
     /// To show that the rig sees it.
@@ -99,10 +102,19 @@ impl Trial {
             version: Version::from_env(),
             seconds: (20, 60),
             profile: None,
-            lanes: Plan::lanes(seed),
+            configuration: Configuration::of(seed),
             keep: None,
             sabotage: Sabotage::None,
             patience: Duration::from_secs(120),
+        }
+    }
+
+    /// How the follower is configured.
+    fn configured(&self) -> Configuration {
+        match self.subject {
+            Subject::Lake { .. } => self.configuration.clone().with_lanes(1),
+            Subject::Tidemark { .. } => self.configuration.clone(),
+            Subject::Subscription => Configuration::default(),
         }
     }
 }
@@ -132,7 +144,11 @@ pub fn run(trial: &Trial) -> Result<Outcome> {
             seed: trial.seed,
             rows_max: plan.rows_max,
             // A batch with a swap is one lane's.
-            swaps_one_in: if trial.lanes > 1 { SWAPS_IN_LANES } else { plan.swaps_one_in },
+            swaps_one_in: if trial.configured().lanes > 1 {
+                SWAPS_IN_LANES
+            } else {
+                plan.swaps_one_in
+            },
             ..StormOptions::default()
         },
     )?;
@@ -180,9 +196,9 @@ fn subject(trial: &Trial, rig: &Rig) -> Result<Box<dyn Follower>> {
                 None => rig.url(Side::Target),
             };
             let urls = (rig.url(Side::Source), target);
-            let lanes = if lake.is_some() { 1 } else { trial.lanes };
             let urls = (urls.0.as_str(), urls.1.as_str());
-            let follower = Tidemark::new(binary, environment, rig.path(), urls, (lake, lanes))?;
+            let more = (lake, trial.configured());
+            let follower = Tidemark::new(binary, environment, rig.path(), urls, more)?;
             Ok(Box::new(follower))
         }
     }
@@ -465,7 +481,7 @@ impl<'a> Run<'a> {
         match ended_within(self.follower.as_mut(), STOPS_WITHIN).map_err(rig_error)? {
             Some(Ended::Code(0)) => {
                 self.note_exit(Ended::Code(0));
-                Ok(())
+                self.judge_at_rest()
             }
             Some(ended) => Err(self.bad_exit(ended)),
             None => Err(Failure {
@@ -491,78 +507,18 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// The end state, by psql and SHA-256 alone.
-    fn judge(&mut self) -> Step {
-        let (source, target) = ((&*self.rig.source, DATABASE), (&*self.rig.target, DATABASE));
-        let (written, broken) = storm::promises(source.0, source.1).map_err(rig_error)?;
-        if let Some(promise) = broken.first() {
-            return Err(Failure {
-                seen_by: "rig",
-                detail: format!("the source itself: {promise}"),
-            });
-        }
-        if written != self.storm.committed {
-            let detail =
-                format!("the storm committed {}, the source holds {written}", self.storm.committed);
-            return Err(Failure { seen_by: "rig", detail });
-        }
-        let seen = self.watch.seen();
-        if let Some(root) = self.follower.questions().lake {
-            self.load_lake(&root)?;
-        } else if seen.glances == 0 {
-            return Err(Failure {
-                seen_by: "rig",
-                detail: "nobody has looked at the target".to_owned(),
-            });
-        }
-        let (found, rows) =
-            oracle::data_diff_counted(source, target, |name| name.starts_with("storm."))
-                .map_err(rig_error)?;
-        let mut verdict = Verdict { rows, ..Verdict::default() };
-        for difference in found.iter().filter(|difference| difference.kind == "rows") {
-            // A table that is missing on one side has no rows to tell apart.
-            let Ok(rows) = oracle::row_difference(source, target, &difference.object) else {
-                continue;
-            };
-            verdict.lost += rows.missing;
-            verdict.duplicated += rows.duplicated;
-            verdict.wrong += rows.wrong;
-        }
-        self.verdict = Some(verdict);
-        if !found.is_empty() {
-            let lines: Vec<String> = found.iter().map(ToString::to_string).collect();
-            let detail = format!("{verdict:?}\n{}", lines.join("\n"));
-            return Err(Failure { seen_by: "difference", detail });
-        }
-        let (held, broken) = storm::promises(target.0, target.1).map_err(rig_error)?;
-        if held != written || !broken.is_empty() {
-            let detail = format!("{written} transactions, {held} on the target; {broken:?}");
-            return Err(Failure { seen_by: "promise", detail });
-        }
-        match self.watch.seen().broken.first() {
-            Some(broken) => Err(Failure { seen_by: "promise", detail: broken.clone() }),
-            None => Ok(()),
-        }
-    }
-
-    /// Loads what the lake holds into the target, so that the oracle can compare it.
-    fn load_lake(&mut self, root: &Path) -> Step {
-        Storm::prepare_empty(&self.rig.target, DATABASE).map_err(rig_error)?;
-        // The reader is strict: what it cannot make sense of is the lake's fault.
-        let read = crate::lake::script(root);
-        let read =
-            read.map_err(|cause| Failure { seen_by: "difference", detail: format!("{cause:#}") })?;
-        let mut psql = self.rig.target.psql_command(DATABASE);
-        let loaded = process::run_with_input(&mut psql, &read);
-        loaded.map_err(|cause| Failure { seen_by: "difference", detail: format!("{cause:#}") })?;
-        Ok(())
-    }
-
     fn outcome(&mut self, began: Instant, failure: Option<Failure>) -> Outcome {
         let seen = self.watch.seen();
         Outcome {
             seed: self.trial.seed,
             profile: self.plan.profile,
+            configuration: match self.trial.subject {
+                Subject::Subscription => String::new(),
+                Subject::Tidemark { .. } | Subject::Lake { .. } => self.trial.configured().line(),
+            },
+            is_lake: matches!(self.trial.subject, Subject::Lake { .. }),
+            lanes: self.trial.configured().lanes,
+            lane_moves: (seen.lane_moves, seen.apart),
             version: self.trial.version.major(),
             took: began.elapsed(),
             failure,

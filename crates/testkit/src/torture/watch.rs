@@ -39,6 +39,10 @@ pub(super) struct Seen {
     pub(super) broken: Vec<String>,
     /// How often the promises were judged.
     pub(super) glances: u64,
+    /// How often several lanes were seen to have moved.
+    pub(super) lane_moves: u64,
+    /// How often some were seen beyond the position, so that nothing was judged.
+    pub(super) apart: u64,
     /// From a kill until the position moved again.
     pub(super) recoveries: Vec<Duration>,
     /// When the follower was killed last, until the position moves.
@@ -75,8 +79,9 @@ pub(super) struct Questions {
     pub(super) slots: String,
     /// The root of a lake, which has no promises to be judged while it is written to.
     pub(super) lake: Option<PathBuf>,
-    /// Whether the target is a state that the source had at any moment; in several lanes it is so at rest only.
-    pub(super) is_one_state: bool,
+    /// With several lanes: an SQL expression, how far the foremost of them is. The target is a state of the source only
+    /// where that is not beyond the position.
+    pub(super) lanes: Option<String>,
 }
 
 /// The threads that watch; they end when this is dropped.
@@ -193,15 +198,15 @@ fn watch_lake(shared: &Shared, root: &Path) {
 }
 
 fn watch_target(shared: &Shared, mut view: View, questions: &Questions) {
+    let lanes = questions.lanes.as_deref().unwrap_or("NULL");
     let position = format!(
-        "SELECT json_build_object('phase', {}, 'position', ({})::text);",
+        "'phase', {}, 'position', ({})::text, 'lanes', {lanes}::text",
         questions.phase, questions.position
     );
-    let both = format!(
-        "SELECT json_build_object('phase', {}, 'position', ({})::text, 'glance', {GLANCE});",
-        questions.phase, questions.position
-    );
+    let both = format!("SELECT json_build_object({position}, 'glance', {GLANCE});");
+    let position = format!("SELECT json_build_object({position});");
     let mut watched = Watched::default();
+    let mut foremost = 0;
     let mut crashes = 0;
     let mut rounds = 0_u64;
     while !shared.calm.within(GLANCES) {
@@ -214,20 +219,21 @@ fn watch_target(shared: &Shared, mut view: View, questions: &Questions) {
             shared.seen().position = 0;
         }
         let follows = shared.seen().follows;
-        let judges = follows && questions.is_one_state;
-        let Some(answer) = view.ask(if judges { &both } else { &position }) else { continue };
+        let Some(answer) = view.ask(if follows { &both } else { &position }) else { continue };
         if shared.target_crashes.load(Ordering::SeqCst) != crashes {
             continue;
         }
         note(shared, &answer);
-        if !judges {
+        if !follows || lanes_stand_apart(shared, &answer, &mut foremost) {
             continue;
         }
         let mut broken = match storm::glance(&answer["glance"], &mut watched) {
             Ok(broken) => broken,
             Err(cause) => vec![storm::Broken(format!("{cause:#}"))],
         };
+        // In several lanes a second statement might not find them together.
         if rounds.is_multiple_of(WHOLE_EVERY)
+            && questions.lanes.is_none()
             && let Ok((_, more)) = storm::promises(&view.cluster, &view.database)
         {
             broken.extend(more);
@@ -241,6 +247,18 @@ fn watch_target(shared: &Shared, mut view: View, questions: &Questions) {
             }
         }
     }
+}
+
+/// Whether some lanes have what others have not: then the target is no state that the source had.
+fn lanes_stand_apart(shared: &Shared, answer: &Value, foremost: &mut u64) -> bool {
+    let Some(now) = answer["lanes"].as_str().and_then(lsn) else { return false };
+    let mut seen = shared.seen();
+    if now > std::mem::replace(foremost, now) {
+        seen.lane_moves += 1;
+    }
+    let is_apart = answer["position"].as_str().and_then(lsn).is_none_or(|position| now > position);
+    seen.apart += u64::from(is_apart);
+    is_apart
 }
 
 /// Notes phase and position.

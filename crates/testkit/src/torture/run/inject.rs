@@ -11,7 +11,7 @@ use super::super::follower::{Ended, ended_within};
 use super::super::plan::{Fault, Planned, Side};
 use super::super::report::Failure;
 use super::super::rig::DATABASE;
-use super::{COMES_BACK_WITHIN, Run, STOPS_WITHIN, Step, rig_error};
+use super::{COMES_BACK_WITHIN, Run, STOPS_WITHIN, Step, rig_error, tables};
 use crate::proxy::{self, Direction};
 
 /// How long a commit may be waited for whose answer shall be lost.
@@ -36,7 +36,11 @@ pub(super) fn inject(run: &mut Run<'_>, planned: &Planned) -> Step<bool> {
         Fault::SecondInstance { same_directory } => return second(run, same_directory),
         Fault::ShortFiles(bytes, length) => return short_files(run, bytes, length),
         Fault::FullDisk(length) => return full_disk(run, length),
-        Fault::Rewrite => return rewrite(run),
+        Fault::Rewrite => return tables::rewrite(run),
+        Fault::Rejoin(number, length) => {
+            return tables::rejoin(run, number, planned.kills_inside.then_some(length));
+        }
+        Fault::AddColumn(number) => return tables::add_column(run, number),
         Fault::Cut(side, cut) => run.rig.proxy(side).cut_all(cut),
         Fault::CutAt(side, direction, at, cut) => {
             run.rig.proxy(side).fault(direction, proxy::Fault::CutAfter(at, cut));
@@ -85,7 +89,7 @@ fn for_a_while(run: &mut Run<'_>, length: Duration, kills: bool) -> Step {
 }
 
 /// Kills the follower and starts it again.
-fn kill(run: &mut Run<'_>) -> Step<bool> {
+pub(super) fn kill(run: &mut Run<'_>) -> Step<bool> {
     if run.follower.pid() == 0 {
         // PostgreSQL's own has no process of ours; its worker is ended instead.
         run.watch.follower_was_killed();
@@ -117,14 +121,21 @@ fn kill_behind(run: &mut Run<'_>, length: Duration) -> Step<bool> {
 }
 
 fn clean_stop(run: &mut Run<'_>) -> Step<bool> {
+    stop(run)?;
+    run.start_again()?;
+    Ok(true)
+}
+
+/// Stops the follower by SIGTERM. Where it says that all it had received is there, the target is one state of the source,
+/// in however many lanes it got there.
+pub(super) fn stop(run: &mut Run<'_>) -> Step {
     run.may_die = true;
     run.follower.signal(Signal::TERM).map_err(rig_error)?;
     match ended_within(run.follower.as_mut(), STOPS_WITHIN).map_err(rig_error)? {
         // 8: it was about to give up for an earlier fault; 9: it was waiting for the job.
         Some(ended @ Ended::Code(0 | 130 | 8 | 9)) => {
             run.note_exit(ended);
-            run.start_again()?;
-            Ok(true)
+            if ended == Ended::Code(0) { run.judge_at_rest() } else { Ok(()) }
         }
         Some(ended) => Err(run.bad_exit(ended)),
         None => {
@@ -226,17 +237,4 @@ fn full_disk(run: &mut Run<'_>, length: Duration) -> Step<bool> {
     disk.free().map_err(rig_error)?;
     held?;
     Ok(true)
-}
-
-fn rewrite(run: &mut Run<'_>) -> Step<bool> {
-    let tables =
-        ["storm.document", "storm.bag", "storm.ledger_copy", "storm.parted_1", "storm.account"];
-    let mut is_done = false;
-    for table in tables {
-        let sql = format!("SET lock_timeout = '2s'; VACUUM FULL {table}; REINDEX TABLE {table};");
-        // A lock that is not to be had is no fault.
-        is_done |= run.rig.source.psql(DATABASE, &sql).is_ok();
-    }
-    run.rig.source.psql(DATABASE, "CHECKPOINT; SELECT pg_switch_wal()").map_err(rig_error)?;
-    Ok(is_done)
 }
