@@ -8,6 +8,7 @@
 mod crash;
 mod ending;
 mod existing;
+mod failover;
 mod follow;
 mod following;
 mod instances;
@@ -15,6 +16,7 @@ mod joining;
 mod lake;
 mod lake_joining;
 mod lake_unfinished;
+mod lanes;
 mod mistakes;
 mod network;
 mod pooler;
