@@ -51,9 +51,9 @@ const PLANTS: [Plant; 17] = [
     in_stream("dup-on-reconnect"),
     in_stream("half-transaction"),
     in_stream("last-of-stream-lost"),
-    in_lanes("first-lane-first", Profile::Network),
-    in_lanes("forget-lanes", Profile::Network),
-    in_lanes("lane-without-position", Profile::Network),
+    in_lanes("first-lane-first", Profile::Commits),
+    in_lanes("forget-lanes", Profile::Commits),
+    in_lanes("lane-without-position", Profile::Commits),
     in_lanes("lane-by-run", Profile::Kills),
     in_joins("join-takes-all"),
     in_joins("join-forgets-open"),
@@ -62,7 +62,7 @@ const PLANTS: [Plant; 17] = [
 
 const USAGE: &str = "\
 usage: torture [--seeds N] [--minutes M] [--first-seed S] [--jobs J] [--pg MAJOR] [--seconds FROM-TO]
-               [--target postgres|lake|any] [--subject tidemark|subscription] [--binary PATH] [--profile mixed|kills|network|servers|instances|joins|calm]
+               [--target postgres|lake|any] [--subject tidemark|subscription] [--binary PATH] [--profile mixed|kills|network|servers|instances|joins|commits|calm]
                [--lanes N] [--plant NAME] [--planted] [--seeds-per-plant K] [--only NAME,NAME] [--keep DIR] [--keep-data]";
 
 /// What a campaign runs.
@@ -208,6 +208,7 @@ fn profile(text: &str) -> Result<Profile> {
         "servers" => Profile::Servers,
         "instances" => Profile::Instances,
         "joins" => Profile::Joins,
+        "commits" => Profile::Commits,
         "calm" => Profile::Calm,
         other => bail!("--profile {other}\n{USAGE}"),
     })
@@ -299,7 +300,11 @@ impl Campaign {
             let trial = self.trial(seed);
             Trial {
                 subject: Subject::Tidemark { binary: binary.clone(), plant },
-                configuration: trial.configuration.clone().with_lanes(lanes),
+                // Small batches would be one lane's.
+                configuration: match lanes {
+                    1 => trial.configuration.clone().with_lanes(1),
+                    lanes => Configuration::default().with_lanes(lanes),
+                },
                 profile: self.options.profile.or(profile),
                 // The servers' data says no more than the next run would.
                 keep: None,

@@ -139,6 +139,8 @@ pub enum Profile {
     Instances,
     /// Tables that join again, and kills; never by a seed alone.
     Joins,
+    /// Answers to commits that are lost, and kills; never by a seed alone.
+    Commits,
     /// No fault at all.
     Calm,
 }
@@ -244,6 +246,8 @@ fn late(random: &mut StdRng, profile: Profile) -> Planned {
         (Profile::Network, _) => random.random_range(30..72),
         (Profile::Instances, 0..=79) => 88,
         (Profile::Joins, 0..=79) => 15,
+        (Profile::Commits, 0..=79) => 65,
+        (Profile::Commits, _) => 0,
         (Profile::Servers, _) => random.random_range(66..88),
         (_, number) => number,
     };

@@ -101,7 +101,7 @@ pub(super) fn add_column(run: &mut Run<'_>, number: u32) -> Step<bool> {
     let number = number as usize;
     let (table, rows) = ALTERED[number % ALTERED.len()];
     let (definition, value) = COLUMNS[number / 4 % COLUMNS.len()];
-    let between = if number / 16 % 2 == 0 { "" } else { "COMMIT; BEGIN;" };
+    let between = if (number / 16).is_multiple_of(2) { "" } else { "COMMIT; BEGIN;" };
     // As many columns as there were events: no two have one name.
     let column = format!("late_{}", run.events.len());
     let sql = format!(
