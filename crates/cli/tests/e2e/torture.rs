@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use tidemark_testkit::torture::{Profile, Subject, Trial, run};
+use tidemark_testkit::torture::{Configuration, Profile, Subject, Trial, run};
 
 use crate::support::say;
 
@@ -12,9 +12,14 @@ fn binary() -> PathBuf {
 
 fn survives(seed: u64, profile: Profile, subject: Subject) {
     let is_lake = matches!(subject, Subject::Lake { .. });
-    let outcome =
-        run(&Trial { seconds: (12, 12), profile: Some(profile), ..Trial::new(seed, subject) })
-            .unwrap();
+    let outcome = run(&Trial {
+        seconds: (12, 12),
+        profile: Some(profile),
+        // A copy in small chunks takes its time; campaigns have that.
+        configuration: Configuration::default(),
+        ..Trial::new(seed, subject)
+    })
+    .unwrap();
     say(&outcome.json().to_string());
     if let Some(failure) = &outcome.failure {
         panic!("seed {seed}: {failure}\n{}", outcome.events.join("\n"));
