@@ -511,7 +511,7 @@ fn a_partition_that_was_carved_out_of_the_default_one_joins_together_with_it() {
 }
 
 /// Sessions of ours on the target that wait for a lock.
-pub(crate) const WAITS: &str = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'tidemark%' \
+const WAITS: &str = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'tidemark%' \
     AND datname = current_database() AND wait_event_type = 'Lock'";
 
 #[test]

@@ -11,7 +11,6 @@ use tidemark_testkit::workload::check_ledger;
 
 use crate::crash::Blocker;
 use crate::follow::{Pair, follows, passes};
-use crate::joining::WAITS;
 use crate::support::{
     Job, Running, assert_same, assert_source_clean, phase, reached, run_of, say, side,
 };
