@@ -144,6 +144,9 @@ fn what_was_whole_in_a_lake_stays_and_the_rest_joins() {
     lake.assert_equal();
 }
 
+/// What it is called, and how to tell that it has come.
+type Moment<'a> = (&'a str, &'a dyn Fn(&Option<String>) -> bool);
+
 #[test]
 fn the_next_start_into_a_lake_may_die_at_any_step_and_keeps_what_it_has_joined() {
     let (lake, job, run) = died("lakedying");
@@ -154,7 +157,7 @@ fn the_next_start_into_a_lake_may_die_at_any_step_and_keeps_what_it_has_joined()
     };
     let new_copy = |before: &Option<String>| copy().filter(|copy| Some(copy) != before.as_ref());
     let held = "one more whole";
-    let moments: [(&str, &dyn Fn(&Option<String>) -> bool); 6] = [
+    let moments: [Moment<'_>; 6] = [
         ("taken over", &|before| new_copy(before).is_some()),
         ("a file", &|before| {
             let copy = new_copy(before);

@@ -65,7 +65,10 @@ fn rows_that_are_lost_doubled_or_changed_are_counted_as_such() {
 
 #[test]
 fn half_a_transaction_is_seen_while_it_is_visible() {
-    let sql = "UPDATE storm.vault SET balance = balance + 1 WHERE id = 7".to_owned();
+    // An account that nobody else writes to, for as long as several looks take.
+    let sql = "DO $$ BEGIN INSERT INTO storm.account VALUES (0, 7); COMMIT; PERFORM pg_sleep(1); \
+        DELETE FROM storm.account WHERE id = 0; COMMIT; END $$"
+        .to_owned();
     let outcome = followed(34, Profile::Calm, 1, Sabotage::Midway(sql));
     let failure = outcome.failure.unwrap();
     assert_eq!(failure.seen_by, "promise", "{failure}");

@@ -1,6 +1,6 @@
 //! What the stream makes of a lake: rows, commits, positions.
 
-use tidemark_model::{Cell, Lsn, OldRow, RelationName, ReplicaIdentity, TablePlan};
+use tidemark_model::{Cell, OldRow, RelationName, ReplicaIdentity, TablePlan};
 use tidemark_sink::{Disposition, NewColumn, StoredStage};
 
 use super::lake::{LocalLake, ObjectLake};
@@ -215,7 +215,7 @@ async fn the_position_moves_with_commits_and_by_itself() {
     let begun = tidemark_sink::SnapshotStart { continues: true, ..start("r1", &plans) };
     sink.prepare(&begun).await.unwrap();
     let stored = sink.stored().await.unwrap().unwrap();
-    assert_eq!((stored.stage, stored.end_lsn), (StoredStage::Snapshot, Lsn::ZERO));
+    assert_eq!((stored.stage, stored.end_lsn), (StoredStage::Snapshot, lsn(0)));
     assert_eq!(stored.system_identifier, "7350000000000000001");
     sink.table_loaded(&plans[0].relation.name).await.unwrap();
     sink.finish(&conformance::summary(&[(&plans[0], 0)])).await.unwrap();
