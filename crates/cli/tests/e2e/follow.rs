@@ -14,7 +14,8 @@ use tidemark_testkit::{Cluster, Database, Version, oracle, shared};
 
 use crate::crash::Blocker;
 use crate::support::{
-    Job, Running, Side, files_below, markers, phase, reached, run_of, say, side, wait_until,
+    Job, Running, Side, files_below, markers, move_slot, phase, reached, run_of, say, side,
+    wait_until,
 };
 
 /// A filled source with a writer's tables, and an empty target; what a job leaves on the source goes with it.
@@ -330,8 +331,7 @@ fn a_slot_that_was_made_again_is_not_taken_for_the_old_one() {
 fn a_slot_that_somebody_advanced_is_refused() {
     let (_pair, job) = stopped_then("advanced", |pair| {
         pair.source.psql("CREATE TABLE noise AS SELECT generate_series(1, 1000) i").unwrap();
-        let sql = "SELECT pg_replication_slot_advance('tidemark_advanced', pg_current_wal_lsn())";
-        pair.source.psql(sql).unwrap();
+        move_slot(&pair.source, "tidemark_advanced");
     });
     job.run(&["sync", "--until", "now"]).expect(6).says(&["tidemark_advanced"]);
 }

@@ -9,10 +9,13 @@ use std::path::Path;
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
+use tidemark_testkit::Database;
 
 use crate::crash::Blocker;
 use crate::lake_joining::Lake;
-use crate::support::{Job, Running, assert_source_clean, files_below, reached, say, side};
+use crate::support::{
+    Job, Running, assert_source_clean, files_below, move_slot, reached, say, side,
+};
 use crate::unfinished::END_HOLDER;
 
 /// One row of the largest table, read as text, waits for whoever has the lock. The reader's own patience with locks is not
@@ -195,24 +198,35 @@ fn the_next_start_into_a_lake_may_die_at_any_step_and_keeps_what_it_has_joined()
 
 #[test]
 fn what_does_not_fit_lets_a_snapshot_into_a_lake_begin_anew() {
-    let slot = |name: &str, sql: &str| sql.replace("SLOT", &format!("'tidemark_{name}'"));
-    for (name, sql, because) in [
-        ("lakeslot", "SELECT pg_drop_replication_slot(SLOT)", "tidemark_lakeslot"),
+    type Damage = fn(&Database);
+    let damages: [(&str, Damage, &str); 4] = [
         (
-            "lakemoved",
-            "SELECT pg_replication_slot_advance(SLOT, pg_current_wal_lsn())",
-            "tidemark_lakemoved",
+            "lakeslot",
+            |source| {
+                source.psql("SELECT pg_drop_replication_slot('tidemark_lakeslot')").unwrap();
+            },
+            "tidemark_lakeslot",
         ),
+        ("lakemoved", |source| move_slot(source, "tidemark_lakemoved"), "tidemark_lakemoved"),
         (
             "lakealtered",
-            "ALTER TABLE pet ADD COLUMN more integer DEFAULT 7",
+            |source| {
+                source.psql("ALTER TABLE pet ADD COLUMN more integer DEFAULT 7").unwrap();
+            },
             "definitions on the source have changed",
         ),
-        ("lakedropped", "DROP TABLE pet; CREATE TABLE pet (id integer PRIMARY KEY)", "pet"),
-    ] {
+        (
+            "lakedropped",
+            |source| {
+                source.psql("DROP TABLE pet; CREATE TABLE pet (id integer PRIMARY KEY)").unwrap();
+            },
+            "pet",
+        ),
+    ];
+    for (name, damage, because) in damages {
         let (lake, job, run) = died(name);
         lake.source.psql(&changes(1)).unwrap();
-        lake.source.psql(&slot(name, sql)).unwrap();
+        damage(&lake.source);
         let ran = job.run(&["sync", "--until", "now"]).expect(0).says(&["begins anew", because]);
         assert_ne!(lake.commits()[0]["run"], run, "{}", ran.stderr);
         lake.assert_equal();

@@ -287,6 +287,14 @@ pub(crate) fn assert_same(source: Side<'_>, target: Side<'_>) {
     oracle::assert_same(source, target);
 }
 
+/// Moves a slot beyond all that was committed, as somebody else would. The test kit's servers commit asynchronously, and a
+/// slot goes only where the WAL is flushed: a switch of the file flushes it.
+pub(crate) fn move_slot(source: &Database, slot: &str) {
+    source.psql("SELECT pg_switch_wal()").unwrap();
+    let sql = format!("SELECT pg_replication_slot_advance('{slot}', pg_current_wal_flush_lsn())");
+    source.psql(&sql).unwrap();
+}
+
 /// The number of markers on the target; 0 before there is a place for them.
 pub(crate) fn markers((cluster, database): Side<'_>, job: &str) -> u64 {
     let sql = format!("SELECT count(*) FROM tidemark.chunk WHERE job = '{job}'");

@@ -12,7 +12,7 @@ use tidemark_testkit::workload::check_ledger;
 use crate::crash::Blocker;
 use crate::follow::{Pair, follows, passes};
 use crate::support::{
-    Job, Running, assert_same, assert_source_clean, phase, reached, run_of, say, side,
+    Job, Running, assert_same, assert_source_clean, move_slot, phase, reached, run_of, say, side,
 };
 
 /// What hangs on the tables, and is made when they are in.
@@ -368,8 +368,7 @@ fn a_slot_that_is_gone_lets_the_snapshot_begin_anew() {
 fn a_slot_that_was_made_again_or_moved_lets_the_snapshot_begin_anew() {
     let died = died("moved");
     died.0.source.psql(CHANGES).unwrap();
-    let sql = "SELECT pg_replication_slot_advance('tidemark_moved', pg_current_wal_lsn())";
-    died.0.source.psql(sql).unwrap();
+    move_slot(&died.0.source, "tidemark_moved");
     begins_anew(&died, "tidemark_moved");
 }
 

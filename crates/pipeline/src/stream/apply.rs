@@ -16,14 +16,13 @@ use tidemark_sink::{OpenStream, StreamWriter};
 use tidemark_source::{Decoded, Relations, RowKind};
 use tokio_util::sync::CancellationToken;
 
-use super::ahead::AheadReader;
-use super::blocks::Blocks;
+use super::blocks::{Blocks, unreadable};
 use super::body::messages;
 use super::ddl::Ddl;
 use super::followed::Followed;
 use super::ladder::{DurableLsn, Ladder};
 use super::plant::is_planted;
-use super::queue::{Item, Queue, Queued};
+use super::queue::{AheadReader, Item, Queue, Queued};
 use crate::{Error, Kind, Result};
 
 /// A decoded change takes about so much besides its bytes.
@@ -98,7 +97,7 @@ impl Messages {
     /// The next whole frames; at the end none, and the head is whole.
     async fn next(&mut self, head: &mut TransactionHead) -> Result<Option<Bytes>> {
         match self {
-            Self::Whole(blocks) => blocks.next().map_err(disk),
+            Self::Whole(blocks) => blocks.next().map_err(unreadable),
             Self::Ahead(reader, stop) => tokio::select! {
                 biased;
                 () = stop.cancelled() => Err(Error::interrupted_following()),
@@ -304,7 +303,7 @@ impl Apply {
     async fn describe_ahead(&mut self, (block, rest): (&Bytes, &Blocks), xid: u64) -> Result<()> {
         // Not the descriptions in use: the changes before a description are not of its form.
         let mut relations = Relations::new();
-        let mut rest = rest.fork().map_err(disk)?;
+        let mut rest = rest.fork().map_err(unreadable)?;
         let mut next = Some(block.clone());
         while let Some(block) = next {
             for message in messages(&block) {
@@ -317,7 +316,7 @@ impl Apply {
                     self.described(&relation, Some(xid)).await?;
                 }
             }
-            next = rest.next().map_err(disk)?;
+            next = rest.next().map_err(unreadable)?;
         }
         Ok(())
     }
@@ -522,10 +521,4 @@ use super::plant::spoil as spoiled;
 #[cfg(not(feature = "planted-bugs"))]
 fn spoiled(change: Change) -> Option<Change> {
     Some(change)
-}
-
-pub(super) fn disk(cause: std::io::Error) -> Error {
-    Error::new(Kind::Unavailable, "read a received transaction back from the state directory")
-        .hint("the position is kept: run the same command again")
-        .because(cause)
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::body::BodyReader;
 use super::segment;
+use crate::{Error, Kind};
 
 /// Where the messages of a transaction are.
 #[derive(Debug)]
@@ -88,4 +89,11 @@ impl SpoolBody {
         *at = record.next;
         Ok(Some(record.payload))
     }
+}
+
+/// What a received transaction that cannot be read back means.
+pub(super) fn unreadable(cause: io::Error) -> Error {
+    Error::new(Kind::Unavailable, "read a received transaction back from the state directory")
+        .hint("the position is kept: run the same command again")
+        .because(cause)
 }

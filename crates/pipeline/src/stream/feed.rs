@@ -14,15 +14,14 @@ use std::time::{Duration, Instant};
 use tidemark_model::{Budget, Lsn};
 use tidemark_source::{
     CatchUp, CatchUpOptions, Frame, Malformed, Message, ReplicationReader, ReplicationStream,
-    ReplicationWriter, StreamOptions, identify,
+    ReplicationWriter, StreamOptions, identify, inspect_slot,
 };
-use tidemark_wire::ConnectSpec;
+use tidemark_wire::{Client, ConnectSpec};
 
-use super::ahead::Ahead;
 use super::assemble::{AssembleError, Assembler, Step};
 use super::ladder::Ladder;
 use super::plant::is_planted;
-use super::queue::Queue;
+use super::queue::{Ahead, Queue};
 use crate::{Error, Kind, Result};
 
 /// Between two acknowledgements where nothing changed; far below the server's `wal_sender_timeout`.
@@ -216,22 +215,30 @@ impl Feed {
             }
             tokio::time::sleep(SETTLING_STEP).await;
         }
-        let is_much = self.ladder.view().retained >= RELEASE_BYTES.min(self.source_wal / 2);
-        if self.ladder.ends_at(reached) && !is_much {
-            // The stream says goodbye with that position; nobody waits for what the server reads again.
-            return;
-        }
         let durable = self.ladder.view().acknowledged;
         let slot = &self.options.slot;
         let moved = async {
             let client = self.source.connect().await?;
-            Ok::<_, Error>(tidemark_source::advance_slot(&client, slot, durable).await?)
+            if self.ladder.ends_at(reached) && !self.keeps_much(&client, reached).await? {
+                // The stream says goodbye with that position; nobody waits for what the server reads again.
+                return Ok(false);
+            }
+            tidemark_source::advance_slot(&client, slot, durable).await?;
+            Ok::<_, Error>(true)
         };
         match moved.await {
-            Ok(()) => self.ladder.set_said(durable),
+            Ok(true) => self.ladder.set_said(durable),
+            Ok(false) => {}
             // It is only that the stream takes longer to begin.
             Err(error) => tracing::debug!(%error, "the slot was not moved"),
         }
+    }
+
+    /// Whether the source keeps so much WAL for the slot that it is worth a moment to let go of it.
+    async fn keeps_much(&self, client: &Client, reached: Lsn) -> Result<bool> {
+        let slot = inspect_slot(client, &self.options.slot).await?;
+        let restart = slot.and_then(|slot| slot.restart_lsn).unwrap_or(reached);
+        Ok(reached.bytes_since(restart) >= RELEASE_BYTES.min(self.source_wal / 2))
     }
 
     async fn read(&mut self, reader: &mut ReplicationReader) -> Result<()> {

@@ -14,7 +14,6 @@
 //! While the snapshot runs only the feed runs, into the spool; the hand-off is that `apply` begins to read it. After an
 //! error that may pass everything is made anew from what the target has stored: there is one way to begin.
 
-mod ahead;
 mod apply;
 mod assemble;
 mod blocks;

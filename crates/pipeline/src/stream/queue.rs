@@ -18,11 +18,12 @@ use bytes::Bytes;
 use tidemark_model::{Budget, Lsn, Reservation, TransactionHead};
 use tokio::sync::Notify;
 
-use super::ahead::{Ahead, AheadReader};
 use super::assemble::Committed;
 use super::blocks::Blocks;
 use super::ladder::DurableLsn;
 use super::spool::{Spool, SpoolError, SpoolReader, Spooled};
+
+pub(super) use ahead::{Ahead, AheadReader};
 
 /// What a transaction takes besides its messages.
 const HEAD_BYTES: u64 = 256;
@@ -165,19 +166,19 @@ impl Queue {
     }
 
     /// Room for so many bytes of a transaction that is still coming.
-    pub(super) async fn room(&self, bytes: u64) -> Reservation {
+    async fn room(&self, bytes: u64) -> Reservation {
         self.budget.reserve(bytes).await
     }
 
     /// The end of the transaction that went ahead has come.
-    pub(super) fn has_come(&self, end: Lsn) {
+    fn has_come(&self, end: Lsn) {
         let mut state = self.state();
         state.has_ahead = false;
         state.end = state.end.max(end);
     }
 
     /// What went ahead is over: either its end has come, or it never will.
-    pub(super) fn take_back(&self) {
+    fn take_back(&self) {
         let mut state = self.state();
         if state.has_ahead {
             state.has_ahead = false;
@@ -414,5 +415,6 @@ impl Queue {
     }
 }
 
+mod ahead;
 #[cfg(test)]
 mod tests;

@@ -317,13 +317,16 @@ impl Session {
             self.ladder.say.notify_one();
             tokio::time::sleep(GOODBYE_STEP).await;
         }
-        let Ok(client) = job.source.connect().await else { return };
-        while let Ok(Some(slot)) = inspect_slot(&client, &slot_name(job)).await
-            && slot.confirmed_flush < Some(durable)
-            && Instant::now() < deadline
-        {
-            tokio::time::sleep(GOODBYE_STEP).await;
-        }
+        let shown = async {
+            let Ok(client) = job.source.connect().await else { return };
+            while let Ok(Some(slot)) = inspect_slot(&client, &slot_name(job)).await
+                && slot.confirmed_flush < Some(durable)
+            {
+                tokio::time::sleep(GOODBYE_STEP).await;
+            }
+        };
+        // A source that does not answer is not waited for.
+        tokio::time::timeout_at(deadline.into(), shown).await.ok();
     }
 }
 

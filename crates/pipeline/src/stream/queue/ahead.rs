@@ -16,8 +16,9 @@ use bytes::Bytes;
 use tidemark_model::{Reservation, TransactionHead};
 use tokio::sync::mpsc;
 
-use super::body::{Body, BodyReader};
-use super::queue::Queue;
+use super::super::blocks::unreadable;
+use super::super::body::{Body, BodyReader};
+use super::Queue;
 use crate::{Error, Kind, Result};
 
 /// Pieces under way at most; their bytes are bounded by the queue.
@@ -88,7 +89,7 @@ impl AheadReader {
         loop {
             if let Some((reader, _)) = &mut self.now {
                 let read = tokio::task::block_in_place(|| reader.next());
-                if let Some(block) = read.map_err(super::apply::disk)? {
+                if let Some(block) = read.map_err(unreadable)? {
                     return Ok(Some(block));
                 }
                 self.now = None;
