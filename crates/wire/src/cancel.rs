@@ -12,6 +12,7 @@ use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::connection::Mode;
 use crate::error::{Fault, Result};
 use crate::socket::{Endpoint, Transport, within};
 use crate::spec::ConnectSpec;
@@ -54,7 +55,7 @@ impl Cancel {
     }
 
     async fn send(&self) -> Result<(), Fault> {
-        let socket = self.endpoint.dial(&self.spec.keepalive).await?;
+        let socket = self.endpoint.dial(&self.spec.keepalive, Mode::Sql).await?;
         let mut transport = if self.tls {
             match tls::encrypt(&self.spec, socket).await? {
                 Asked::Encrypted(transport) => transport,

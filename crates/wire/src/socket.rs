@@ -13,14 +13,17 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
+use crate::connection::Mode;
 use crate::error::Fault;
 use crate::spec::{ConnectSpec, Host, Keepalive};
 
 mod pace;
 mod paced;
+
+use pace::Manner;
 
 pub(crate) use paced::Socket;
 
@@ -58,18 +61,25 @@ impl Endpoint {
         Ok(found)
     }
 
-    pub(crate) async fn dial(&self, keepalive: &Keepalive) -> Result<Socket, Fault> {
-        match self {
-            Self::Unix(path) => {
-                UnixStream::connect(path).await.map(Socket::from).map_err(Fault::Unreachable)
-            }
-            Self::Tcp(address) => {
-                let stream = TcpStream::connect(address).await.map_err(Fault::Unreachable)?;
-                configure(&stream, keepalive).map_err(Fault::Unreachable)?;
-                Ok(Socket::from(stream))
-            }
-        }
+    pub(crate) async fn dial(&self, keepalive: &Keepalive, mode: Mode) -> Result<Socket, Fault> {
+        let dialled = match self {
+            Self::Unix(path) => UnixStream::connect(path).await.map(Socket::unix),
+            Self::Tcp(address) => dial_tcp(*address, keepalive, mode).await,
+        };
+        dialled.map_err(Fault::Unreachable)
     }
+}
+
+async fn dial_tcp(address: SocketAddr, keepalive: &Keepalive, mode: Mode) -> io::Result<Socket> {
+    let manner = match mode {
+        Mode::Replication if address.ip().is_loopback() => Manner::Messages,
+        Mode::Replication | Mode::Sql => Manner::Bulk,
+    };
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    manner.prepare(&socket)?;
+    let stream = socket.connect(address).await?;
+    configure(&stream, keepalive)?;
+    Ok(Socket::tcp(stream, manner))
 }
 
 fn configure(stream: &TcpStream, keepalive: &Keepalive) -> io::Result<()> {

@@ -133,12 +133,12 @@ fn first_of(first: Fault, second: Fault) -> Fault {
 }
 
 async fn plain(spec: &ConnectSpec, mode: Mode, endpoint: &Endpoint) -> Result<Session, Fault> {
-    let socket = endpoint.dial(&spec.keepalive).await?;
+    let socket = endpoint.dial(&spec.keepalive, mode).await?;
     start(spec, mode, endpoint, Transport::Plain(socket)).await
 }
 
 async fn encrypted(spec: &ConnectSpec, mode: Mode, endpoint: &Endpoint) -> Result<Session, Fault> {
-    let socket = endpoint.dial(&spec.keepalive).await?;
+    let socket = endpoint.dial(&spec.keepalive, mode).await?;
     match tls::encrypt(spec, socket).await? {
         Asked::Encrypted(transport) => start(spec, mode, endpoint, transport).await,
         Asked::Refused(socket) if spec.tls.mode == SslMode::Prefer => {

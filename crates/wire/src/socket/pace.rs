@@ -6,13 +6,63 @@
 //! both sides more than the bytes do: a backlog of the stream was read in half the time once a millisecond, and the walsender's
 //! part of it is as large as the reader's (`prototypes.md` B).
 
+use std::io;
 use std::time::{Duration, Instant};
+
+use tokio::net::TcpSocket;
 
 /// What arrives faster is a burst.
 const BYTES_PER_MS: u128 = 2 * 1024;
 
 /// How far back the rate is taken.
 const WINDOW: Duration = Duration::from_millis(4);
+
+/// How a sender gives out what it has, which decides how a burst of it is best read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// Much at once, or from another machine: a pause of a moment spares the reader's wakings.
+    Bulk,
+    /// Every message by itself, on this machine, where each carries its bytes all the way into our socket at the sender's
+    /// expense: two thirds of a walsender's time. Where our window is shut a message is only added to those that wait (its
+    /// part of that time falls by half), so the window is small and stays shut for most of the time.
+    Messages,
+}
+
+/// The window of a sender of messages.
+const SHUT_BYTES: u32 = 16 * 1024;
+/// What waits is sent in segments of half the largest window that was ever open.
+const SEGMENT_BYTES: usize = SHUT_BYTES as usize / 2;
+
+impl Manner {
+    /// Prepares a socket that is not connected yet: the buffer that it has then bounds the window for good (`tcp(7)`). Made
+    /// smaller later, it would leave segments at the sender that are larger than the window, and go by a timer only.
+    pub(super) fn prepare(self, socket: &TcpSocket) -> io::Result<()> {
+        match self {
+            Self::Bulk => Ok(()),
+            Self::Messages => socket.set_recv_buffer_size(SHUT_BYTES),
+        }
+    }
+
+    /// How long is waited before the next read of a burst.
+    ///
+    /// The runtime's timers count whole milliseconds and round up. From another machine it is up to 1 ms and not 2: then the
+    /// window of a sender of small messages fills, and it stands still (`prototypes.md` B). What waits at a sender with a
+    /// shut window has room for some 40 ms.
+    pub(super) fn pause(self) -> Duration {
+        match self {
+            Self::Bulk => Duration::from_micros(1),
+            Self::Messages => Duration::from_millis(8),
+        }
+    }
+
+    /// Whether a read of so many bytes into so much room leaves more to be read at once.
+    pub(super) fn has_more(self, bytes: usize, room: usize) -> bool {
+        match self {
+            Self::Bulk => bytes >= room,
+            Self::Messages => bytes >= room.min(SEGMENT_BYTES),
+        }
+    }
+}
 
 /// Tells from what has arrived whether more is about to.
 #[derive(Debug)]
