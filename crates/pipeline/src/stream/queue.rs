@@ -94,8 +94,8 @@ struct State {
 }
 
 impl Queue {
-    /// A queue for what ends after `position`.
-    pub(crate) fn new(budget: Budget, spool_limit: u64, position: Lsn) -> Self {
+    /// A queue for what ends after `position`. What ends before `durable` is known to be so.
+    pub(crate) fn new(budget: Budget, spool_limit: u64, position: Lsn, durable: Lsn) -> Self {
         let state = State {
             ahead: None,
             has_ahead: false,
@@ -108,7 +108,7 @@ impl Queue {
             idle: position,
             idle_given: position,
             end: position,
-            durable: position,
+            durable,
         };
         Self {
             state: Mutex::new(state),

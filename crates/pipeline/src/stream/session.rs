@@ -144,7 +144,11 @@ impl Session {
                 .because(cause)
         })?;
         let budget = Budget::new(job.memory / QUEUE_SHARE);
-        let queue = Arc::new(Queue::new(budget, job.stream.spool, start.position));
+        // What the target stores can be seen before it is on its disk; it is when the stream is opened there. A snapshot and
+        // tables that join begin where the target has nothing to lose.
+        let is_beside = matches!(spool, Some((_, true)));
+        let durable = if is_beside { start.position } else { Lsn::ZERO };
+        let queue = Arc::new(Queue::new(budget, job.stream.spool, start.position, durable));
         let mut position = start.position;
         if let Some((spool, is_held)) = spool {
             position = position.max(spool.end());

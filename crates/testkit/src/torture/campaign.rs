@@ -40,7 +40,12 @@ const fn in_joins(name: &'static str) -> Plant {
     Plant { name, lanes: 1, profile: Some(Profile::Joins) }
 }
 
-const PLANTS: [Plant; 17] = [
+/// A server that dies takes along what was not on its disk.
+const fn in_servers(name: &'static str) -> Plant {
+    Plant { name, lanes: 1, profile: Some(Profile::Servers) }
+}
+
+const PLANTS: [Plant; 18] = [
     in_stream("skip-by-begin-lsn"),
     in_stream("acknowledge-early"),
     in_stream("drop-unchanged"),
@@ -51,6 +56,7 @@ const PLANTS: [Plant; 17] = [
     in_stream("dup-on-reconnect"),
     in_stream("half-transaction"),
     in_stream("last-of-stream-lost"),
+    in_servers("durable-before-disk"),
     in_lanes("first-lane-first", Profile::Commits),
     in_lanes("forget-lanes", Profile::Commits),
     in_lanes("lane-without-position", Profile::Commits),

@@ -36,7 +36,7 @@ fn end_of(item: Option<Item>) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_waits_for_memory_and_goes_on_when_it_is_popped() {
-    let queue = Queue::new(Budget::new(4096), 1 << 30, Lsn::new(0));
+    let queue = Queue::new(Budget::new(4096), 1 << 30, Lsn::new(0), Lsn::new(0));
     queue.push(committed(10, 3000), false).await.unwrap();
     let pusher = queue.push(committed(20, 3000), false);
     tokio::pin!(pusher);
@@ -48,7 +48,7 @@ async fn a_push_waits_for_memory_and_goes_on_when_it_is_popped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_pops_is_told_of_many_pushes_at_once_or_when_there_is_no_room() {
-    let queue = Queue::new(Budget::new(4096), 1 << 30, Lsn::new(0));
+    let queue = Queue::new(Budget::new(4096), 1 << 30, Lsn::new(0), Lsn::new(0));
     queue.push(committed(10, 10), false).await.unwrap();
     queue.push(committed(20, 10), false).await.unwrap();
     let told = queue.filled();
@@ -70,7 +70,7 @@ async fn whoever_pops_is_told_of_many_pushes_at_once_or_when_there_is_no_room() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_turns_to_disk_keeps_the_order_and_comes_back() {
     let directory = tempfile::tempdir().unwrap();
-    let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(0));
+    let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(0), Lsn::new(0));
     queue.push(committed(10, 10), false).await.unwrap();
     queue.turn_to_disk(|base| Ok(spool(directory.path(), base.as_u64()))).unwrap();
     queue.push(committed(20, 10), false).await.unwrap();
@@ -95,7 +95,7 @@ async fn a_queue_that_turns_to_disk_keeps_the_order_and_comes_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_gathered_behind_a_spool_goes_into_it_before_anything_that_comes() {
     let directory = tempfile::tempdir().unwrap();
-    let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(10));
+    let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(10), Lsn::new(10));
     queue.hold(spool(directory.path(), 10));
     queue.push(committed(20, 10), false).await.unwrap();
     queue.let_go();
@@ -113,7 +113,7 @@ async fn what_gathered_behind_a_spool_goes_into_it_before_anything_that_comes() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_held_spool_is_filled_and_not_read() {
     let directory = tempfile::tempdir().unwrap();
-    let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(10));
+    let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(10), Lsn::new(10));
     queue.hold(spool(directory.path(), 10));
     queue.push(committed(20, 10), false).await.unwrap();
     queue.set_idle(Lsn::new(25));
@@ -126,7 +126,7 @@ async fn a_held_spool_is_filled_and_not_read() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_for_us_is_said_only_behind_everything_that_was_pushed() {
-    let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(0));
+    let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(0), Lsn::new(0));
     queue.push(committed(10, 10), false).await.unwrap();
     queue.set_idle(Lsn::new(5));
     assert_eq!(end_of(queue.try_pop().unwrap()), 10);
@@ -140,7 +140,7 @@ async fn nothing_for_us_is_said_only_behind_everything_that_was_pushed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_spool_makes_the_push_wait() {
     let directory = tempfile::tempdir().unwrap();
-    let queue = Queue::new(Budget::new(1 << 20), 1000, Lsn::new(10));
+    let queue = Queue::new(Budget::new(1 << 20), 1000, Lsn::new(10), Lsn::new(10));
     queue.turn_to_disk(|_| Ok(spool(directory.path(), 10))).unwrap();
     queue.push(committed(20, 2000), false).await.unwrap();
     let pusher = queue.push(committed(30, 10), false);
@@ -159,7 +159,7 @@ fn head(commit: u64) -> TransactionHead {
 }
 
 fn queue_of(bytes: u64) -> Arc<Queue> {
-    Arc::new(Queue::new(Budget::new(bytes), 1 << 30, Lsn::new(0)))
+    Arc::new(Queue::new(Budget::new(bytes), 1 << 30, Lsn::new(0), Lsn::new(0)))
 }
 
 fn body(bytes: usize) -> Body {

@@ -4,10 +4,10 @@
 //! row of `tidemark.progress`: that of this job, run and epoch. Where another run has taken the job over there is no such
 //! row, and nothing is committed (`hazards.md` G90, G101).
 //!
-//! **Invariant:** a commit is answered for only after the server has said that it is on disk (`synchronous_commit = on` in
-//! this session), so that what is applied is durable; it costs a commit's wait per batch, not per transaction. An answer that
-//! is lost leaves the outcome open: the error says so (`Retry`), and the stored position tells when the stream is opened
-//! again (G93).
+//! **Invariant:** a position is called durable only after the server has said that a commit at or behind it is on disk
+//! (`synchronous_commit = on` in this session; a flush of the WAL takes along what was written before). A commit that another
+//! batch waits behind need not wait for the disk: one a second does. An answer that is lost leaves the outcome open: the
+//! error says so (`Retry`), and the stored position tells when the stream is opened again (G93).
 //!
 //! ```text
 //! BEGIN                        first part        SAVEPOINT     every further part
@@ -24,8 +24,9 @@
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::SinkExt;
@@ -49,6 +50,8 @@ const ATTEMPTS: u32 = 8;
 const STATEMENTS: usize = 2000;
 /// Changes that are sent without waiting while they are applied one by one.
 const WINDOW: usize = 256;
+/// So often a commit waits for the disk, however many batches wait behind it.
+const ON_DISK_EVERY: Duration = Duration::from_secs(1);
 /// The first wait after a deadlock; it doubles.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -119,6 +122,10 @@ pub(super) struct Applier {
     statements: HashMap<String, Statement>,
     /// A part was applied whose transaction goes on.
     is_open: bool,
+    /// Another batch waits for this one.
+    is_awaited: Arc<AtomicBool>,
+    /// When a commit was waited for on disk, and whether there was another one since.
+    on_disk: (Instant, bool),
     pub(super) counters: StreamCounters,
 }
 
@@ -152,12 +159,14 @@ fn is_contended(cause: &tokio_postgres::Error) -> bool {
 }
 
 impl Applier {
-    pub(super) fn new(client: Client, fence: Fence) -> Self {
+    pub(super) fn new(client: Client, fence: Fence, is_awaited: Arc<AtomicBool>) -> Self {
         Self {
             client,
             fence,
             statements: HashMap::new(),
             is_open: false,
+            is_awaited,
+            on_disk: (Instant::now(), true),
             counters: StreamCounters::default(),
         }
     }
@@ -165,6 +174,11 @@ impl Applier {
     /// Whether the parts of a transaction are applied whose last one has not come.
     pub(super) fn is_open(&self) -> bool {
         self.is_open
+    }
+
+    /// Whether everything that was committed is on disk.
+    pub(super) fn is_durable(&self) -> bool {
+        self.on_disk.1
     }
 
     /// Applies a batch; commits unless its transaction goes on.
@@ -234,7 +248,7 @@ impl Applier {
     /// Commits what was staged. Whatever goes wrong here leaves the lanes apart, and opening the stream again brings them
     /// together.
     pub(super) async fn commit_staged(&mut self, lsn: Lsn) -> Result<()> {
-        self.commit(lsn).await.map_err(|failure| match failure {
+        self.commit(lsn, true).await.map_err(|failure| match failure {
             Failure::Contended(error) | Failure::Fatal(error) => {
                 Error { disposition: Disposition::Retry, ..error }
             }
@@ -252,6 +266,7 @@ impl Applier {
         let statement = self.prepare(self.fence.statement()).await.map_err(position_error)?;
         let request = Request::Position(statement, lsn.to_string());
         let rows = self.request(&request).await.map_err(position_error)?;
+        self.on_disk = (Instant::now(), true);
         self.expect_own(rows)
     }
 
@@ -305,7 +320,11 @@ impl Applier {
         }
         requests.extend(end);
         self.requests(requests).await?;
-        if prepared.continues { Ok(()) } else { self.commit(lsn).await }
+        if prepared.continues {
+            return Ok(());
+        }
+        let is_due = self.on_disk.0.elapsed() >= ON_DISK_EVERY;
+        self.commit(lsn, is_due || !self.is_awaited.load(Ordering::Relaxed)).await
     }
 
     /// The requests of a net effect.
@@ -392,13 +411,19 @@ impl Applier {
         }
     }
 
-    async fn commit(&mut self, lsn: Lsn) -> Result<(), Failure> {
-        self.client.batch_execute("COMMIT").await.map_err(|cause| {
+    async fn commit(&mut self, lsn: Lsn, on_disk: bool) -> Result<(), Failure> {
+        let sql = if on_disk { "COMMIT" } else { "SET LOCAL synchronous_commit = off; COMMIT" };
+        self.client.batch_execute(sql).await.map_err(|cause| {
             let contended = is_contended(&cause);
             let attempt = format!("commit the transactions up to {lsn} on the target");
             let error = server_error(attempt, None, cause);
             if contended { Failure::Contended(error) } else { Failure::Fatal(error) }
-        })
+        })?;
+        self.on_disk = match on_disk {
+            true => (Instant::now(), true),
+            false => (self.on_disk.0, false),
+        };
+        Ok(())
     }
 
     /// A prepared statement, kept for the next batch.

@@ -31,7 +31,7 @@ mod reduce;
 mod statement;
 mod table;
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -42,6 +42,7 @@ use tokio::task::JoinSet;
 use super::control::Control;
 use super::session::{Sessions, server_error, wait_for_end};
 use super::{PostgresOptions, Triggers};
+use crate::plant::is_planted;
 use crate::{
     Disposition, Error, Flushed, NewColumn, OpenStream, Positions, Result, Stored, StreamCounters,
     StreamStart, StreamWriter,
@@ -116,13 +117,18 @@ pub(super) async fn open(
         None => lanes.begin(control.client()).await?,
     }
     let mut appliers = Vec::with_capacity(lanes.count);
+    let is_awaited = Arc::new(AtomicBool::new(false));
     for lane in 0..lanes.count {
         let client = open::session(options, sessions, lane).await?;
         hold.backends.push(client.backend_pid());
         let lane = i32::try_from(lane).ok().filter(|lane| *lane > 0);
-        appliers.push(Applier::new(client, Fence { lane, ..fence.clone() }));
+        appliers.push(Applier::new(
+            client,
+            Fence { lane, ..fence.clone() },
+            Arc::clone(&is_awaited),
+        ));
     }
-    let writer = PostgresStream::new(appliers, control, layouts, lanes, position);
+    let writer = PostgresStream::new((appliers, is_awaited), control, layouts, lanes, position);
     Ok(OpenStream { writer: Box::new(writer), position, columns })
 }
 
@@ -197,6 +203,8 @@ struct PostgresStream {
     work: mpsc::Sender<(Work, tokio::sync::OwnedSemaphorePermit)>,
     /// One permit: whoever has it may ask the applier for something; it comes back when that is done.
     idle: Arc<Semaphore>,
+    /// Something waits for that permit.
+    is_awaited: Arc<AtomicBool>,
     applier: JoinSet<Result<()>>,
     positions: watch::Receiver<Positions>,
     counters: Arc<Mutex<StreamCounters>>,
@@ -207,7 +215,7 @@ struct PostgresStream {
 impl PostgresStream {
     /// The first of the appliers is the one that works alone where need be.
     fn new(
-        mut appliers: Vec<Applier>,
+        (mut appliers, is_awaited): (Vec<Applier>, Arc<AtomicBool>),
         control: Arc<Control>,
         layouts: Layouts,
         lanes: Lanes,
@@ -238,6 +246,7 @@ impl PostgresStream {
             lanes,
             work,
             idle,
+            is_awaited,
             applier: tasks,
             positions,
             counters,
@@ -247,9 +256,10 @@ impl PostgresStream {
 
     /// Asks the applier for something once it is idle.
     async fn ask(&mut self, work: Work) -> Result<()> {
-        let Ok(permit) = Arc::clone(&self.idle).acquire_owned().await else {
-            return Err(self.failure().await);
-        };
+        self.is_awaited.store(true, Ordering::Relaxed);
+        let permit = Arc::clone(&self.idle).acquire_owned().await;
+        self.is_awaited.store(false, Ordering::Relaxed);
+        let Ok(permit) = permit else { return Err(self.failure().await) };
         match self.work.send((work, permit)).await {
             Ok(()) => Ok(()),
             Err(_) => Err(self.failure().await),
@@ -266,7 +276,7 @@ impl PostgresStream {
         }
     }
 
-    /// Waits until the applier has nothing to do.
+    /// Waits until the applier has nothing to do. Nothing waited behind what it did last, so that this is on disk.
     async fn settled(&mut self) -> Result<()> {
         let settled = self.idle.acquire().await.is_ok();
         match (settled, self.accepted.1) {
@@ -314,7 +324,7 @@ impl PostgresStream {
         let Some(redo) = &mut self.lanes.redo else { return Ok(()) };
         let first = batch.transactions.first().map_or(Lsn::ZERO, |first| first.head.end_lsn);
         if first <= redo.until {
-            if crate::plant::is_planted("forget-lanes") {
+            if is_planted("forget-lanes") {
                 return Ok(());
             }
             return redo.pass_over(&mut batch.transactions);
@@ -494,8 +504,14 @@ impl Task {
         *self.counters.lock().expect("no holder of this lock panics") = self.applier.counters;
     }
 
-    /// A commit was answered: everything up to here is applied, and durable by the session's `synchronous_commit`.
+    /// A commit was answered: everything up to here is applied, and durable if it was waited for on disk.
     fn report(&self, lsn: Lsn) {
-        self.report.send_replace(Positions { applied: lsn, durable: Flushed::up_to(lsn) });
+        let is_durable = self.applier.is_durable() || is_planted("durable-before-disk");
+        self.report.send_modify(|positions| {
+            positions.applied = lsn;
+            if is_durable {
+                positions.durable = Flushed::up_to(lsn);
+            }
+        });
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! session_replication_role = replica   the target's triggers and foreign keys have had their say on the source
-//! synchronous_commit = on              a commit that is answered is durable
+//! synchronous_commit = on              a commit that is answered is durable, unless it says otherwise for itself (`apply`)
 //! plan_cache_mode, enable_*            arrays have no statistics: the planner takes ten rows for any of them, and would join
 //!                                      by hashing whole tables; an index lookup per row is what is meant
 //! origin                               commits are marked, so that a stream the other way round leaves them out
@@ -119,6 +119,8 @@ pub(super) fn compare(stored: Option<Stored>, start: &StreamStart) -> Result<Sto
 pub(super) async fn claim(client: &Client, start: &StreamStart) -> Result<(Fence, Lsn)> {
     let attempt = |cause| server_error("take the job's record on the target over", None, cause);
     let timeline = i64::from(start.timeline);
+    // The position may be of a commit that is not on disk yet; this one takes it along.
+    client.batch_execute("SET synchronous_commit = on").await.map_err(attempt)?;
     let row = client
         .query_opt(
             &format!(

@@ -6,7 +6,7 @@ use tidemark_model::{Lsn, Severity};
 use tidemark_sink::postgres::{PostgresOptions, PostgresSink};
 use tidemark_sink::{Disposition, Error, Sink, StoredStage};
 use tidemark_testkit::proxy::{Cut, Direction, Fault, Proxy};
-use tidemark_wire::ConnectSpec;
+use tidemark_wire::{Client, ConnectSpec};
 
 use super::pair::{Pair, batch, copies};
 
@@ -390,4 +390,38 @@ async fn a_role_without_rights_is_told_the_grants() {
             pair.target.name()
         ))
         .unwrap();
+}
+
+/// Somebody on the target who keeps a table to themselves until dropped.
+async fn keeper(pair: &Pair, table: &str) -> Client {
+    let client = ConnectSpec::parse(&pair.target.url()).unwrap().connect().await.unwrap();
+    client.batch_execute(&format!("BEGIN; LOCK TABLE public.{table}")).await.unwrap();
+    client
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_another_batch_waits_behind_is_durable_with_that_one() {
+    let schema = "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY)";
+    let mut pair = Pair::new("awaited", schema, true).await;
+    let mut open = pair.open("s1").await.unwrap();
+    pair.source.psql("INSERT INTO t VALUES (0, 'known'); INSERT INTO u VALUES (0)").unwrap();
+    let before = pair.apply(&mut open.writer).await.unwrap();
+    pair.source.psql("INSERT INTO t VALUES (1, 'first')").unwrap();
+    let first = pair.changes().await;
+    pair.source.psql("INSERT INTO u VALUES (1)").unwrap();
+    let second = pair.changes().await;
+    let (first_end, second_end) =
+        (first.last().unwrap().head.end_lsn, second.last().unwrap().head.end_lsn);
+    let (keeps_t, keeps_u) = (keeper(&pair, "t").await, keeper(&pair, "u").await);
+    open.writer.accept(batch(first, false).await).await.unwrap();
+    let second = batch(second, false).await;
+    // The first one ends only when the second one waits.
+    let freed = async { keeps_t.batch_execute("COMMIT").await.unwrap() };
+    let (accepted, ()) = futures::join!(open.writer.accept(second), freed);
+    accepted.unwrap();
+    let seen = *open.writer.positions().borrow();
+    assert_eq!((seen.applied, seen.durable.lsn()), (first_end, before));
+    keeps_u.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(open.writer.flush().await.unwrap().lsn(), second_end);
+    pair.assert_same("both");
 }
