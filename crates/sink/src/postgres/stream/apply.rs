@@ -6,7 +6,7 @@
 //!
 //! **Invariant:** a position is called durable only after the server has said that a commit at or behind it is on disk
 //! (`synchronous_commit = on` in this session; a flush of the WAL takes along what was written before). A commit that another
-//! batch waits behind need not wait for the disk: one a second does. An answer that is lost leaves the outcome open: the
+//! batch waits behind need not wait for the disk: one in two seconds does. An answer that is lost leaves the outcome open: the
 //! error says so (`Retry`), and the stored position tells when the stream is opened again (G93).
 //!
 //! ```text
@@ -51,7 +51,7 @@ const STATEMENTS: usize = 2000;
 /// Changes that are sent without waiting while they are applied one by one.
 const WINDOW: usize = 256;
 /// So often a commit waits for the disk, however many batches wait behind it.
-const ON_DISK_EVERY: Duration = Duration::from_secs(1);
+const ON_DISK_EVERY: Duration = Duration::from_secs(2);
 /// The first wait after a deadlock; it doubles.
 const PAUSE: Duration = Duration::from_millis(20);
 
