@@ -15,7 +15,12 @@
 //!
 //! A run with [`SnapshotStart::joins`] brings single tables into a job that follows: the others stay as they are, and
 //! `finish` makes the tables and where they joined durable together. Until then [`Sink::stored`] does not name them.
-//! With [`Join::completes`] the job is a first snapshot that died: its whole tables stay, the others join.
+//! With [`Join::completes`] the job is a first snapshot that died: its whole tables stay, the others join. Of those that
+//! [`Join::halves`] names, chunks may stay, too: between `prepare` and the first chunk comes for each of them
+//!
+//! ```text
+//! kept_chunks -> take_out | begin_table_anew      what is there, and what becomes of it
+//! ```
 //!
 //! - **Accepted** (`accept` returned `Ok`): the sink holds the rows and will refuse no later than at `commit`; nothing is
 //!   visible to a reader of the target, nothing survives a crash.
@@ -31,14 +36,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tidemark_model::{
-    ChunkResult, ChunkSpec, Finding, JoinPoint, Lsn, Oid, RelationName, Reservation, RowSum,
-    SchemaObjects, TablePlan, Tuples,
+    ChunkId, ChunkResult, ChunkSpec, Finding, JoinPoint, Lsn, Oid, RelationName, Reservation,
+    RowSum, SchemaObjects, TablePlan, TupleForm, Tuples,
 };
 
-use crate::Result;
 use crate::stream::{OpenStream, Stored, StreamStart};
+use crate::{Disposition, Error, Result};
 
 /// What to do with a target that holds something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -103,6 +109,28 @@ pub struct Join {
     pub above: Vec<(Oid, RelationName)>,
     /// The run is a first snapshot that died: these tables of it are whole, and `finish` ends it with those that join.
     pub completes: Option<Arc<Vec<TablePlan>>>,
+    /// Tables that join of which the dead run's chunks may stay.
+    pub halves: Vec<Oid>,
+}
+
+/// A chunk of an earlier run that has stayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeptChunk {
+    /// Its number in the plan of that run.
+    pub chunk: ChunkId,
+    /// Its rows.
+    pub rows: u64,
+}
+
+/// Keys of rows that are to be taken out of a table.
+#[derive(Debug, Clone)]
+pub struct TouchedKeys {
+    /// The columns that make up a key: of built-in types, whose equality is that of `pg_catalog`.
+    pub columns: Vec<String>,
+    /// How `rows` is written.
+    pub form: TupleForm,
+    /// The keys as rows of COPY, without header and end.
+    pub rows: Bytes,
 }
 
 /// What came of one table.
@@ -148,6 +176,11 @@ pub struct Committed {
     pub replaced: Vec<(String, u64)>,
 }
 
+fn without_halves(relation: &RelationName) -> Error {
+    let attempt = "go on with a half-copied table of a target that keeps none";
+    Error::new(Disposition::Internal, attempt).on(relation)
+}
+
 /// A target.
 #[async_trait]
 pub trait Sink: Send + Sync + 'static {
@@ -160,6 +193,33 @@ pub trait Sink: Send + Sync + 'static {
 
     /// Begins one chunk. Many chunks are open at once, of one table or of several.
     async fn begin_chunk(&self, spec: &ChunkSpec) -> Result<BeginChunk>;
+
+    /// The chunks of the run that died which `prepare` has left in a table of [`Join::halves`]; none of them can change any
+    /// more. Nothing of a table without any is there.
+    fn kept_chunks(&self, _relation: Oid) -> Vec<KeptChunk> {
+        Vec::new()
+    }
+
+    /// Takes the rows with these keys out of a table whose chunks were kept, durably and with every commit before it. Gives
+    /// the keys, each once, as the text of its values.
+    ///
+    /// # Errors
+    /// The target cannot be reached, or another instance has the job: the rows are out or not, and the run is over.
+    async fn take_out(
+        &self,
+        relation: &RelationName,
+        _keys: TouchedKeys,
+    ) -> Result<Vec<Vec<String>>> {
+        Err(without_halves(relation))
+    }
+
+    /// Empties a table whose chunks were kept: it is copied anew.
+    ///
+    /// # Errors
+    /// As of [`Sink::prepare`].
+    async fn begin_table_anew(&self, relation: &RelationName) -> Result<()> {
+        Err(without_halves(relation))
+    }
 
     /// Says that every chunk of a table is committed: keys and indexes can be built, files closed.
     async fn table_loaded(&self, relation: &RelationName) -> Result<()>;

@@ -14,8 +14,8 @@ pub mod postgres;
 mod stream;
 
 pub use contract::{
-    BeginChunk, ChunkWriter, Committed, Join, NotEmpty, Sink, SnapshotStart, SnapshotSummary,
-    TableSummary,
+    BeginChunk, ChunkWriter, Committed, Join, KeptChunk, NotEmpty, Sink, SnapshotStart,
+    SnapshotSummary, TableSummary, TouchedKeys,
 };
 pub use error::{Disposition, Error, Result};
 pub use stream::{

@@ -47,7 +47,7 @@ pub use reader::Reader;
 pub use selection::Selection;
 pub use snapshot::{
     Hook, SlotOptions, Snapshot, SnapshotOptions, check_given_slot, drop_publication, drop_slot,
-    publish_for_join, refuse_existing, waiting_for_us,
+    publish_for_join, refuse_existing, shapes, waiting_for_us,
 };
 #[doc(hidden)]
 pub use stream::fuzz as fuzz_stream;

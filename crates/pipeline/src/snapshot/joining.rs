@@ -11,6 +11,7 @@ use tidemark_sink::Join;
 use tidemark_source::{Catalog, Snapshot, head, identify};
 use tidemark_wire::{Client, ConnectSpec};
 
+use super::half::Halves;
 use crate::{Error, Kind, Result};
 
 /// Which tables join, and whom.
@@ -28,6 +29,8 @@ pub(crate) struct Joining {
     pub(crate) followed: Vec<Relation>,
     /// The run is a first snapshot that died: these tables of it are whole, with so many rows.
     pub(crate) completes: Option<Completes>,
+    /// Of these tables whole chunks may be there.
+    pub(crate) halves: Halves,
 }
 
 /// What a first snapshot that died has left.
@@ -48,6 +51,7 @@ impl Joining {
         snapshot: &Snapshot,
         catalog: &Catalog,
         plans: &[TablePlan],
+        halves: Vec<Oid>,
     ) -> Result<Join> {
         let read = snapshot.read_snapshot().parse().map_err(|cause| {
             Error::new(Kind::Internal, "understand the source's read snapshot").because(cause)
@@ -62,7 +66,7 @@ impl Joining {
         let followed = self.followed.iter().map(|table| (table.name.clone(), table.oid)).collect();
         let completes = self.completes.as_ref().map(|left| Arc::clone(&left.whole));
         let (run, position) = (self.run.clone(), self.position);
-        Ok(Join { run, point, position, followed, above, completes })
+        Ok(Join { run, point, position, followed, above, completes, halves })
     }
 }
 

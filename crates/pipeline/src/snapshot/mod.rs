@@ -8,6 +8,7 @@ mod archive;
 mod chunk;
 mod engine;
 mod finish;
+mod half;
 mod joining;
 mod ranges;
 mod readers;
@@ -40,8 +41,9 @@ use archive::Archive;
 pub use chunk::{ChunkRunner, run_chunk};
 pub(crate) use engine::blocking;
 use engine::{Engine, TableWork};
+pub(crate) use half::{Half, Halves, Touched, note_anew, planned, say_anew, touched_key};
 pub(crate) use joining::{Completes, Joining};
-use ranges::{chunk_specs, leaf_bounds, plan_chunks};
+use ranges::{leaf_bounds, plan_chunks};
 use readers::ReaderOptions;
 use report::report_of;
 pub use report::{Report, TableReport};
@@ -244,12 +246,16 @@ impl Run<'_> {
         let chunks = let_through(self.job, chunks, tidemark_source::Error::sqlstate).await?;
         let joins = match self.joining() {
             Some(joining) => {
+                let halves = self.fitting(&client, &plans).await?;
+                // Tried once: a process that comes after this one begins them anew.
+                half::note_anew(self.ledger, &joining.run, halves.clone()).await?;
                 let source = (&self.job.source, &client);
-                Some(joining.join(source, snapshot, &catalog, &plans).await?)
+                Some(joining.join(source, snapshot, &catalog, &plans, halves).await?)
             }
             None => None,
         };
         let run = run_name();
+        self.note_chunks(&client, (&run, &plans), &chunks).await?;
         self.progress.enter(Phase::Prepare, "preparing the target");
         let archive = self.dump_schema(&catalog, snapshot).await?;
         let start = SnapshotStart {
@@ -331,7 +337,13 @@ impl Run<'_> {
         runner: ChunkRunner,
     ) -> Result<Report> {
         let Prepared { start, leaves, chunks, .. } = prepared;
-        let engine = self.engine(&start, (leaves, chunks), readers, runner).await?;
+        let rests = self.go_on(&start, runner.sink.as_ref(), snapshot).await?;
+        let chunks = start.tables.iter().map(|plan| {
+            let oid = plan.relation.oid;
+            (oid, half::specs(&start, plan, &chunks[&oid], rests.get(&oid)))
+        });
+        let work = (leaves, chunks.collect(), rests.into_keys().collect());
+        let engine = self.engine(&start, work, readers, runner).await?;
         self.progress.enter(Phase::Snapshot, "copying");
         let copied = tokio::select! {
             biased;
@@ -372,7 +384,7 @@ impl Run<'_> {
     async fn engine(
         &self,
         start: &SnapshotStart,
-        (leaves, chunks): (HashMap<u32, LeafBounds>, HashMap<u32, Vec<ChunkRange>>),
+        (leaves, mut chunks, halves): Work,
         (options, readers): (ReaderOptions, Vec<Reader>),
         runner: ChunkRunner,
     ) -> Result<Arc<Engine>> {
@@ -386,10 +398,11 @@ impl Run<'_> {
             }));
         }
         self.progress.begin(order.iter().map(|plan| (*plan, chunks[&plan.relation.oid].len())));
-        let key = self.begin_ledger(start, &order, &leaves, &chunks).await?;
+        let relations = self.relations(&order, &leaves, &chunks, &halves);
+        let key = self.begin_ledger(start, relations).await?;
         let queue: VecDeque<ChunkSpec> = order
             .iter()
-            .flat_map(|plan| chunk_specs(start, plan, &chunks[&plan.relation.oid]))
+            .flat_map(|plan| chunks.remove(&plan.relation.oid).unwrap_or_default())
             .collect();
         let tables = start.tables.iter().map(|plan| {
             let oid = plan.relation.oid;
@@ -419,29 +432,39 @@ impl Run<'_> {
         }
     }
 
+    /// What the ledger is told of the tables before the first chunk.
+    fn relations(
+        &self,
+        order: &[&TablePlan],
+        leaves: &HashMap<u32, LeafBounds>,
+        chunks: &HashMap<u32, Vec<ChunkSpec>>,
+        halves: &HashSet<Oid>,
+    ) -> Vec<NewRelation> {
+        let forms = self.forms();
+        let relation = |plan: &&TablePlan| NewRelation {
+            oid: plan.relation.oid,
+            name: plan.relation.name.clone(),
+            chunks_total: chunks[&plan.relation.oid].len() as u32,
+            leaf_bounds: serde_json::to_string(&leaves.get(&plan.relation.oid))
+                .expect("bounds are plain data"),
+            estimated_rows: plan.relation.row_estimate,
+            estimated_bytes: plan.relation.heap_bytes + plan.relation.toast_bytes,
+            // Sums over a part of the rows compare with nothing.
+            raw_scheme: match halves.contains(&plan.relation.oid) {
+                true => String::new(),
+                false => raw_scheme(plan, forms),
+            },
+        };
+        order.iter().map(relation).collect()
+    }
+
     /// Begins the run in the ledger and gives the job's digest key, which stays the same from run to run.
     async fn begin_ledger(
         &self,
         start: &SnapshotStart,
-        order: &[&TablePlan],
-        leaves: &HashMap<u32, LeafBounds>,
-        chunks: &HashMap<u32, Vec<ChunkRange>>,
+        relations: Vec<NewRelation>,
     ) -> Result<DigestKey> {
         let ledger = Arc::clone(self.ledger);
-        let forms = self.forms();
-        let relations: Vec<NewRelation> = order
-            .iter()
-            .map(|plan| NewRelation {
-                oid: plan.relation.oid,
-                name: plan.relation.name.clone(),
-                chunks_total: chunks[&plan.relation.oid].len() as u32,
-                leaf_bounds: serde_json::to_string(&leaves.get(&plan.relation.oid))
-                    .expect("bounds are plain data"),
-                estimated_rows: plan.relation.row_estimate,
-                estimated_bytes: plan.relation.heap_bytes + plan.relation.toast_bytes,
-                raw_scheme: raw_scheme(plan, forms),
-            })
-            .collect();
         let start = start.clone();
         let job = self.job.name.clone();
         let joins = start.joins.as_ref().map(|join| join.run.clone());
@@ -525,6 +548,9 @@ async fn names_still_mean_the_same(client: &Client, start: &SnapshotStart) -> Re
     error.begin_anew = true;
     Err(error)
 }
+
+/// Leaves and chunks of the tables, and the tables that are copied in part only.
+type Work = (HashMap<u32, LeafBounds>, HashMap<u32, Vec<ChunkSpec>>, HashSet<Oid>);
 
 /// What `prepare` hands to `copy`.
 struct Prepared {

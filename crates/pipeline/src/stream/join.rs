@@ -16,7 +16,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use tidemark_model::{Persistence, TablePlan};
+use tidemark_model::{Oid, Persistence, TablePlan};
+use tidemark_sink::SnapshotStart;
 use tidemark_source::{Expected, SnapshotOptions, check_publication, publish_for_join};
 use tokio::sync::oneshot;
 
@@ -24,7 +25,7 @@ use super::Sync;
 use super::resume::{self, Resumable};
 use super::session::{self, Session};
 use crate::progress::Phase;
-use crate::snapshot::{Continuation, Joining, Point, Report, Tools};
+use crate::snapshot::{Continuation, Half, Halves, Joining, Point, Report, Tools};
 use crate::{Error, Result};
 
 impl Sync<'_> {
@@ -35,7 +36,7 @@ impl Sync<'_> {
         tools: &Tools,
         joined: &mut Option<Report>,
     ) -> Result<Session> {
-        let Resumable { mut start, spool, joining, completes, .. } = resumable;
+        let Resumable { mut start, spool, joining, completes, halves, .. } = resumable;
         if joining.is_empty() && completes.is_none() {
             return Session::resumed(self.job, start, spool, self.ladder).await;
         }
@@ -44,8 +45,10 @@ impl Sync<'_> {
         if !names.is_empty() {
             tracing::info!(tables = names.join(", "), "tables join the stream");
         }
-        self.publish(&joining, &start.run).await?;
+        self.publish(&joining, &halves, &start.run).await?;
         let (send, begun) = oneshot::channel();
+        let (tell, touched) = oneshot::channel();
+        let halves = Halves { tables: halves, touched: Arc::new(Mutex::new(Some(touched))) };
         let continuation = Continuation {
             point: Point::Join(Joining {
                 run: start.run.clone(),
@@ -54,6 +57,7 @@ impl Sync<'_> {
                 tables: joining.iter().map(|plan| plan.relation.oid).collect(),
                 followed: start.plans.iter().map(|plan| plan.relation.clone()).collect(),
                 completes,
+                halves: halves.clone(),
             }),
             begun: Mutex::new(Some(send)),
         };
@@ -68,7 +72,14 @@ impl Sync<'_> {
                 let point = |plan: &TablePlan| (plan.relation.oid, join.point.clone());
                 start.joins.extend(begun.tables.iter().map(point));
             }
-            Session::beside_join(self.job, start, spool, self.ladder).await.map(Some)
+            let mut session = Session::beside_join(self.job, start, spool, self.ladder).await?;
+            let pairs = pairs(&halves.tables, &begun);
+            if let (false, Some(join)) = (pairs.is_empty(), &begun.joins) {
+                self.progress.enter(Phase::Prepare, "reading what changed in half-copied tables");
+                // Who copies may have given up.
+                drop(tell.send(session.touched(self.job, &pairs, join.point.lsn).await?));
+            }
+            Ok(Some(session))
         };
         match session::copy_beside(copy, receive).await {
             Ok((copied, session)) => {
@@ -85,8 +96,9 @@ impl Sync<'_> {
         }
     }
 
-    /// Brings the tables into the stream, and keeps how the publication is then.
-    async fn publish(&self, joining: &[TablePlan], run: &str) -> Result<()> {
+    /// Brings the tables into the stream, and keeps how the publication is then. Those that may go on by chunk have been in
+    /// it all the time and stay as they are; who wrote before is waited for all the same.
+    async fn publish(&self, joining: &[TablePlan], halves: &[Half], run: &str) -> Result<()> {
         // Of an unlogged one, which a snapshot that died may have left, there is nothing to publish.
         let is_logged = |plan: &&TablePlan| plan.relation.persistence != Persistence::Unlogged;
         let joining: Vec<_> = joining.iter().filter(is_logged).collect();
@@ -94,13 +106,26 @@ impl Sync<'_> {
             return Ok(());
         }
         self.progress.enter(Phase::Prepare, "publishing the tables that join");
-        let tables = joining.iter().map(|plan| plan.relation.clone()).collect();
+        let is_half = |plan: &TablePlan| halves.iter().any(|half| half.oid() == plan.relation.oid);
+        let tables_of = |is_wanted: &dyn Fn(&TablePlan) -> bool| {
+            let wanted = joining.iter().filter(|plan| is_wanted(plan));
+            wanted.map(|plan| plan.relation.clone()).collect::<Vec<_>>()
+        };
         let name = tidemark_model::names::application_name(&self.job.name);
-        let mut options = SnapshotOptions::new(tables, name);
-        options.lock_timeout = self.job.lock_timeout;
         let publication = resume::publication_name(self.job);
         let is_ours = self.job.stream.publication.is_none();
-        let published = publish_for_join(&self.job.source, &options, &publication, is_ours);
+        let publish = async |tables: Vec<_>, is_ours| {
+            if tables.is_empty() {
+                return Ok(());
+            }
+            let mut options = SnapshotOptions::new(tables, name.clone());
+            options.lock_timeout = self.job.lock_timeout;
+            publish_for_join(&self.job.source, &options, &publication, is_ours).await
+        };
+        let published = async {
+            publish(tables_of(&|plan| !is_half(plan)), is_ours).await?;
+            publish(tables_of(&is_half), false).await
+        };
         tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(Error::interrupted_following()),
@@ -115,4 +140,14 @@ impl Sync<'_> {
         check_publication(&client, &expected).await?;
         self.note_publication(run).await
     }
+}
+
+/// The tables that may go on by chunk, as they are now.
+fn pairs<'a>(halves: &'a [Half], begun: &'a SnapshotStart) -> Vec<(&'a Half, &'a TablePlan)> {
+    let fitting = begun.joins.iter().flat_map(|join| &join.halves);
+    let pair = |oid: &Oid| {
+        let half = halves.iter().find(|half| half.oid() == *oid)?;
+        Some((half, begun.tables.iter().find(|plan| plan.relation.oid == *oid)?))
+    };
+    fitting.filter_map(pair).collect()
 }

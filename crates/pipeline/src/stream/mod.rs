@@ -29,6 +29,7 @@ mod resume;
 mod segment;
 mod session;
 mod spool;
+mod touched;
 mod unfinished;
 mod waiting;
 mod watch;

@@ -316,6 +316,37 @@ impl Queue {
         Ok(())
     }
 
+    /// Whether everything that ended at or before `lsn` has come.
+    pub(crate) fn has_received(&self, lsn: Lsn) -> bool {
+        let state = self.state();
+        state.end >= lsn || state.idle >= lsn
+    }
+
+    /// Whether what comes has no room in the spool.
+    pub(crate) fn is_full(&self) -> bool {
+        self.way_of_push() == Way::DiskFull
+    }
+
+    /// A second reader of what a queue holds that gives nothing out; `None` where something that ended after `position` may
+    /// not be there.
+    pub(crate) fn reread(&self, position: Lsn) -> Option<SpoolReader> {
+        let state = self.state();
+        let (spool, _) = state.spool.as_ref().filter(|_| state.is_held)?;
+        (spool.identity().base <= position).then(|| spool.reader())
+    }
+
+    /// What a second reader comes to next.
+    pub(crate) fn read_again(
+        &self,
+        reader: &mut SpoolReader,
+    ) -> Result<Option<Spooled>, SpoolError> {
+        let state = self.state();
+        match &state.spool {
+            Some((spool, _)) => tokio::task::block_in_place(|| spool.read_next(reader)),
+            None => Ok(None),
+        }
+    }
+
     /// Makes the spool durable; `None` where nothing of it may be acknowledged: there is none, or something before its
     /// base is not durable on the target.
     pub(crate) fn sync_spool(&self) -> Result<Option<DurableLsn>, SpoolError> {

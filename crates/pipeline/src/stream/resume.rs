@@ -23,7 +23,7 @@ use super::unfinished::without_unlogged;
 use super::watch::publication_changed;
 use crate::job::Job;
 use crate::plan::plan_tables;
-use crate::snapshot::{Completes, blocking};
+use crate::snapshot::{Completes, Half, blocking};
 use crate::target::target_version;
 use crate::{Error, Kind, Result};
 
@@ -50,6 +50,8 @@ pub(super) struct Resumable {
     pub(super) foreign: Vec<RelationName>,
     /// What a first snapshot that died has left, which is to be completed.
     pub(super) completes: Option<Completes>,
+    /// Of these of the joining tables whole chunks may be there.
+    pub(super) halves: Vec<Half>,
 }
 
 /// Checks that the stream can go on.
@@ -118,7 +120,7 @@ pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Re
         joins: joins(stored),
         stopped: stored.stopped.clone(),
     };
-    Ok(Resumable { start, spool, joining, foreign, completes: None })
+    Ok(Resumable { start, spool, joining, foreign, completes: None, halves: Vec::new() })
 }
 
 /// Tables whose read snapshots are not of the source's history. One is where everything that it shows ended before the
@@ -181,6 +183,19 @@ async fn followed(
     Ok(there.map(|plan| (plan.relation.oid, plan.relation.name.clone())).collect())
 }
 
+/// How the publication was whenever that was noted for the run, the first time first.
+pub(super) async fn noted_publication(
+    ledger: &Arc<Ledger>,
+    run: &str,
+) -> Result<Vec<Option<PublicationState>>> {
+    let ledger = Arc::clone(ledger);
+    let journal = blocking(move || ledger.journal()).await??;
+    let known = journal
+        .into_iter()
+        .filter(|entry| entry.event == super::PUBLICATION_EVENT && entry.detail["run"] == run);
+    Ok(known.map(|entry| serde_json::from_value(entry.detail["state"].clone()).ok()).collect())
+}
+
 /// Compares the publication with what it was at the snapshot, where the ledger knows it.
 async fn still_published(
     client: &Client,
@@ -188,14 +203,7 @@ async fn still_published(
     ledger: &Arc<Ledger>,
     stored: &Stored,
 ) -> Result<()> {
-    let ledger = Arc::clone(ledger);
-    let journal = blocking(move || ledger.journal()).await??;
-    let known = journal.into_iter().rev().find(|entry| {
-        entry.event == super::PUBLICATION_EVENT && entry.detail["run"] == stored.run.as_str()
-    });
-    let Some(known) = known else { return Ok(()) };
-    let saved: Option<PublicationState> =
-        serde_json::from_value(known.detail["state"].clone()).ok();
+    let saved = noted_publication(ledger, &stored.run).await?.pop().flatten();
     let now = PublicationState::read(client, expected.publications).await?;
     match saved.map(|saved| saved.of_tables(expected.tables)) {
         Some(saved) if !now.has_kept(&saved) => {

@@ -11,7 +11,7 @@ use tidemark_model::{Budget, JoinPoint, Lsn, Oid, Persistence, TablePlan, names}
 use tidemark_sink::{Positions, Sink, SnapshotStart, StoppedTable, StreamStart, parquet, postgres};
 use tidemark_source::{
     Identity as SourceIdentity, PublicationState, Saved, StreamOptions, check_continuation,
-    identify, inspect_slot,
+    emit_barrier, identify, inspect_slot,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -26,16 +26,21 @@ use super::ladder::{DurableLsn, Ladder};
 use super::queue::Queue;
 use super::resume::{next_xid, own_origins, publication_name, slot_name};
 use super::spool::{Identity, Spool};
+use super::touched::gather;
 use super::watch::{SpoolPlace, Watch};
 use crate::job::{Job, Target};
-use crate::snapshot::{Report, Tools};
+use crate::snapshot::{Half, Report, Tools, Touched};
 use crate::target::target_version;
 use crate::{Error, Kind, Result};
 
-/// Shares of `limits.memory`: transactions that wait, batches on their way to the target, transactions in progress.
+/// Shares of `limits.memory`: transactions that wait, batches on their way to the target, transactions in progress, keys of
+/// half-copied tables.
 const QUEUE_SHARE: u64 = 4;
 const BATCH_SHARE: u64 = 4;
 const OPEN_SHARE: u64 = 8;
+const TOUCHED_SHARE: u64 = 8;
+/// A half-copied table goes on by chunk where no more than this, or than the table, is still to be received.
+const WORTH_WAITING: u64 = 256 << 20;
 /// Several batches are under way at once.
 const BATCHES: u64 = 4;
 /// How often is looked whether the stream has passed a join.
@@ -213,6 +218,39 @@ impl Session {
         };
         tasks.spawn(watch.run());
         Ok(Self { start, queue, ladder: Arc::clone(ladder), tasks })
+    }
+
+    /// The keys that the stream has of half-copied tables up to `up_to`, where it is worth waiting for it and they were
+    /// published all the time.
+    pub(crate) async fn touched(
+        &mut self,
+        job: &Job,
+        halves: &[(&Half, &TablePlan)],
+        up_to: Lsn,
+    ) -> Result<Touched> {
+        let all = |because: &str| {
+            halves.iter().map(|(half, _)| (half.oid(), Err(because.to_owned()))).collect()
+        };
+        let plans: Vec<&TablePlan> = halves.iter().map(|(_, plan)| *plan).collect();
+        let gain: u64 = plans.iter().map(|plan| plan.relation.heap_bytes).sum();
+        if up_to.bytes_since(self.queue.spools().1) > gain.max(WORTH_WAITING) {
+            return Ok(all("the stream is further behind than the table is large"));
+        }
+        let client = job.source.connect().await?;
+        // So that the stream moves beyond it although nobody writes.
+        emit_barrier(&client, "tidemark", &job.name).await?;
+        let position = self.start.position;
+        let memory = job.memory / TOUCHED_SHARE;
+        let mut touched = tokio::select! {
+            biased;
+            touched = gather(&self.queue, &plans, (position, up_to), memory) => touched?,
+            error = Self::failed(&mut self.tasks) => return Err(error),
+        };
+        let now = PublicationState::read(&client, &[publication_name(job)]).await?;
+        for (half, _) in halves.iter().filter(|(half, _)| !now.has_kept(&half.published)) {
+            touched.insert(half.oid(), Err("it was taken out of the publication".to_owned()));
+        }
+        Ok(touched)
     }
 
     /// What the target stood at when the session began.

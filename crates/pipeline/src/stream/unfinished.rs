@@ -3,7 +3,7 @@
 //! **Invariant:** only what the target itself calls whole is kept, and only while slot, publication, source and this state
 //! directory are those that the snapshot was begun with: the slot has then everything from its consistent point on, which is
 //! what the whole tables are as of. The other tables join the stream at a new read snapshot. What does not fit is said, and
-//! the snapshot begins anew.
+//! the snapshot begins anew. Of a table that joins, chunks may stay (`snapshot::half`).
 //!
 //! `docs/adr/2026-11-21-a-snapshot-goes-on-after-a-crash.md` proves it.
 //!
@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use tidemark_model::{Oid, Persistence, RelationName, TablePlan};
 use tidemark_sink::{Stored, StoredStage};
-use tidemark_source::{identify, inspect_slot};
+use tidemark_source::{PublicationState, identify, inspect_slot};
 
 use super::resume::{self, Resumable};
 use super::{SLOT_EVENT, Sync};
-use crate::snapshot::{Completes, Tools, blocking};
+use crate::snapshot::{self, Completes, Half, Tools, blocking};
 use crate::{Error, Kind, Result};
 
 /// How long target and source are asked what stays when a snapshot ends before its end.
@@ -65,6 +65,7 @@ impl Sync<'_> {
             whole.len() + joining.len(),
             joining.len()
         );
+        resumable.halves = self.halves(&stored.run, &resumable.joining).await?;
         resumable.completes = Some(self.left_in_ledger(whole).await?);
         Ok(Some(resumable))
     }
@@ -113,6 +114,45 @@ impl Sync<'_> {
             "{whole} tables are whole and stay: the same tidemark sync copies the others and goes on. Until then slot {slot} \
              stays on the source, which keeps its WAL{from} for it; tidemark cleanup --yes {drops}"
         )))
+    }
+
+    /// The tables that may go on by chunk: the run has planned them, nobody has begun them anew since, and they were published
+    /// all the time. Of the others it is noted that they do not, before how they are published is noted anew.
+    async fn halves(&self, run: &str, joining: &[TablePlan]) -> Result<Vec<Half>> {
+        let (ledger, name) = (Arc::clone(self.ledger), run.to_owned());
+        let planned = blocking(move || snapshot::planned(&ledger, &name)).await??;
+        if planned.is_empty() {
+            return Ok(Vec::new());
+        }
+        // How it was at first, whatever was done to it and noted since.
+        let noted = resume::noted_publication(self.ledger, run).await?;
+        let noted = noted.into_iter().next().flatten().unwrap_or_default();
+        let client = self.job.source.connect().await?;
+        let now = PublicationState::read(&client, &[resume::publication_name(self.job)]).await?;
+        let mut halves = Vec::new();
+        let mut others = Vec::new();
+        for chunks in planned {
+            let oid = chunks.oid();
+            let plan = joining.iter().find(|plan| plan.relation.oid == oid);
+            let published = plan.map(|plan| {
+                let table = (oid, plan.relation.name.clone());
+                noted.clone().of_tables(&[table])
+            });
+            match published.filter(|was| was.names(oid) && now.has_kept(was)) {
+                Some(published) => halves.push(Half { chunks, published }),
+                None => {
+                    if let Some(plan) = plan {
+                        snapshot::say_anew(
+                            &plan.relation.name,
+                            "it was not published all the time",
+                        );
+                    }
+                    others.push(oid);
+                }
+            }
+        }
+        snapshot::note_anew(self.ledger, run, others).await?;
+        Ok(halves)
     }
 
     /// Whether the source is the one that the snapshot was begun on.

@@ -25,12 +25,12 @@ use super::{PostgresOptions, SchemaMode};
 use crate::{ChunkWriter, Committed, Disposition, Error, NotEmpty, Result, SnapshotStart};
 
 /// COPY BINARY's signature, flags and empty header extension.
-const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+pub(super) const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// COPY BINARY's end: a field count of -1.
-const TRAILER: &[u8] = &[0xff, 0xff];
+pub(super) const TRAILER: &[u8] = &[0xff, 0xff];
 /// Size of one CopyData message: large enough to cost nothing per message, small enough that the buffers behind the
 /// socket stay small even when a row is not.
-const MESSAGE_BYTES: usize = 256 * 1024;
+pub(super) const MESSAGE_BYTES: usize = 256 * 1024;
 
 /// Which record of the job says that a chunk may commit.
 #[derive(Debug, Clone)]

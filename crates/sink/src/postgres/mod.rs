@@ -20,6 +20,7 @@ mod build;
 mod check;
 mod control;
 mod form;
+mod half;
 mod join;
 mod load;
 mod origin;
@@ -34,13 +35,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tidemark_model::{ChunkSpec, Finding, RelationName, TablePlan};
+use tidemark_model::{ChunkSpec, Finding, Oid, RelationName, TablePlan};
 use tidemark_wire::ConnectSpec;
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::{
-    BeginChunk, Committed, Disposition, Error, Join, NotEmpty, OpenStream, Result, Sink,
-    SnapshotStart, SnapshotSummary, Stored, StreamStart,
+    BeginChunk, Committed, Disposition, Error, Join, KeptChunk, NotEmpty, OpenStream, Result, Sink,
+    SnapshotStart, SnapshotSummary, Stored, StreamStart, TouchedKeys,
 };
 
 pub use control::{cleanup, closed_run};
@@ -121,6 +122,8 @@ struct Run {
     owner: load::Owner,
     /// What is done once all tables are as of one moment.
     owed: Vec<String>,
+    /// Chunks of a first snapshot that died.
+    kept: half::Kept,
 }
 
 impl PostgresSink {
@@ -172,6 +175,7 @@ impl PostgresSink {
             control,
             owner,
             owed: Vec::new(),
+            kept: half::Kept::new(),
         })
     }
 
@@ -182,7 +186,7 @@ impl PostgresSink {
         start: &SnapshotStart,
         (join, whole): (&Join, &[TablePlan]),
     ) -> Result<Run> {
-        let unfinished::Begun { mode, owner } =
+        let unfinished::Begun { mode, owner, kept } =
             unfinished::begin(&control, &self.options, start, join, whole).await?;
         let (contents, owed) = match mode {
             SchemaMode::Create => {
@@ -205,6 +209,7 @@ impl PostgresSink {
             control,
             owner,
             owed,
+            kept,
         })
     }
 
@@ -321,8 +326,30 @@ impl Sink for PostgresSink {
             control,
             owner,
             owed: Vec::new(),
+            kept: half::Kept::new(),
         };
         self.set_run(run)
+    }
+
+    fn kept_chunks(&self, relation: Oid) -> Vec<KeptChunk> {
+        self.run.get().and_then(|run| run.kept.get(&relation)).cloned().unwrap_or_default()
+    }
+
+    async fn take_out(
+        &self,
+        relation: &RelationName,
+        keys: TouchedKeys,
+    ) -> Result<Vec<Vec<String>>> {
+        let run = self.run()?;
+        run.control.alive()?;
+        let pool = session::Pool::new(&self.sessions, session::Purpose::Load);
+        half::take_out(&pool, (&self.options.job, &run.owner), relation, keys).await
+    }
+
+    async fn begin_table_anew(&self, relation: &RelationName) -> Result<()> {
+        let run = self.run()?;
+        run.control.alive()?;
+        half::begin_anew(&run.control, &run.start, relation).await
     }
 
     async fn begin_chunk(&self, spec: &ChunkSpec) -> Result<BeginChunk> {

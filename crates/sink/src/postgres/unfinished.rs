@@ -13,7 +13,7 @@
 //!     \----> joining ----------/                                                joining: ours, emptied when it begins anew
 //! ```
 //!
-//! What does not fit is [`Disposition::Unfit`]: the job begins anew, as it did before anything of this was kept. Foreign
+//! Of a table that joins, chunks of the dead process may stay (`half.rs`). What does not fit is [`Disposition::Unfit`]: the job begins anew, as it did before anything of this was kept. Foreign
 //! keys and materialized views read several tables, which are not as of one moment before the stream has passed the joins:
 //! they are owed (`tidemark.progress.owed`) until [`settle`] does them.
 //!
@@ -28,6 +28,7 @@ use tidemark_wire::tokio_postgres;
 
 use super::build::{add_foreign_key, validate_foreign_key};
 use super::control::Control;
+use super::half::{self, Kept};
 use super::join::{columns, empty, note, present, refuse_rows, state_after};
 use super::load::Owner;
 use super::record::{WITH_OWNER, held};
@@ -80,6 +81,8 @@ pub(super) struct Begun {
     pub(super) mode: SchemaMode,
     /// Whose chunks may commit.
     pub(super) owner: Owner,
+    /// Chunks that have stayed, of tables that are not whole.
+    pub(super) kept: Kept,
 }
 
 fn unfit(because: impl Into<String>) -> Error {
@@ -89,7 +92,8 @@ fn unfit(because: impl Into<String>) -> Error {
     )
 }
 
-/// Takes the job over, compares what is there with what the rest would be copied into, and empties the tables that join.
+/// Takes the job over, compares what is there with what the rest would be copied into, and empties the tables that join but
+/// for those of which chunks may stay.
 pub(super) async fn begin(
     control: &Control,
     options: &PostgresOptions,
@@ -98,7 +102,7 @@ pub(super) async fn begin(
     whole: &[TablePlan],
 ) -> Result<Begun> {
     let client = control.client();
-    let begun = claim(client, start, join, options.schema).await?;
+    let mut begun = claim(client, start, join, options.schema).await?;
     let names = whole.iter().chain(start.tables.iter()).map(|plan| &plan.relation.name);
     let there = present(client, names.clone()).await?;
     if let Some(missing) = names.into_iter().find(|name| !there.contains(name)) {
@@ -108,10 +112,15 @@ pub(super) async fn begin(
     refuse_unlogged(client, whole).await?;
     match begun.mode {
         SchemaMode::Create => {
+            let kept = half::left(client, start, &join.run).await?;
+            // From here on the tables of these chunks are emptied by whoever comes next.
             own_the_rest(client, &start.job).await?;
-            note(client, start, &start.tables, Some("joining")).await?;
+            let is_kept = |plan: &&TablePlan| kept.contains_key(&plan.relation.oid);
+            let others: Vec<_> = start.tables.iter().filter(|p| !is_kept(p)).cloned().collect();
+            note(client, start, &others, Some("joining")).await?;
             drop_keys(client, start).await?;
-            empty(client, &start.tables).await?;
+            empty(client, &others).await?;
+            begun.kept = kept;
         }
         SchemaMode::Exists => {
             let kept: HashSet<_> = whole.iter().map(|plan| &plan.relation.name).collect();
@@ -154,7 +163,7 @@ async fn claim(
         if digest != start.schema_digest.as_deref() {
             return Err(unfit("other columns are chosen than when it was begun"));
         }
-        return Ok(Begun { mode: SchemaMode::Exists, owner });
+        return Ok(Begun { mode: SchemaMode::Exists, owner, kept: Kept::new() });
     }
     if wanted == SchemaMode::Exists || row.get::<_, &str>(2) != "made" {
         return Err(unfit("its tables were to be made by it, and are not"));
@@ -164,7 +173,7 @@ async fn claim(
             "definitions on the source have changed since it was begun, or which columns are chosen",
         ));
     }
-    Ok(Begun { mode: SchemaMode::Create, owner })
+    Ok(Begun { mode: SchemaMode::Create, owner, kept: Kept::new() })
 }
 
 /// Every table that the snapshot made and that is not whole is ours to empty, also one that is not chosen any more.

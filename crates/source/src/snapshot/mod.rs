@@ -42,6 +42,7 @@ pub use locks::waiting_for_us;
 pub(crate) use locks::{PER_STATEMENT, behind_an_alter, milliseconds};
 pub use publication::drop_publication;
 pub(crate) use publication::has_identity;
+pub use shape::shapes;
 pub use slot::{drop_slot, refuse_existing};
 
 /// How often the slot path starts again when a table was rewritten in the window.

@@ -14,6 +14,20 @@ use tidemark_wire::Client;
 
 use crate::{Result, sql};
 
+/// What must stay for rows of a table that were read under one snapshot to stand where they stood under a later one: its
+/// file, its columns with those that were dropped, and that its changes are in the WAL. As text, to be kept and compared.
+/// Tables that are not there any more are left out.
+///
+/// # Errors
+/// The connection failed.
+pub async fn shapes(client: &Client, oids: &[Oid]) -> Result<HashMap<Oid, String>> {
+    let text = |shape: Shape| {
+        format!("{} {} {}", shape.present_filenode, shape.persistence, shape.columns)
+    };
+    let shapes = read(client, oids).await?;
+    Ok(shapes.into_iter().map(|(oid, shape)| (oid, text(shape))).collect())
+}
+
 /// The name of the first table that is not what the holder's snapshot shows.
 pub(super) async fn first_difference(
     holder: &Client,
@@ -41,6 +55,7 @@ struct Shape {
     filenode: i64,
     present_filenode: i64,
     columns: String,
+    persistence: String,
 }
 
 async fn read(client: &Client, oids: &[Oid]) -> Result<Vec<(Oid, Shape)>> {
@@ -49,7 +64,7 @@ async fn read(client: &Client, oids: &[Oid]) -> Result<Vec<(Oid, Shape)>> {
            coalesce(pg_relation_filenode(c.oid)::int8, 0), \
            coalesce((SELECT string_agg(concat_ws(' ', a.attnum, quote_ident(a.attname), a.atttypid, a.atttypmod, \
              a.attisdropped, a.attgenerated), ',' ORDER BY a.attnum) \
-             FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0), '') \
+             FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0), ''), c.relpersistence::text \
          FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
          WHERE c.oid = ANY ({}) ORDER BY c.oid",
         sql::oid_array(oids)
@@ -61,6 +76,7 @@ async fn read(client: &Client, oids: &[Oid]) -> Result<Vec<(Oid, Shape)>> {
             filenode: row.get(2),
             present_filenode: row.get(3),
             columns: row.get(4),
+            persistence: row.get(5),
         };
         (row.get(0), shape)
     });

@@ -62,6 +62,13 @@ impl PublicationState {
         saved.0.is_subset(&self.0)
     }
 
+    /// Whether a publication names the table itself, so that taking it out shows.
+    pub fn names(&self, oid: Oid) -> bool {
+        let own = oid.to_string();
+        let relations = self.0.iter().filter_map(|entry| entry.strip_prefix("table "));
+        relations.filter_map(|rest| rest.rsplit(' ').next()).any(|relation| relation == own)
+    }
+
     /// The same state without the tables that are not among these: what became of them no longer counts.
     #[must_use]
     pub fn of_tables(mut self, tables: &[(Oid, RelationName)]) -> Self {

@@ -42,6 +42,7 @@ fn joining(copy: &str, position: u64) -> SnapshotStart {
         followed: [orders, items].map(|plan| (plan.relation.name, plan.relation.oid)).to_vec(),
         above: Vec::new(),
         completes: None,
+        halves: Vec::new(),
     };
     SnapshotStart { continues: true, joins: Some(join), ..start(copy, &[late]) }
 }

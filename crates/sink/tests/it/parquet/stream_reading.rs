@@ -167,6 +167,7 @@ async fn joins_again(
         followed: others.map(|plan| (plan.relation.name.clone(), plan.relation.oid)).collect(),
         above: Vec::new(),
         completes: None,
+        halves: Vec::new(),
     };
     let again: Vec<TablePlan> = again.iter().map(|plan| (*plan).clone()).collect();
     let begun = SnapshotStart { continues: true, joins: Some(join), ..start("j1", &again) };

@@ -56,6 +56,7 @@ fn rest(copy: &str, stored: &Stored) -> SnapshotStart {
             .collect(),
         above: Vec::new(),
         completes: Some(Arc::new(whole)),
+        halves: Vec::new(),
     };
     SnapshotStart { continues: true, joins: Some(join), ..start(copy, &others) }
 }
