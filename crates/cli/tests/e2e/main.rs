@@ -11,6 +11,7 @@ mod existing;
 mod failover;
 mod follow;
 mod following;
+mod half;
 mod instances;
 mod joining;
 mod lake;

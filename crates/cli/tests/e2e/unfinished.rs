@@ -46,7 +46,7 @@ INSERT INTO scratch SELECT generate_series(1, 500);
 /// `lineitem` has several chunks.
 const READERS: &str = "[snapshot]\nreaders = 4\nchunk_bytes = \"1600KiB\"\n";
 
-fn count(pair: &Pair, sql: &str) -> u64 {
+pub(crate) fn count(pair: &Pair, sql: &str) -> u64 {
     pair.target.psql(sql).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
@@ -125,7 +125,7 @@ fn dies_in_lineitem(pair: &Pair, job: &Job, name: &str) {
 }
 
 #[track_caller]
-fn kill(running: Running) {
+pub(crate) fn kill(running: Running) {
     running.signal(Signal::KILL);
     running.end().expect(137);
 }
@@ -133,8 +133,14 @@ fn kill(running: Running) {
 /// A pair with everything that hangs on tables, whose job died in `lineitem`.
 #[track_caller]
 fn died(name: &'static str) -> (Pair, Job, String) {
+    died_with(name, AROUND)
+}
+
+/// The same, with what `sql` makes.
+#[track_caller]
+pub(crate) fn died_with(name: &'static str, sql: &str) -> (Pair, Job, String) {
     let pair = Pair::new(name);
-    pair.source.psql(AROUND).unwrap();
+    pair.source.psql(sql).unwrap();
     let job = pair.job().configured(READERS);
     dies_in_lineitem(&pair, &job, name);
     let run = run_of(side(&pair.target), name);
@@ -143,7 +149,7 @@ fn died(name: &'static str) -> (Pair, Job, String) {
 
 /// The job goes on with what is there.
 #[track_caller]
-fn goes_on((pair, job, run): &(Pair, Job, String)) -> String {
+pub(crate) fn goes_on((pair, job, run): &(Pair, Job, String)) -> String {
     let ran = job.run(&["sync", "--until", "now"]).expect(0).says(&["are whole and stay"]);
     assert_eq!(run_of(side(&pair.target), pair.name()), *run, "it began anew: {}", ran.stderr);
     ran.stderr
@@ -151,16 +157,17 @@ fn goes_on((pair, job, run): &(Pair, Job, String)) -> String {
 
 /// The same rows; what a materialized view holds is each side's own.
 #[track_caller]
-fn same_rows(pair: &Pair) {
+pub(crate) fn same_rows(pair: &Pair) {
     for side in [&pair.source, &pair.target] {
-        side.psql("REFRESH MATERIALIZED VIEW days; REFRESH MATERIALIZED VIEW busy").unwrap();
+        let views = "SELECT format('REFRESH MATERIALIZED VIEW %s', oid::regclass) FROM pg_class WHERE relkind = 'm'";
+        side.psql(&side.psql(views).unwrap().replace('\n', ";\n")).unwrap();
     }
     pair.assert_equal();
 }
 
 /// The job begins anew and says why.
 #[track_caller]
-fn begins_anew((pair, job, run): &(Pair, Job, String), because: &str) {
+pub(crate) fn begins_anew((pair, job, run): &(Pair, Job, String), because: &str) {
     let ran = job.run(&["sync", "--until", "now"]).expect(0).says(&["begins anew", because]);
     assert_ne!(run_of(side(&pair.target), pair.name()), *run, "{}", ran.stderr);
     same_rows(pair);

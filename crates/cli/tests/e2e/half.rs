@@ -1,0 +1,197 @@
+//! A large table that a first snapshot has half copied goes on by chunk, and ends as one that was copied undisturbed.
+//!
+//! **Invariant:** equality is the oracle's; that chunks have stayed is read from the markers: those of the run that went on
+//! name the rows that were read.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::follow::Pair;
+use crate::support::{Job, reached, run_of, side};
+use crate::unfinished::{begins_anew, count, died_with, goes_on, kill, same_rows};
+
+/// Rows with values outside of them, and room for rows that move: in every block of `lineitem`.
+const BEFORE: &str = "
+ALTER TABLE lineitem ADD long text;
+ALTER TABLE lineitem ALTER long SET STORAGE EXTERNAL;
+UPDATE lineitem SET long = repeat(md5(l_comment), 80) WHERE l_orderkey % 61 = 0;
+DELETE FROM lineitem WHERE l_orderkey % 29 = 7;
+";
+
+/// Of every kind, to less than one row in forty. @ is another number each time.
+const CHANGES: &str = "
+UPDATE lineitem SET l_comment = 'moved @' WHERE l_orderkey % 421 = @;
+UPDATE lineitem SET l_linenumber = l_linenumber + 100 WHERE l_orderkey % 307 = @ AND l_linenumber < 100;
+DELETE FROM lineitem WHERE l_orderkey % 401 = @;
+INSERT INTO lineitem SELECT l_orderkey, l_partkey, l_suppkey, l_linenumber + 1000 * @, l_quantity, l_extendedprice, l_discount,
+  l_tax, l_returnflag, l_linestatus, l_shipdate, l_commitdate, l_receiptdate, l_shipinstruct, l_shipmode, l_comment, long
+  FROM lineitem WHERE l_orderkey % 503 = @ AND l_linenumber < 1000;
+UPDATE lineitem SET l_tax = 0.5 WHERE l_orderkey % 61 = 0 AND l_orderkey % 10 = @;
+UPDATE lineitem SET long = repeat('new @', 700) WHERE l_orderkey % 61 = 0 AND l_orderkey % 11 = @;
+WITH gone AS (DELETE FROM lineitem WHERE l_orderkey % 601 = @ RETURNING *) INSERT INTO lineitem SELECT * FROM gone;
+BEGIN; UPDATE lineitem SET l_tax = 0.9 WHERE l_orderkey % 3 = 0; ROLLBACK;
+BEGIN; SAVEPOINT a; DELETE FROM lineitem WHERE l_orderkey % 97 = 1; ROLLBACK TO a; DELETE FROM lineitem WHERE l_orderkey % 997 = @; COMMIT;
+UPDATE orders SET o_comment = '@' WHERE o_orderkey % 7 = @;
+";
+
+/// The same, few at a time.
+const STEADY: &str = "
+UPDATE lineitem SET l_comment = 'moved @' WHERE l_orderkey % 4001 = @;
+UPDATE lineitem SET l_linenumber = l_linenumber + 100 WHERE l_orderkey % 6007 = @ AND l_linenumber < 100;
+DELETE FROM lineitem WHERE l_orderkey % 7001 = @;
+INSERT INTO lineitem SELECT l_orderkey, l_partkey, l_suppkey, l_linenumber + 1000 * @, l_quantity, l_extendedprice, l_discount,
+  l_tax, l_returnflag, l_linestatus, l_shipdate, l_commitdate, l_receiptdate, l_shipinstruct, l_shipmode, l_comment, long
+  FROM lineitem WHERE l_orderkey % 5003 = @ AND l_linenumber < 1000;
+UPDATE lineitem SET l_tax = 0.5 WHERE l_orderkey % 61 = 0 AND l_orderkey % 1009 = @;
+";
+
+const GOES_ON: &str = "a half-copied table goes on";
+const ANEW: &str = "a half-copied table is copied from its first chunk";
+
+fn changes(number: usize) -> String {
+    CHANGES.replace('@', &number.to_string())
+}
+
+#[track_caller]
+fn died(name: &'static str) -> (Pair, Job, String) {
+    let died = died_with(name, BEFORE);
+    // Rows come to where others were: between blocks of chunks that stay and of the one that is missing.
+    died.0.source.psql("VACUUM lineitem").unwrap();
+    died
+}
+
+/// Rows of `lineitem` that the run which went on has read.
+fn read_again(pair: &Pair, run: &str) -> u64 {
+    let oid = pair.source.psql("SELECT 'lineitem'::regclass::oid").unwrap();
+    let sql = format!(
+        "SELECT coalesce(sum(rows), 0) FROM tidemark.chunk WHERE relation_oid = {oid} AND run <> '{run}'"
+    );
+    count(pair, &sql)
+}
+
+#[test]
+fn a_half_copied_table_reads_what_is_missing_and_what_has_changed_and_no_more() {
+    let died = died("half");
+    let (pair, _, run) = &died;
+    pair.source.psql(&changes(1)).unwrap();
+    pair.source.psql("VACUUM lineitem").unwrap();
+    pair.source.psql(&changes(2)).unwrap();
+    let stays = count(pair, "SELECT count(*) FROM lineitem");
+    let said = goes_on(&died);
+    assert!(said.contains(GOES_ON), "{said}");
+    same_rows(pair);
+    let all = count(pair, "SELECT count(*) FROM lineitem");
+    let read = read_again(pair, run);
+    assert!(read > 0 && read < all - stays / 2, "{read} of {all} rows were read, {stays} stayed");
+    let key = "SELECT count(*) FROM pg_constraint WHERE conrelid = 'lineitem'::regclass AND contype = 'p'";
+    assert_eq!(count(pair, key), 1);
+    pair.source.psql(&changes(3)).unwrap();
+    died.1.run(&["sync", "--until", "now"]).expect(0);
+    same_rows(pair);
+}
+
+#[test]
+fn a_half_copied_table_that_nobody_has_changed_reads_only_what_is_missing() {
+    let died = died("quiet");
+    let (pair, _, run) = &died;
+    let stays = count(pair, "SELECT count(*) FROM lineitem");
+    let said = goes_on(&died);
+    assert!(said.contains(GOES_ON) && said.contains(" 0 keys are read again"), "{said}");
+    same_rows(pair);
+    assert_eq!(read_again(pair, run) + stays, count(pair, "SELECT count(*) FROM lineitem"));
+}
+
+#[test]
+fn a_half_copied_table_goes_on_while_it_is_written_to() {
+    let died = died("written");
+    let (pair, job, _) = &died;
+    let stop = AtomicBool::new(false);
+    let said = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut number = 0;
+            while !stop.load(Ordering::Relaxed) && number < 900 {
+                number += 1;
+                pair.source.psql(&STEADY.replace('@', &number.to_string())).unwrap();
+            }
+            number
+        });
+        let said = goes_on(&died);
+        stop.store(true, Ordering::Relaxed);
+        assert!(writer.join().unwrap() > 1);
+        said
+    });
+    assert!(said.contains(GOES_ON), "{said}");
+    job.run(&["sync", "--until", "now"]).expect(0);
+    same_rows(pair);
+}
+
+#[test]
+fn a_half_copied_table_that_does_not_fit_is_copied_anew_and_says_why() {
+    let renamed = "ALTER TABLE lineitem RENAME l_tax TO was; UPDATE lineitem SET was = 0.25 WHERE l_orderkey % 211 = 3; \
+        ALTER TABLE lineitem RENAME was TO l_tax";
+    let identity = "CREATE UNIQUE INDEX other ON lineitem (l_linenumber, l_orderkey, l_partkey); \
+        ALTER TABLE lineitem REPLICA IDENTITY USING INDEX other; UPDATE lineitem SET l_tax = 0.25 WHERE l_orderkey % 211 = 3; \
+        ALTER TABLE lineitem REPLICA IDENTITY NOTHING; INSERT INTO lineitem (SELECT l_orderkey, l_partkey, l_suppkey, 9000, \
+        l_quantity, l_extendedprice, l_discount, l_tax, l_returnflag, l_linestatus, l_shipdate, l_commitdate, l_receiptdate, \
+        l_shipinstruct, l_shipmode, l_comment FROM lineitem WHERE l_linenumber = 1 LIMIT 3); \
+        ALTER TABLE lineitem REPLICA IDENTITY DEFAULT; DROP INDEX other";
+    for (name, sql, because) in [
+        ("rewritten", "VACUUM FULL lineitem", "rewritten, truncated or altered"),
+        (
+            "truncated",
+            "BEGIN; CREATE TEMP TABLE kept AS TABLE lineitem; TRUNCATE lineitem; INSERT INTO lineitem TABLE kept; COMMIT",
+            "rewritten, truncated or altered",
+        ),
+        (
+            "column",
+            "ALTER TABLE lineitem ADD more integer DEFAULT 7; ALTER TABLE lineitem DROP more",
+            "rewritten, truncated or altered",
+        ),
+        (
+            "touched",
+            "UPDATE lineitem SET l_tax = 0.25 WHERE l_orderkey % 13 = 3",
+            "rows have changed since",
+        ),
+        ("renamed", renamed, "columns were others"),
+        ("identity", identity, "replica identity"),
+    ] {
+        let died = died(name);
+        let (pair, ..) = &died;
+        pair.source.psql(sql).unwrap();
+        pair.source.psql(&changes(1)).unwrap();
+        let said = goes_on(&died);
+        assert!(said.contains(ANEW) && said.contains(because), "{name}: {said}");
+        same_rows(pair);
+    }
+}
+
+#[test]
+fn a_process_that_dies_while_a_half_copied_table_goes_on_loses_nothing_and_doubles_nothing() {
+    let joining = "SELECT count(*) FROM tidemark.relation WHERE relation_name = 'lineitem' AND state = 'joining'";
+    let taken_out = "SELECT count(*) = 0 FROM lineitem WHERE l_orderkey % 401 = 1";
+    let loading = "SELECT count(*) FROM tidemark.chunk c, tidemark.progress p WHERE c.run <> p.run";
+    for (name, sql) in [("halfjoins", joining), ("takenout", taken_out), ("halfloads", loading)] {
+        let died = died(name);
+        let (pair, job, run) = &died;
+        pair.source.psql(&changes(1)).unwrap();
+        let is_there = || {
+            let answer = pair.target.psql(sql).unwrap_or_default();
+            !matches!(answer.as_str(), "0" | "f" | "")
+        };
+        let mut running = job.start(&["sync"]);
+        let came = reached(&mut running, is_there);
+        assert!(came, "{name}: {}", running.stderr());
+        kill(running);
+        pair.source.psql(&changes(2)).unwrap();
+        goes_on(&died);
+        assert_eq!(run_of(side(&pair.target), name), *run);
+        same_rows(pair);
+    }
+}
+
+#[test]
+fn a_half_copied_table_whose_snapshot_begins_anew_keeps_nothing() {
+    let died = died("anewhalf");
+    died.0.source.psql("ALTER TABLE region ADD more integer").unwrap();
+    died.0.source.psql(&changes(1)).unwrap();
+    begins_anew(&died, "definitions on the source have changed");
+}
