@@ -124,68 +124,124 @@ fn a_half_copied_table_goes_on_while_it_is_written_to() {
     same_rows(pair);
 }
 
+/// What was done meanwhile lets the table be copied from its first chunk, and is said.
+#[track_caller]
+fn is_copied_anew(name: &'static str, sql: &str, because: &str) {
+    let died = died(name);
+    let (pair, ..) = &died;
+    pair.source.psql(sql).unwrap();
+    pair.source.psql(&changes(1)).unwrap();
+    let said = goes_on(&died);
+    assert!(said.contains(ANEW) && said.contains(because), "{said}");
+    same_rows(pair);
+}
+
 #[test]
-fn a_half_copied_table_that_does_not_fit_is_copied_anew_and_says_why() {
-    let renamed = "ALTER TABLE lineitem RENAME l_tax TO was; UPDATE lineitem SET was = 0.25 WHERE l_orderkey % 211 = 3; \
+fn a_half_copied_table_that_was_rewritten_is_copied_anew_and_says_why() {
+    is_copied_anew("rewritten", "VACUUM FULL lineitem", "rewritten, truncated or altered");
+}
+
+#[test]
+fn a_half_copied_table_that_was_truncated_is_copied_anew_and_says_why() {
+    let sql = "BEGIN; CREATE TEMP TABLE kept AS TABLE lineitem; TRUNCATE lineitem; INSERT INTO lineitem TABLE kept; COMMIT";
+    is_copied_anew("truncated", sql, "rewritten, truncated or altered");
+}
+
+#[test]
+fn a_half_copied_table_that_had_another_column_is_copied_anew_and_says_why() {
+    let sql = "ALTER TABLE lineitem ADD more integer DEFAULT 7; ALTER TABLE lineitem DROP more";
+    is_copied_anew("column", sql, "rewritten, truncated or altered");
+}
+
+#[test]
+fn a_half_copied_table_of_which_much_has_changed_is_copied_anew_and_says_why() {
+    let sql = "UPDATE lineitem SET l_tax = 0.25 WHERE l_orderkey % 13 = 3";
+    is_copied_anew("touched", sql, "rows have changed since");
+}
+
+#[test]
+fn a_half_copied_table_with_another_column_name_for_a_while_is_copied_anew_and_says_why() {
+    let sql = "ALTER TABLE lineitem RENAME l_tax TO was; UPDATE lineitem SET was = 0.25 WHERE l_orderkey % 211 = 3; \
         ALTER TABLE lineitem RENAME was TO l_tax";
-    let identity = "CREATE UNIQUE INDEX other ON lineitem (l_linenumber, l_orderkey, l_partkey); \
+    is_copied_anew("renamed", sql, "columns were others");
+}
+
+#[test]
+fn a_half_copied_table_with_another_identity_for_a_while_is_copied_anew_and_says_why() {
+    let sql = "CREATE UNIQUE INDEX other ON lineitem (l_linenumber, l_orderkey, l_partkey); \
         ALTER TABLE lineitem REPLICA IDENTITY USING INDEX other; UPDATE lineitem SET l_tax = 0.25 WHERE l_orderkey % 211 = 3; \
         ALTER TABLE lineitem REPLICA IDENTITY NOTHING; INSERT INTO lineitem (SELECT l_orderkey, l_partkey, l_suppkey, 9000, \
         l_quantity, l_extendedprice, l_discount, l_tax, l_returnflag, l_linestatus, l_shipdate, l_commitdate, l_receiptdate, \
         l_shipinstruct, l_shipmode, l_comment FROM lineitem WHERE l_linenumber = 1 LIMIT 3); \
         ALTER TABLE lineitem REPLICA IDENTITY DEFAULT; DROP INDEX other";
-    for (name, sql, because) in [
-        ("rewritten", "VACUUM FULL lineitem", "rewritten, truncated or altered"),
-        (
-            "truncated",
-            "BEGIN; CREATE TEMP TABLE kept AS TABLE lineitem; TRUNCATE lineitem; INSERT INTO lineitem TABLE kept; COMMIT",
-            "rewritten, truncated or altered",
-        ),
-        (
-            "column",
-            "ALTER TABLE lineitem ADD more integer DEFAULT 7; ALTER TABLE lineitem DROP more",
-            "rewritten, truncated or altered",
-        ),
-        (
-            "touched",
-            "UPDATE lineitem SET l_tax = 0.25 WHERE l_orderkey % 13 = 3",
-            "rows have changed since",
-        ),
-        ("renamed", renamed, "columns were others"),
-        ("identity", identity, "replica identity"),
-    ] {
-        let died = died(name);
-        let (pair, ..) = &died;
-        pair.source.psql(sql).unwrap();
-        pair.source.psql(&changes(1)).unwrap();
-        let said = goes_on(&died);
-        assert!(said.contains(ANEW) && said.contains(because), "{name}: {said}");
-        same_rows(pair);
-    }
+    is_copied_anew("identity", sql, "replica identity");
+}
+
+/// `lineitem` is a partition, with a generated column.
+const PARTITION: &str = "
+ALTER TABLE lineitem ADD total numeric GENERATED ALWAYS AS (l_quantity * l_tax) STORED;
+CREATE TABLE items (LIKE lineitem INCLUDING GENERATED) PARTITION BY RANGE (l_orderkey);
+ALTER TABLE items ATTACH PARTITION lineitem FOR VALUES FROM (MINVALUE) TO (10000000);
+CREATE TABLE items_2 PARTITION OF items FOR VALUES FROM (10000000) TO (MAXVALUE);
+ALTER TABLE items_2 ADD PRIMARY KEY (l_orderkey, l_linenumber);
+DELETE FROM items WHERE l_orderkey % 29 = 7;
+UPDATE items SET l_orderkey = l_orderkey + 20000000 WHERE l_orderkey % 53 = 1;
+";
+
+/// Rows go to another partition, come from it, and change.
+const MOVES: &str = "
+UPDATE items SET l_orderkey = l_orderkey + 10000000 WHERE l_orderkey < 10000000 AND l_orderkey % 421 = 3;
+UPDATE items SET l_orderkey = l_orderkey - 20000000 WHERE l_orderkey > 20000000 AND l_orderkey % 3 = 1;
+UPDATE items SET l_tax = l_tax + 0.01, l_linenumber = l_linenumber + 100 WHERE l_orderkey < 10000000 AND l_orderkey % 307 = 5;
+DELETE FROM items WHERE l_orderkey % 401 = 9;
+";
+
+#[test]
+fn a_half_copied_partition_goes_on_whose_rows_go_and_come() {
+    let died = died_with("part", PARTITION);
+    died.0.source.psql("VACUUM lineitem").unwrap();
+    died.0.source.psql(MOVES).unwrap();
+    let said = goes_on(&died);
+    assert!(said.contains(GOES_ON), "{said}");
+    same_rows(&died.0);
 }
 
 #[test]
-fn a_process_that_dies_while_a_half_copied_table_goes_on_loses_nothing_and_doubles_nothing() {
+fn a_process_that_dies_before_rows_are_taken_out_of_a_half_copied_table_lets_it_begin_anew() {
     let joining = "SELECT count(*) FROM tidemark.relation WHERE relation_name = 'lineitem' AND state = 'joining'";
-    let taken_out = "SELECT count(*) = 0 FROM lineitem WHERE l_orderkey % 401 = 1";
+    dies_again("halfjoins", joining);
+}
+
+#[test]
+fn a_process_that_dies_once_rows_were_taken_out_of_a_half_copied_table_lets_it_begin_anew() {
+    dies_again("takenout", "SELECT count(*) = 0 FROM lineitem WHERE l_orderkey % 401 = 1");
+}
+
+#[test]
+fn a_process_that_dies_while_a_half_copied_table_goes_on_lets_it_begin_anew() {
     let loading = "SELECT count(*) FROM tidemark.chunk c, tidemark.progress p WHERE c.run <> p.run";
-    for (name, sql) in [("halfjoins", joining), ("takenout", taken_out), ("halfloads", loading)] {
-        let died = died(name);
-        let (pair, job, run) = &died;
-        pair.source.psql(&changes(1)).unwrap();
-        let is_there = || {
-            let answer = pair.target.psql(sql).unwrap_or_default();
-            !matches!(answer.as_str(), "0" | "f" | "")
-        };
-        let mut running = job.start(&["sync"]);
-        let came = reached(&mut running, is_there);
-        assert!(came, "{name}: {}", running.stderr());
-        kill(running);
-        pair.source.psql(&changes(2)).unwrap();
-        goes_on(&died);
-        assert_eq!(run_of(side(&pair.target), name), *run);
-        same_rows(pair);
-    }
+    dies_again("halfloads", loading);
+}
+
+/// Once `sql` on the target says that it is there.
+#[track_caller]
+fn dies_again(name: &'static str, sql: &str) {
+    let died = died(name);
+    let (pair, job, run) = &died;
+    pair.source.psql(&changes(1)).unwrap();
+    let is_there = || {
+        let answer = pair.target.psql(sql).unwrap_or_default();
+        !matches!(answer.as_str(), "0" | "f" | "")
+    };
+    let mut running = job.start(&["sync"]);
+    let came = reached(&mut running, is_there);
+    assert!(came, "{}", running.stderr());
+    kill(running);
+    pair.source.psql(&changes(2)).unwrap();
+    let said = goes_on(&died);
+    assert!(!said.contains(GOES_ON), "{said}");
+    assert_eq!(run_of(side(&pair.target), name), *run);
+    same_rows(pair);
 }
 
 #[test]
