@@ -177,6 +177,34 @@ fn a_half_copied_table_with_another_identity_for_a_while_is_copied_anew_and_says
     is_copied_anew("identity", sql, "replica identity");
 }
 
+#[test]
+fn a_half_copied_table_that_is_unlogged_on_the_target_is_copied_anew_and_says_why() {
+    let died = died("unlogged");
+    // A crash of the target would leave the markers and none of the rows.
+    died.0.target.psql("ALTER TABLE lineitem SET UNLOGGED").unwrap();
+    let said = goes_on(&died);
+    assert!(said.contains(ANEW) && said.contains("no chunks of it that may stay"), "{said}");
+    same_rows(&died.0);
+}
+
+#[test]
+fn chunks_that_a_crash_of_the_target_took_are_read_again_whatever_the_ledger_knows() {
+    let died = died("unflushed");
+    let (pair, ..) = &died;
+    // Commits of chunks do not wait for the disk: the last one is lost with its marker.
+    let lost = "WITH lost AS (DELETE FROM tidemark.chunk c WHERE chunk = (SELECT max(chunk) FROM tidemark.chunk o \
+          WHERE o.relation_oid = c.relation_oid) AND relation_oid = LINEITEM RETURNING xid), \
+        gone AS (DELETE FROM lineitem USING lost WHERE lineitem.xmin::text::int8 = lost.xid RETURNING 1) \
+        SELECT count(*) FROM gone";
+    let oid = pair.source.psql("SELECT 'lineitem'::regclass::oid").unwrap();
+    let gone: u64 = pair.target.psql(&lost.replace("LINEITEM", &oid)).unwrap().parse().unwrap();
+    assert!(gone > 0);
+    pair.source.psql(&changes(1)).unwrap();
+    let said = goes_on(&died);
+    assert!(said.contains(GOES_ON), "{said}");
+    same_rows(pair);
+}
+
 /// `lineitem` is a partition, with a generated column.
 const PARTITION: &str = "
 ALTER TABLE lineitem ADD total numeric GENERATED ALWAYS AS (l_quantity * l_tax) STORED;

@@ -45,7 +45,8 @@ const ANEW_EVENT: &str = "anew";
 const TOUCHED_SHARE: u64 = 20;
 /// So many keys are read at a time.
 const KEYS_PER_CHUNK: usize = 1000;
-/// Types of key columns: their equality is one of `pg_catalog`, and the same on both sides.
+/// Types of key columns: their equality is one of `pg_catalog`, and the same on both sides (where a collation does not make
+/// different texts equal, as only those of users can).
 const KEY_TYPES: [&str; 12] = [
     "int2",
     "int4",
@@ -60,6 +61,8 @@ const KEY_TYPES: [&str; 12] = [
     "numeric",
     "bytea",
 ];
+/// Whose collations tell all texts apart that are not the same bytes.
+const PLAIN_COLLATIONS: &str = "pg_catalog.";
 
 /// What is kept in the journal of a table of several chunks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,7 +160,9 @@ pub(crate) fn touched_key(relation: &Relation) -> Option<&[String]> {
     let is_plain = |name: &String| {
         let column = relation.columns.iter().find(|column| column.name == *name);
         column.is_some_and(|column| {
-            !column.is_nullable && KEY_TYPES.iter().any(|known| column.data_type.is_builtin(known))
+            let is_plain = KEY_TYPES.iter().any(|known| column.data_type.is_builtin(known));
+            let collation = column.collation.as_deref().unwrap_or(PLAIN_COLLATIONS);
+            !column.is_nullable && is_plain && collation.starts_with(PLAIN_COLLATIONS)
         })
     };
     key.columns.iter().all(is_plain).then_some(&key.columns)
@@ -184,7 +189,8 @@ impl Run<'_> {
         if !is_first || !is_made {
             return Ok(());
         }
-        let is_large = |plan: &&TablePlan| is_by_blocks(&chunks[&plan.relation.oid]);
+        let is_large =
+            |plan: &&TablePlan| plan.filter.is_none() && is_by_blocks(&chunks[&plan.relation.oid]);
         let large: Vec<&TablePlan> = plans.iter().filter(is_large).collect();
         if large.is_empty() {
             return Ok(());
@@ -275,8 +281,12 @@ impl Run<'_> {
             let oid = half.oid();
             let kept = sink.kept_chunks(oid);
             let plan = start.tables.iter().find(|plan| plan.relation.oid == oid);
-            let Some(plan) = plan.filter(|_| !kept.is_empty()) else { continue };
+            let Some(plan) = plan else { continue };
             let name = &plan.relation.name;
+            if kept.is_empty() {
+                say_anew(name, "the target has no chunks of it that may stay");
+                continue;
+            }
             let keys =
                 touched.remove(&oid).unwrap_or_else(|| Err("the stream was not read".into()));
             match keys.and_then(|keys| few(keys, &kept, half)) {

@@ -1,7 +1,7 @@
 //! Tables of which a first snapshot that died has left whole chunks.
 //!
-//! **Invariant:** the chunks of a table stay only where nothing but the run that made its record has ever written to it, and
-//! only once no chunk of that run can commit any more. What is taken out is out, durably, before the first chunk of the run
+//! **Invariant:** the chunks of a table stay only where nothing but the run that made its record has ever written to it, its
+//! rows are in the WAL as their markers are, and no chunk of that run can commit any more. What is taken out is out, durably, before the first chunk of the run
 //! that goes on is begun; the mark that the table is whole comes after both.
 //!
 //! A process that dies in between leaves the table `joining`: the next one empties it.
@@ -60,11 +60,14 @@ pub(super) async fn left(client: &Client, start: &SnapshotStart, run: &str) -> R
     Ok(kept)
 }
 
-/// The tables that were never to join.
+/// The tables that were never to join. A crash of the target empties an unlogged one and leaves the markers.
 async fn untouched(client: &Client, job: &str) -> Result<HashSet<RelationName>> {
     let rows = client
         .query(
-            "SELECT schema_name, relation_name FROM tidemark.relation WHERE job = $1 AND state IS NULL",
+            "SELECT r.schema_name, r.relation_name FROM tidemark.relation r \
+             JOIN pg_namespace n ON n.nspname = r.schema_name \
+             JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = r.relation_name \
+             WHERE r.job = $1 AND r.state IS NULL AND c.relpersistence = 'p'",
             &[&job],
         )
         .await
@@ -117,9 +120,13 @@ pub(super) async fn take_out(
         texts.join(", ")
     );
     let rows = client.query(&read, &[]).await.map_err(failed)?;
+    let key = |row: &tidemark_wire::tokio_postgres::Row| {
+        (0..columns.len()).map(|index| row.try_get(index)).collect::<Result<Vec<String>, _>>()
+    };
+    let taken = rows.iter().map(key).collect::<Result<_, _>>().map_err(failed)?;
     client.batch_execute("COMMIT").await.map_err(failed)?;
     pool.give_back(client);
-    Ok(rows.iter().map(|row| (0..columns.len()).map(|index| row.get(index)).collect()).collect())
+    Ok(taken)
 }
 
 /// Loads the keys into the temporary table.

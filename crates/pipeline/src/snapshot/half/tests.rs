@@ -93,6 +93,14 @@ fn only_keys_that_the_stream_has_and_both_sides_compare_alike_are_taken() {
     let mut nullable = relation(&plain, ReplicaIdentity::Default);
     nullable.columns[1].is_nullable = true;
     assert!(touched_key(&nullable).is_none());
+    let collated = |name: &str| {
+        let mut relation = relation(&plain, ReplicaIdentity::Default);
+        relation.columns[1].collation = Some(name.to_owned());
+        relation
+    };
+    assert!(touched_key(&collated("pg_catalog.default")).is_some());
+    // Upper and lower case may be equal there, and not be on the other server.
+    assert!(touched_key(&collated("public.ignoring_case")).is_none());
 }
 
 #[test]
