@@ -11,7 +11,7 @@ use tidemark_model::Lsn;
 use crate::cleanup::CLEANED;
 use crate::job::Job;
 use crate::progress::{Phase, ProgressView};
-use crate::snapshot::blocking;
+use crate::snapshot::{blocking, half_copied};
 use crate::stream::{Ladder, LadderView, made_run};
 use crate::{Error, Kind, Result};
 
@@ -158,7 +158,9 @@ pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
         .hint("start it with tidemark sync"));
     };
     let relations = reader.relations()?;
-    let goes_on = made_run(&reader.journal()?) == Some(run.run.as_str());
+    let journal = reader.journal()?;
+    let goes_on = made_run(&journal) == Some(run.run.as_str());
+    let is_half_copied = half_copied(journal, &relations, &run.run) > 0;
     let is_copied = run.finished_at_ms.is_some();
     let follows = run.phase == "follow";
     let is_cleaned = run.phase == CLEANED;
@@ -189,6 +191,9 @@ pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
             }
             (false, false) if goes_on && snapshot.tables_done > 0 => {
                 "not running; the same sync keeps the tables that are done and copies the others; until then the slot stays, and the source keeps its WAL for it (tidemark cleanup --yes gives the job up)"
+            }
+            (false, false) if goes_on && is_half_copied => {
+                "not running; the same sync keeps the chunks that are done of large tables and copies the rest; until then the slot stays, and the source keeps its WAL for it (tidemark cleanup --yes gives the job up)"
             }
             (false, false) => "not running; the same sync starts the snapshot over",
         }

@@ -88,17 +88,26 @@ CREATE EVENT TRIGGER closes ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXEC
 ALTER EVENT TRIGGER closes ENABLE ALWAYS;
 ";
 
-/// A job that waits in its first snapshot: `lineitem` is half there, all others are whole.
+/// How many tables are whole when all but `lineitem` are.
+fn others(pair: &Pair) -> u64 {
+    let unlogged = "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relpersistence = 'u'";
+    tables(pair) - 1 - pair.source.psql(unlogged).unwrap().parse::<u64>().unwrap()
+}
+
+/// A job that waits in its first snapshot: `lineitem` is half there, so many others are whole.
 #[track_caller]
-fn waits_in_lineitem<'a>(pair: &'a Pair, job: &Job, name: &str) -> (Running, Blocker<'a>) {
+pub(crate) fn waits_in_lineitem<'a>(
+    pair: &'a Pair,
+    job: &Job,
+    name: &str,
+    others: u64,
+) -> (Running, Blocker<'a>) {
     let oid = pair.source.psql("SELECT 'lineitem'::regclass::oid").unwrap();
     pair.target.psql(&GATE.replace("GATED", &oid)).unwrap();
     // Records of an earlier job are there already, and so is their table.
     pair.target.psql("CREATE TABLE gate.now (); DROP TABLE gate.now").unwrap();
     let blocker = Blocker::start(&pair.target, "SELECT pg_advisory_lock(77)");
     let mut running = job.start(&["sync"]);
-    let unlogged = "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relpersistence = 'u'";
-    let others = tables(pair) - 1 - pair.source.psql(unlogged).unwrap().parse::<u64>().unwrap();
     let came =
         reached(&mut running, || chunks_of(pair, name, "lineitem") >= 1 && whole(pair) == others);
     assert!(came, "{}", running.stderr());
@@ -107,7 +116,7 @@ fn waits_in_lineitem<'a>(pair: &'a Pair, job: &Job, name: &str) -> (Running, Blo
 
 /// The job has ended, and nothing holds the next one up.
 #[track_caller]
-fn opens(pair: &Pair, mut blocker: Blocker<'_>) {
+pub(crate) fn opens(pair: &Pair, mut blocker: Blocker<'_>) {
     // A session that waits would go on with what it was told.
     let ends = "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity \
         WHERE application_name LIKE 'tidemark%' AND datname = current_database()";
@@ -119,7 +128,7 @@ fn opens(pair: &Pair, mut blocker: Blocker<'_>) {
 /// A job that was killed in its first snapshot: `lineitem` was half there, all others were whole.
 #[track_caller]
 fn dies_in_lineitem(pair: &Pair, job: &Job, name: &str) {
-    let (running, blocker) = waits_in_lineitem(pair, job, name);
+    let (running, blocker) = waits_in_lineitem(pair, job, name, others(pair));
     kill(running);
     opens(pair, blocker);
 }
@@ -300,14 +309,17 @@ fn a_stop_keeps_what_is_whole_and_says_how_to_go_on_and_how_to_give_up() {
     let pair = Pair::new(name);
     pair.source.psql(AROUND).unwrap();
     let job = pair.job().configured(READERS);
-    let (running, blocker) = waits_in_lineitem(&pair, &job, name);
+    let (running, blocker) = waits_in_lineitem(&pair, &job, name, others(&pair));
     running.signal(Signal::INT);
     let stopped = running.end().expect(130);
     opens(&pair, blocker);
     let slot = "SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'tidemark_stopped'";
     let from = pair.source.psql(slot).unwrap();
     stopped.says(&[
-        &format!("{} tables are whole and stay: the same tidemark sync", whole(&pair)),
+        &format!(
+            "{} tables are whole and 1 half copied, and stay: the same tidemark sync",
+            whole(&pair)
+        ),
         &format!("slot tidemark_stopped stays on the source, which keeps its WAL from {from} on"),
         "tidemark cleanup --yes gives the job up and drops the slot",
     ]);
@@ -346,7 +358,7 @@ fn a_snapshot_whose_holder_is_lost_goes_on_with_what_is_whole() {
     let pair = Pair::new(name);
     pair.source.psql(AROUND).unwrap();
     let job = pair.job().configured(READERS);
-    let (mut running, mut blocker) = waits_in_lineitem(&pair, &job, name);
+    let (mut running, mut blocker) = waits_in_lineitem(&pair, &job, name, others(&pair));
     let run = run_of(side(&pair.target), name);
     assert_eq!(pair.source.psql(END_HOLDER).unwrap(), "t");
     let joins = "SELECT count(*) FROM tidemark.relation WHERE relation_name = 'lineitem' AND state = 'joining'";

@@ -20,7 +20,7 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
-use tidemark_ledger::Ledger;
+use tidemark_ledger::{JournalEntry, Ledger, RelationRecord};
 use tidemark_model::sql::{Ident, Literal};
 use tidemark_model::{
     ChunkId, ChunkRange, ChunkSpec, Oid, Relation, RelationName, ReplicaIdentity, SelectColumn,
@@ -115,9 +115,9 @@ pub(super) struct Rest {
 }
 
 /// The tables of this run that may go on by chunk, as far as the ledger knows.
-pub(crate) fn planned(ledger: &Ledger, run: &str) -> Result<Vec<ChunkPlan>> {
+pub(crate) fn planned(journal: Vec<JournalEntry>, run: &str) -> Vec<ChunkPlan> {
     let mut plans: HashMap<Oid, ChunkPlan> = HashMap::new();
-    for entry in ledger.journal()? {
+    for entry in journal {
         if entry.detail["run"] != run {
             continue;
         }
@@ -135,7 +135,20 @@ pub(crate) fn planned(ledger: &Ledger, run: &str) -> Result<Vec<ChunkPlan>> {
             _ => {}
         }
     }
-    Ok(plans.into_values().collect())
+    plans.into_values().collect()
+}
+
+/// How many of them are half copied, as far as the ledger knows.
+pub(crate) fn half_copied(
+    journal: Vec<JournalEntry>,
+    relations: &[RelationRecord],
+    run: &str,
+) -> usize {
+    let is_begun = |plan: &ChunkPlan| {
+        let mut known = relations.iter().filter(|known| known.plan.oid == plan.oid);
+        known.any(|known| known.chunks_done > 0 && !known.is_finished)
+    };
+    planned(journal, run).iter().filter(|plan| is_begun(plan)).count()
 }
 
 /// Notes that these tables of the run do not go on by chunk any more, whatever the target has of them.

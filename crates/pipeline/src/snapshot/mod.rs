@@ -41,7 +41,9 @@ use archive::Archive;
 pub use chunk::{ChunkRunner, run_chunk};
 pub(crate) use engine::blocking;
 use engine::{Engine, TableWork};
-pub(crate) use half::{Half, Halves, Touched, note_anew, planned, say_anew, touched_key};
+pub(crate) use half::{
+    Half, Halves, Touched, half_copied, note_anew, planned, say_anew, touched_key,
+};
 pub(crate) use joining::{Completes, Joining};
 use ranges::{leaf_bounds, plan_chunks};
 use readers::ReaderOptions;
@@ -248,7 +250,8 @@ impl Run<'_> {
             Some(joining) => {
                 let halves = self.fitting(&client, &plans).await?;
                 // Tried once: a process that comes after this one begins them anew.
-                half::note_anew(self.ledger, &joining.run, halves.clone()).await?;
+                let tried = joining.halves.tables.iter().map(Half::oid).collect();
+                half::note_anew(self.ledger, &joining.run, tried).await?;
                 let source = (&self.job.source, &client);
                 Some(joining.join(source, snapshot, &catalog, &plans, halves).await?)
             }

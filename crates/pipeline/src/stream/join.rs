@@ -24,9 +24,10 @@ use tokio::sync::oneshot;
 use super::Sync;
 use super::resume::{self, Resumable};
 use super::session::{self, Session};
+use super::unfinished::Left;
 use crate::progress::Phase;
 use crate::snapshot::{Continuation, Half, Halves, Joining, Point, Report, Tools};
-use crate::{Error, Result};
+use crate::{Error, Kind, Result};
 
 impl Sync<'_> {
     /// Begins to receive, and lets tables join that the target does not have whole.
@@ -90,8 +91,14 @@ impl Sync<'_> {
                 // What is made anew after this error finds the target free.
                 tools.sink.let_go();
                 // Of a first snapshot, which may have more whole tables by now.
-                let (error, stays) = self.stays(tools, error).await;
-                Err(if stays { error } else { error.of_a_join() })
+                match self.left(tools, &error).await {
+                    Left::Stays(left) => Err(error.staying(&left)),
+                    Left::Nothing if error.kind == Kind::Interrupted => {
+                        self.leave_nothing().await;
+                        Err(error)
+                    }
+                    _ => Err(error.of_a_join()),
+                }
             }
         }
     }

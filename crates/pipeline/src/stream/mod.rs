@@ -62,6 +62,7 @@ pub(crate) use unfinished::made_run;
 use apply::Ended;
 use resume::Resumable;
 use session::Session;
+use unfinished::Left;
 
 /// Without progress for so long, errors that may pass are believed.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -397,14 +398,10 @@ impl Sync<'_> {
                 Ok(session)
             }
             Err(error) => {
-                let (error, stays) = self.stays(tools, error).await;
-                if stays {
-                    return Err(error);
+                if let Left::Stays(left) = self.left(tools, &error).await {
+                    return Err(error.staying(&left));
                 }
-                // Nothing continues from it, and the source would keep its WAL for it.
-                if let Err(left) = self.drop_slot_and_publication().await {
-                    tracing::warn!(error = %left, "the slot of the unfinished snapshot could not be dropped; the next run or tidemark cleanup does");
-                }
+                self.leave_nothing().await;
                 Err(error)
             }
         }
@@ -462,6 +459,13 @@ impl Sync<'_> {
             self.drop_slot_and_publication().await?;
         }
         Ok(())
+    }
+
+    /// Nothing continues from the slot, and the source would keep its WAL for it.
+    async fn leave_nothing(&self) {
+        if let Err(left) = self.drop_slot_and_publication().await {
+            tracing::warn!(error = %left, "the slot of the unfinished snapshot could not be dropped; the next run or tidemark cleanup does");
+        }
     }
 
     async fn drop_slot_and_publication(&self) -> Result<()> {

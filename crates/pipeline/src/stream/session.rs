@@ -26,7 +26,7 @@ use super::ladder::{DurableLsn, Ladder};
 use super::queue::Queue;
 use super::resume::{next_xid, own_origins, publication_name, slot_name};
 use super::spool::{Identity, Spool};
-use super::touched::gather;
+use super::touched::{gather, is_worth_waiting};
 use super::watch::{SpoolPlace, Watch};
 use crate::job::{Job, Target};
 use crate::snapshot::{Half, Report, Tools, Touched};
@@ -39,8 +39,6 @@ const QUEUE_SHARE: u64 = 4;
 const BATCH_SHARE: u64 = 4;
 const OPEN_SHARE: u64 = 8;
 const TOUCHED_SHARE: u64 = 8;
-/// A half-copied table goes on by chunk where no more than this, or than the table, is still to be received.
-const WORTH_WAITING: u64 = 256 << 20;
 /// Several batches are under way at once.
 const BATCHES: u64 = 4;
 /// How often is looked whether the stream has passed a join.
@@ -232,8 +230,8 @@ impl Session {
             halves.iter().map(|(half, _)| (half.oid(), Err(because.to_owned()))).collect()
         };
         let plans: Vec<&TablePlan> = halves.iter().map(|(_, plan)| *plan).collect();
-        let gain: u64 = plans.iter().map(|plan| plan.relation.heap_bytes).sum();
-        if up_to.bytes_since(self.queue.spools().1) > gain.max(WORTH_WAITING) {
+        let bytes = plans.iter().map(|plan| plan.relation.heap_bytes).sum();
+        if !is_worth_waiting(bytes, self.queue.spools().1, up_to) {
             return Ok(all("the stream is further behind than the table is large"));
         }
         let client = job.source.connect().await?;

@@ -25,6 +25,8 @@ use crate::{Error, Kind, Result};
 
 /// How often is looked how far the stream has come.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// A half-copied table goes on by chunk where no more than this, or than the table, is still to be received.
+const WORTH_WAITING: u64 = 256 << 20;
 /// What a key takes besides its bytes, until it is part of the statements that read its row.
 const KEY_BYTES: u64 = 160;
 
@@ -138,6 +140,11 @@ fn add_text(row: &mut BytesMut, (index, count): (usize, usize), value: &[u8]) {
         }
     }
     row.extend_from_slice(if index + 1 == count { b"\n" } else { b"\t" });
+}
+
+/// Whether it is worth waiting until the stream has come to `up_to`, instead of copying tables of so many bytes anew.
+pub(super) fn is_worth_waiting(table_bytes: u64, received: Lsn, up_to: Lsn) -> bool {
+    up_to.bytes_since(received) <= table_bytes.max(WORTH_WAITING)
 }
 
 /// Waits until the stream has come to `up_to`; gives why it will not, where what comes has no room.

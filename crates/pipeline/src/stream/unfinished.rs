@@ -15,9 +15,11 @@ use std::time::Duration;
 
 use tidemark_model::{Oid, Persistence, RelationName, TablePlan};
 use tidemark_sink::{Stored, StoredStage};
-use tidemark_source::{PublicationState, identify, inspect_slot};
+use tidemark_source::{PublicationState, head, identify, inspect_slot};
 
 use super::resume::{self, Resumable};
+use super::spool::Spool;
+use super::touched::is_worth_waiting;
 use super::{SLOT_EVENT, Sync};
 use crate::snapshot::{self, Completes, Half, Tools, blocking};
 use crate::{Error, Kind, Result};
@@ -27,10 +29,21 @@ const LOOK: Duration = Duration::from_secs(5);
 /// What the journal says once a slot is there and the target is prepared for its snapshot.
 const MADE: &str = "made";
 
+/// What is there of a first snapshot that ended before its end.
+pub(super) enum Left {
+    /// What the next start can go on with, in words.
+    Stays(String),
+    /// Nothing.
+    Nothing,
+    /// It is not known, or not for this process to say.
+    Unknown,
+}
+
 impl Sync<'_> {
     /// What a snapshot that died has left, if the job can go on from it.
     pub(super) async fn unfinished(&self, mut stored: Stored) -> Result<Option<Resumable>> {
-        if stored.tables.as_ref().is_none_or(Vec::is_empty) {
+        let is_nothing_whole = stored.tables.get_or_insert_default().is_empty();
+        if is_nothing_whole && self.half_copied(&stored.run).await? == 0 {
             tracing::info!(
                 "a snapshot was left unfinished before a table was whole; it begins anew"
             );
@@ -56,6 +69,13 @@ impl Sync<'_> {
             tracing::warn!(%table, "the source was promoted while a table was joining; the unfinished snapshot begins anew");
             return Ok(None);
         }
+        resumable.halves = self.halves(&stored.run, &resumable.joining).await?;
+        if is_nothing_whole && !self.is_worth_it(&resumable).await? {
+            tracing::info!(
+                "a snapshot was left unfinished with nothing to go on with; it begins anew"
+            );
+            return Ok(None);
+        }
         let whole = Arc::clone(&resumable.start.plans);
         let joining: Vec<&RelationName> =
             resumable.joining.iter().map(|plan| &plan.relation.name).collect();
@@ -65,62 +85,92 @@ impl Sync<'_> {
             whole.len() + joining.len(),
             joining.len()
         );
-        resumable.halves = self.halves(&stored.run, &resumable.joining).await?;
         resumable.completes = Some(self.left_in_ledger(whole).await?);
         Ok(Some(resumable))
     }
 
     /// What stays of a first snapshot that was stopped, or whose holder was lost, if the next start can go on with it: then
-    /// the slot stays, too, and the error says so.
-    pub(super) async fn stays(&self, tools: &Tools, error: Error) -> (Error, bool) {
+    /// the slot stays, too.
+    pub(super) async fn left(&self, tools: &Tools, error: &Error) -> Left {
         let is_meant = error.kind == Kind::Interrupted || error.lost_snapshot;
         if !is_meant || error.begin_anew {
-            return (error, false);
+            return Left::Unknown;
         }
-        let left = match tokio::time::timeout(LOOK, self.look_what_stays(tools)).await {
-            Ok(Ok(Some(left))) => left,
-            Ok(Ok(None)) => return (error, false),
+        match tokio::time::timeout(LOOK, self.look_what_stays(tools)).await {
+            Ok(Ok(left)) => left,
             Ok(Err(cause)) => {
                 tracing::warn!(%cause, "what is whole on the target could not be asked");
-                return (error, false);
+                Left::Unknown
             }
             Err(_) => {
                 tracing::warn!("what is whole on the target could not be asked in time");
-                return (error, false);
+                Left::Unknown
             }
-        };
-        (error.staying(&left), true)
+        }
     }
 
-    async fn look_what_stays(&self, tools: &Tools) -> Result<Option<String>> {
-        let Some(stored) = tools.sink.stored().await? else { return Ok(None) };
+    async fn look_what_stays(&self, tools: &Tools) -> Result<Left> {
+        let Some(stored) = tools.sink.stored().await? else { return Ok(Left::Unknown) };
+        if stored.stage != StoredStage::Snapshot || self.made_by(&stored.run).await?.is_none() {
+            return Ok(Left::Unknown);
+        }
         let whole = stored.tables.as_ref().map_or(0, Vec::len);
-        let is_begun = stored.stage == StoredStage::Snapshot && whole > 0;
-        if !is_begun || self.made_by(&stored.run).await?.is_none() {
-            return Ok(None);
+        let half = self.half_copied(&stored.run).await?;
+        if whole + half == 0 {
+            return Ok(Left::Nothing);
         }
         let slot = resume::slot_name(self.job);
         let client = self.job.source.connect().await?;
         let state = inspect_slot(&client, &slot).await?;
         let Some(state) = state.filter(|state| state.invalid_because().is_none()) else {
-            return Ok(None);
+            return Ok(Left::Unknown);
         };
         let from = state.restart_lsn.map_or_else(String::new, |lsn| format!(" from {lsn} on"));
         let drops = match self.job.stream.slot {
             None => "gives the job up and drops the slot",
             Some(_) => "gives the job up; the slot, which is not ours, is then yours to drop",
         };
-        Ok(Some(format!(
-            "{whole} tables are whole and stay: the same tidemark sync copies the others and goes on. Until then slot {slot} \
-             stays on the source, which keeps its WAL{from} for it; tidemark cleanup --yes {drops}"
+        let stay = match half {
+            0 => format!(
+                "{whole} tables are whole and stay: the same tidemark sync copies the others"
+            ),
+            _ => format!(
+                "{whole} tables are whole and {half} half copied, and stay: the same tidemark sync copies the rest"
+            ),
+        };
+        Ok(Left::Stays(format!(
+            "{stay} and goes on. Until then slot {slot} stays on the source, which keeps its WAL{from} for it; \
+             tidemark cleanup --yes {drops}"
         )))
+    }
+
+    /// Whether half-copied tables alone are worth going on with: all others are copied anyway.
+    async fn is_worth_it(&self, resumable: &Resumable) -> Result<bool> {
+        let client = self.job.source.connect().await?;
+        let received = resumable.spool.as_ref().map_or(resumable.start.position, Spool::end);
+        let is_half =
+            |plan: &&TablePlan| resumable.halves.iter().any(|half| half.oid() == plan.relation.oid);
+        let tables = resumable.joining.iter().filter(is_half);
+        let bytes = tables.map(|plan| plan.relation.heap_bytes).sum();
+        let is_near = is_worth_waiting(bytes, received, head(&client).await?);
+        Ok(is_near && !resumable.halves.is_empty())
+    }
+
+    /// How many tables of the run are half copied and may go on by chunk, as far as the ledger knows.
+    async fn half_copied(&self, run: &str) -> Result<usize> {
+        let (ledger, run) = (Arc::clone(self.ledger), run.to_owned());
+        let count = blocking(move || {
+            let (journal, relations) = (ledger.journal()?, ledger.relations()?);
+            Ok::<_, tidemark_ledger::Error>(snapshot::half_copied(journal, &relations, &run))
+        });
+        Ok(count.await??)
     }
 
     /// The tables that may go on by chunk: the run has planned them, nobody has begun them anew since, and they were published
     /// all the time. Of the others it is noted that they do not, before how they are published is noted anew.
     async fn halves(&self, run: &str, joining: &[TablePlan]) -> Result<Vec<Half>> {
-        let (ledger, name) = (Arc::clone(self.ledger), run.to_owned());
-        let planned = blocking(move || snapshot::planned(&ledger, &name)).await??;
+        let ledger = Arc::clone(self.ledger);
+        let planned = snapshot::planned(blocking(move || ledger.journal()).await??, run);
         if planned.is_empty() {
             return Ok(Vec::new());
         }

@@ -1,5 +1,6 @@
 //! Which tables may go on by chunk and what is read of them, without a server; `tests/e2e/half.rs` of the command has them with two.
 
+use tidemark_ledger::NewRelation;
 use tidemark_model::{
     Column, DataType, Generated, Identity, Key, Persistence, RelationKind, RelationName,
 };
@@ -103,17 +104,67 @@ fn only_keys_that_the_stream_has_and_both_sides_compare_alike_are_taken() {
     assert!(touched_key(&collated("public.ignoring_case")).is_none());
 }
 
-#[test]
-fn one_row_in_twenty_may_have_changed_and_no_more() {
-    let chunks = ChunkPlan {
-        run: "r".into(),
-        oid: 7,
+fn plan(run: &str, oid: Oid) -> ChunkPlan {
+    ChunkPlan {
+        run: run.into(),
+        oid,
         shape: String::new(),
         select: Vec::new(),
         form: TupleForm::PgBinary,
         ranges: blocks(&[(0, Some(1)), (1, Some(2)), (2, Some(3)), (3, None)]),
+    }
+}
+
+fn entry(event: &str, detail: serde_json::Value) -> JournalEntry {
+    JournalEntry { at_ms: 0, run: None, event: event.into(), detail }
+}
+
+#[test]
+fn a_table_that_was_begun_anew_once_does_not_go_on_any_more() {
+    let noted = |run: &str, oid| entry(CHUNKS_EVENT, serde_json::to_value(plan(run, oid)).unwrap());
+    let anew = |run: &str, oids: &[Oid]| {
+        entry(ANEW_EVENT, serde_json::json!({ "run": run, "tables": oids }))
     };
-    let half = Half { chunks, published: PublicationState::default() };
+    let journal = vec![
+        noted("r", 7),
+        noted("r", 8),
+        noted("other", 9),
+        anew("other", &[7, 9]),
+        anew("r", &[8]),
+    ];
+    assert_eq!(planned(journal.clone(), "r"), [plan("r", 7)]);
+    assert_eq!(planned(journal, "other"), []);
+}
+
+#[test]
+fn a_table_is_half_copied_from_its_first_chunk_on_until_all_of_it_is_in() {
+    let journal = || vec![entry(CHUNKS_EVENT, serde_json::to_value(plan("r", 7)).unwrap())];
+    let known = |oid, chunks_done, is_finished| RelationRecord {
+        plan: NewRelation {
+            oid,
+            name: RelationName::new("public", "t"),
+            chunks_total: 4,
+            leaf_bounds: String::new(),
+            estimated_rows: 0,
+            estimated_bytes: 0,
+            raw_scheme: String::new(),
+        },
+        chunks_done,
+        rows_out: 0,
+        rows_in: 0,
+        bytes: 0,
+        sum: tidemark_model::RowSum::default(),
+        replaced: Vec::new(),
+        is_finished,
+    };
+    assert_eq!(half_copied(journal(), &[known(7, 0, false), known(8, 1, false)], "r"), 0);
+    assert_eq!(half_copied(journal(), &[known(7, 1, false)], "r"), 1);
+    assert_eq!(half_copied(journal(), &[known(7, 4, true)], "r"), 0);
+}
+
+#[test]
+fn one_row_in_twenty_may_have_changed_and_no_more() {
+    let half = Half { chunks: plan("r", 7), published: PublicationState::default() };
     let kept = [KeptChunk { chunk: 0, rows: 80 }, KeptChunk { chunk: 2, rows: 120 }];
     let keys = |number| {
         let rows = bytes::Bytes::new();

@@ -105,3 +105,14 @@ fn a_truncate_of_several_tables_gives_each_of_them_up() {
     gathering.take(&Bytes::from(message.concat())).unwrap();
     assert!(gathering.tables[&9].because.is_some() && gathering.tables[&7].because.is_none());
 }
+
+#[test]
+fn a_stream_is_waited_for_that_is_not_further_behind_than_the_tables_are_large() {
+    let (large, from) = (4 * WORTH_WAITING, Lsn::new(1 << 40));
+    let behind = |bytes: u64| Lsn::new((1 << 40) + bytes);
+    assert!(is_worth_waiting(large, from, behind(large)));
+    assert!(!is_worth_waiting(large, from, behind(large + 1)));
+    assert!(is_worth_waiting(0, from, behind(WORTH_WAITING)));
+    assert!(!is_worth_waiting(0, from, behind(WORTH_WAITING + 1)));
+    assert!(is_worth_waiting(0, behind(1), from));
+}
