@@ -2,8 +2,9 @@
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use rustix::process::Signal;
 use tidemark_testkit::proxy::{Cut, Direction, Fault, Proxy};
-use tidemark_testkit::{Cluster, Database, shared};
+use tidemark_testkit::{Cluster, Database, oracle, shared};
 
 use crate::support::{
     Job, assert_same, assert_source_clean, fill, filled, loads, markers, reached, run_of, say, side,
@@ -125,4 +126,45 @@ fn a_source_that_crashes_ends_the_run_with_8_and_is_copied_by_the_same_command()
     job.sync(&[]).expect(0);
     assert_same((&source, "shop"), side(&target));
     assert_source_clean((&source, "shop"));
+}
+
+/// Transactions of their own, more than are applied before the crash.
+const BACKLOG: &str = "DO $$ BEGIN FOR i IN 1..6000 LOOP \
+    UPDATE pet SET legs = legs + 1 WHERE id = 1 + i % 50; INSERT INTO keyless VALUES ('2025-01-01', repeat('x', 200)); COMMIT; \
+    END LOOP; END $$";
+
+#[test]
+fn a_target_that_crashes_in_a_backlog_gets_what_was_not_on_its_disk_again() {
+    let source = filled();
+    source.psql("ALTER TABLE keyless REPLICA IDENTITY FULL").unwrap();
+    // What was committed without waiting stays in memory.
+    let target = Cluster::builder().setting("wal_writer_delay", "10s").start().unwrap();
+    target.create_database("copy").unwrap();
+    let small = "[stream]\ncatch_up = false\nbatch_bytes = \"64KiB\"\n";
+    let job = Job::new("backlog", &source.url(), &target.url("copy")).configured(small);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let stored = "SELECT end_lsn - '0/0' FROM tidemark.progress";
+    let position = || target.psql("copy", stored).unwrap().parse::<u64>().unwrap();
+    let mut has_lost = false;
+    for _ in 0..6 {
+        source.psql(BACKLOG).unwrap();
+        let before = position();
+        let mut running = job.start(&["sync"]);
+        assert!(reached(&mut running, || position() > before), "{}", running.stderr());
+        let seen = position();
+        target.stop_immediate().unwrap();
+        running.signal(Signal::KILL);
+        running.end().expect(137);
+        target.start().unwrap();
+        has_lost |= position() < seen;
+        if has_lost {
+            break;
+        }
+    }
+    assert!(has_lost, "every commit was on disk at once");
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let found = oracle::data_diff(side(&source), (&target, "copy")).unwrap();
+    let rows: Vec<_> = found.iter().filter(|found| found.kind == "rows").collect();
+    assert!(rows.is_empty(), "{rows:?}");
+    job.run(&["cleanup", "--yes"]).expect(0);
 }
