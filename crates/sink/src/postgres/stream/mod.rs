@@ -166,9 +166,10 @@ impl Lanes {
         Ok(())
     }
 
-    /// Whether a batch of so many changes is worth spreading.
-    fn take(&self, batch: &StreamBatch) -> bool {
-        if self.splitter.is_none() || batch.continues || batch.change_count() < self.from {
+    /// Whether a batch is worth spreading. The end of a transaction belongs where its parts before are.
+    fn take(&self, batch: &StreamBatch, is_open: bool) -> bool {
+        let is_whole = !is_open && !batch.continues;
+        if self.splitter.is_none() || !is_whole || batch.change_count() < self.from {
             return false;
         }
         let rest = |rest: u32| rest.checked_sub(1);
@@ -338,11 +339,12 @@ impl PostgresStream {
         self.lanes.begin(self.control.client()).await
     }
 
-    /// Reduces and encodes a batch, for one lane or for several.
-    async fn prepare(&mut self, batch: StreamBatch) -> Result<Work> {
+    /// Reduces and encodes a batch, for one lane or for several; `is_open`: the batch before was a part of its transaction.
+    async fn prepare(&mut self, batch: StreamBatch, is_open: bool) -> Result<Work> {
         let layouts = Arc::clone(&self.layouts);
         let end = (batch.end_lsn(), batch.continues);
-        let splitter = if self.lanes.take(&batch) { self.lanes.splitter.take() } else { None };
+        let splitter =
+            if self.lanes.take(&batch, is_open) { self.lanes.splitter.take() } else { None };
         let is_small = batch.change_count() < SMALL;
         let StreamBatch { mut transactions, reservation, .. } = batch;
         if let Some(mut splitter) = splitter {
@@ -383,7 +385,7 @@ impl StreamWriter for PostgresStream {
         self.pass_over(&mut batch).await?;
         self.accepted = (end_lsn, batch.continues);
         self.learn(&batch).await?;
-        let work = self.prepare(batch).await?;
+        let work = self.prepare(batch, is_open).await?;
         self.ask(work).await
     }
 

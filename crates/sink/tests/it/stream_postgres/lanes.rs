@@ -318,3 +318,26 @@ async fn triggers_that_fire_all_the_same_have_their_tables_in_the_first_lane() {
     let _ = pair.changes().await;
     assert_eq!(pair.stored_lsn(), Lsn::new(1));
 }
+
+/// The lane that has its beginning would commit it together with a part of its end only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_a_transaction_that_came_in_parts_is_applied_where_its_beginning_is() {
+    let mut pair = Pair::new("lanes-parts", SCHEMA, true).await;
+    let mut stream = open(&pair, 4).await;
+    pair.source.psql("INSERT INTO t SELECT g, 'a' FROM generate_series(1, 600) g").unwrap();
+    let mut whole = pair.changes().await;
+    let head = whole[0].head;
+    let rest = whole[0].changes.split_off(200);
+    stream.writer.accept(batch(whole, true).await).await.unwrap();
+    let rest = vec![Transaction { head, changes: rest }];
+    stream.writer.accept(batch(rest, false).await).await.unwrap();
+    assert_eq!(stream.writer.flush().await.unwrap().lsn(), head.end_lsn);
+    assert_eq!((ahead(&pair).as_str(), stream.writer.counters().in_lanes), ("", 0));
+    for sql in ["UPDATE t SET v = 'b'", "DELETE FROM t WHERE id % 3 = 0"] {
+        pair.source.psql(sql).unwrap();
+        pair.apply(&mut stream.writer).await.unwrap();
+        pair.assert_same(sql);
+    }
+    assert_eq!(stream.writer.counters().in_lanes, 2);
+    stream.writer.close().await.unwrap();
+}
