@@ -422,13 +422,15 @@ impl Sync<'_> {
         let until = match self.until {
             None => None,
             Some(Until::Lsn(lsn)) => Some(lsn),
-            Some(Until::Now) => {
-                let goal = head.max(session.position()).max(session.joined_at());
-                let client = self.job.source.connect().await?;
+            Some(Until::Now) => Some(head.max(session.position()).max(session.joined_at())),
+        };
+        let beyond = async {
+            if self.until == Some(Until::Now) {
                 // So that the stream moves beyond the goal although nobody writes.
+                let client = self.job.source.connect().await?;
                 emit_barrier(&client, "tidemark", &self.job.name).await?;
-                Some(goal)
             }
+            Ok(())
         };
         self.progress.watch_stream(self.ladder);
         self.progress.enter(Phase::Follow, "following");
@@ -437,7 +439,9 @@ impl Sync<'_> {
             let ledger = Arc::clone(self.ledger);
             drop(blocking(move || ledger.set_error(None)).await?);
         }
-        session.follow(self.job, tools, until, self.stop).await
+        let followed = session.follow(self.job, tools, until, self.stop);
+        let ((), ended) = tokio::try_join!(beyond, followed)?;
+        Ok(ended)
     }
 
     /// A filter would have to be in the publication, for a stream that leaves out the same rows. Also of a job that follows

@@ -79,8 +79,8 @@ pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Re
         }
         error
     })?;
-    let catalog = read_catalog(&client).await?;
-    let target_version = target_version(job).await?;
+    let catalog = async { Ok(read_catalog(&client).await?) };
+    let (catalog, target_version) = tokio::try_join!(catalog, target_version(job))?;
     let mut plans = plan_tables(job, &catalog, target_version)?;
     let mut tables = followed(job, ledger, stored, &plans).await?;
     let is_unfinished = stored.stage == StoredStage::Snapshot;

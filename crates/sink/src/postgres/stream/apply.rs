@@ -42,6 +42,7 @@ use super::exact::{self, Single};
 use super::layouts::Layouts;
 use super::reduce::{Reduced, reduce};
 use super::statement::{Step, steps};
+use crate::plant::is_planted;
 use crate::{Disposition, Error, Result, StreamCounters};
 
 /// How often a part is begun again after a deadlock or a lock timeout.
@@ -324,7 +325,8 @@ impl Applier {
             return Ok(());
         }
         let is_due = self.on_disk.0.elapsed() >= ON_DISK_EVERY;
-        self.commit(lsn, is_due || !self.is_awaited.load(Ordering::Relaxed)).await
+        let on_disk = is_due || !self.is_awaited.load(Ordering::Relaxed);
+        self.commit(lsn, on_disk && !is_planted("durable-before-disk")).await
     }
 
     /// The requests of a net effect.

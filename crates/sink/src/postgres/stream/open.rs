@@ -11,6 +11,7 @@
 //! synchronous_commit = on              a commit that is answered is durable, unless it says otherwise for itself (`apply`)
 //! plan_cache_mode, enable_*            arrays have no statistics: the planner takes ten rows for any of them, and would join
 //!                                      by hashing whole tables; an index lookup per row is what is meant
+//! work_mem                             a batch's rows, which unnest() lays out before they are joined, fit
 //! origin                               commits are marked, so that a stream the other way round leaves them out
 //! ```
 //!
@@ -28,7 +29,8 @@ use crate::{Disposition, Error, Result, Stored, StoredStage, StreamStart};
 
 const SETTINGS: &str = "SET synchronous_commit = on; SET plan_cache_mode = force_generic_plan; \
     SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off; SET enable_bitmapscan = off; \
-    SET enable_material = off; SET enable_memoize = off";
+    SET enable_material = off; SET enable_memoize = off; \
+    SELECT set_config('work_mem', '64MB', false) WHERE pg_size_bytes(current_setting('work_mem')) < pg_size_bytes('64MB')";
 
 /// Where the target stands; reads only, also a record that an older version made.
 pub(super) async fn stored(client: &Client, job: &str) -> Result<Option<Stored>> {
