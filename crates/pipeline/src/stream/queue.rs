@@ -80,6 +80,9 @@ struct State {
     before: VecDeque<Queued>,
     spool: Option<(Spool, SpoolReader)>,
     behind: VecDeque<Queued>,
+    /// Something behind the spool was given out that is in memory only: what is appended now would leave it out, and a process
+    /// that goes on from the spool would never see it.
+    is_torn: bool,
     /// Pushes go to the spool.
     is_spooling: bool,
     /// Nothing is given out: a snapshot runs.
@@ -102,6 +105,7 @@ impl Queue {
             before: VecDeque::new(),
             spool: None,
             behind: VecDeque::new(),
+            is_torn: false,
             is_spooling: false,
             is_held: false,
             is_behind: false,
@@ -136,6 +140,7 @@ impl Queue {
         let reader = spool.reader();
         state.end = state.end.max(spool.end());
         state.spool = Some((spool, reader));
+        state.is_torn = false;
         drop(state);
         self.filled.notify_one();
     }
@@ -187,13 +192,14 @@ impl Queue {
     }
 
     /// From here on pushes go to disk; `make` makes a spool with the given base where there is none. What has gathered in
-    /// memory behind the spool goes there first, so that it stays without a gap.
+    /// memory behind the spool goes there first, so that it stays without a gap. Where some of that was given out already,
+    /// nothing changes: the spool has to go first, when the target has all of it.
     pub(crate) fn turn_to_disk(
         &self,
         make: impl FnOnce(Lsn) -> Result<Spool, SpoolError>,
     ) -> Result<(), SpoolError> {
         let mut state = self.state();
-        if state.is_spooling || state.has_ahead {
+        if state.is_spooling || state.has_ahead || state.is_torn {
             return Ok(());
         }
         let state = &mut *state;
@@ -405,6 +411,7 @@ impl Queue {
             return Ok(Some(item));
         }
         if let Some(queued) = state.behind.pop_front() {
+            state.is_torn = true;
             return Ok(Some(Item::Transaction(queued)));
         }
         if state.idle > state.idle_given && state.idle > state.end {
@@ -431,6 +438,7 @@ impl Queue {
         if spool.end() <= state.durable {
             spool.clear();
             state.spool = None;
+            state.is_torn = false;
             let behind = std::mem::take(&mut state.behind);
             state.before.extend(behind);
         }

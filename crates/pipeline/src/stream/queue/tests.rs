@@ -111,6 +111,32 @@ async fn what_gathered_behind_a_spool_goes_into_it_before_anything_that_comes() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_spool_is_not_gone_on_with_behind_what_was_given_out_from_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(10), Lsn::new(10));
+    queue.hold(spool(directory.path(), 10));
+    queue.push(committed(20, 10), false).await.unwrap();
+    queue.let_go();
+    queue.push(committed(30, 10), false).await.unwrap();
+    for end in [20, 30] {
+        assert_eq!(end_of(queue.try_pop().unwrap()), end);
+    }
+    // What comes now would be in the spool behind 20, and 30 nowhere once this process is gone.
+    queue.turn_to_disk(|_| panic!("there is a spool")).unwrap();
+    queue.push(committed(40, 10), false).await.unwrap();
+    assert!(!queue.spools().0);
+    // The target has what the spool held: it goes, and the next one begins behind everything that was pushed.
+    queue.set_durable(durable(30));
+    assert_eq!(end_of(queue.try_pop().unwrap()), 40);
+    queue.turn_to_disk(|base| Ok(spool(directory.path(), base.as_u64()))).unwrap();
+    assert_eq!(queue.spools(), (true, Lsn::new(40)));
+    queue.push(committed(50, 10), false).await.unwrap();
+    assert_eq!(queue.sync_spool().unwrap(), None, "40 is not on the target");
+    queue.set_durable(durable(40));
+    assert_eq!(queue.sync_spool().unwrap(), Some(durable(50)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_held_spool_is_filled_and_not_read() {
     let directory = tempfile::tempdir().unwrap();
     let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(10), Lsn::new(10));
