@@ -1,8 +1,8 @@
 //! Tables of which a first snapshot that died has left whole chunks.
 //!
 //! **Invariant:** the chunks of a table stay only where nothing but the run that made its record has ever written to it, its
-//! rows are in the WAL as their markers are, and no chunk of that run can commit any more. What is taken out is out, durably, before the first chunk of the run
-//! that goes on is begun; the mark that the table is whole comes after both.
+//! rows are in the WAL as their markers are, and no chunk of that run can commit any more. What is taken out is out,
+//! durably, before the first chunk of the run that goes on is begun; the mark that the table is whole comes after both.
 //!
 //! A process that dies in between leaves the table `joining`: the next one empties it.
 //!

@@ -92,14 +92,20 @@ async fn a_queue_that_turns_to_disk_keeps_the_order_and_comes_back() {
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_gathered_behind_a_spool_goes_into_it_before_anything_that_comes() {
-    let directory = tempfile::tempdir().unwrap();
+/// A queue that has 20 in its spool and 30 in memory, and gives out both.
+async fn with_one_in_the_spool_and_one_behind(directory: &std::path::Path) -> Queue {
     let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(10), Lsn::new(10));
-    queue.hold(spool(directory.path(), 10));
+    queue.hold(spool(directory, 10));
     queue.push(committed(20, 10), false).await.unwrap();
     queue.let_go();
     queue.push(committed(30, 10), false).await.unwrap();
+    queue
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_gathered_behind_a_spool_goes_into_it_before_anything_that_comes() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = with_one_in_the_spool_and_one_behind(directory.path()).await;
     queue.push(committed(40, 10), false).await.unwrap();
     queue.turn_to_disk(|_| panic!("there is a spool")).unwrap();
     queue.push(committed(50, 10), false).await.unwrap();
@@ -113,11 +119,7 @@ async fn what_gathered_behind_a_spool_goes_into_it_before_anything_that_comes() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spool_is_not_gone_on_with_behind_what_was_given_out_from_memory() {
     let directory = tempfile::tempdir().unwrap();
-    let queue = Queue::new(Budget::new(1 << 20), 1 << 30, Lsn::new(10), Lsn::new(10));
-    queue.hold(spool(directory.path(), 10));
-    queue.push(committed(20, 10), false).await.unwrap();
-    queue.let_go();
-    queue.push(committed(30, 10), false).await.unwrap();
+    let queue = with_one_in_the_spool_and_one_behind(directory.path()).await;
     for end in [20, 30] {
         assert_eq!(end_of(queue.try_pop().unwrap()), end);
     }

@@ -125,8 +125,10 @@ pub(super) struct Applier {
     is_open: bool,
     /// Another batch waits for this one.
     is_awaited: Arc<AtomicBool>,
-    /// When a commit was waited for on disk, and whether there was another one since.
-    on_disk: (Instant, bool),
+    /// When a commit was waited for on disk.
+    waited_at: Instant,
+    /// There was none since that was not.
+    is_durable: bool,
     pub(super) counters: StreamCounters,
 }
 
@@ -167,7 +169,8 @@ impl Applier {
             statements: HashMap::new(),
             is_open: false,
             is_awaited,
-            on_disk: (Instant::now(), true),
+            waited_at: Instant::now(),
+            is_durable: true,
             counters: StreamCounters::default(),
         }
     }
@@ -179,7 +182,7 @@ impl Applier {
 
     /// Whether everything that was committed is on disk.
     pub(super) fn is_durable(&self) -> bool {
-        self.on_disk.1
+        self.is_durable
     }
 
     /// Applies a batch; commits unless its transaction goes on.
@@ -267,7 +270,7 @@ impl Applier {
         let statement = self.prepare(self.fence.statement()).await.map_err(position_error)?;
         let request = Request::Position(statement, lsn.to_string());
         let rows = self.request(&request).await.map_err(position_error)?;
-        self.on_disk = (Instant::now(), true);
+        self.note_commit(true);
         self.expect_own(rows)
     }
 
@@ -324,7 +327,7 @@ impl Applier {
         if prepared.continues {
             return Ok(());
         }
-        let is_due = self.on_disk.0.elapsed() >= ON_DISK_EVERY;
+        let is_due = self.waited_at.elapsed() >= ON_DISK_EVERY;
         let on_disk = is_due || !self.is_awaited.load(Ordering::Relaxed);
         self.commit(lsn, on_disk && !is_planted("durable-before-disk")).await
     }
@@ -421,11 +424,15 @@ impl Applier {
             let error = server_error(attempt, None, cause);
             if contended { Failure::Contended(error) } else { Failure::Fatal(error) }
         })?;
-        self.on_disk = match on_disk {
-            true => (Instant::now(), true),
-            false => (self.on_disk.0, false),
-        };
+        self.note_commit(on_disk);
         Ok(())
+    }
+
+    fn note_commit(&mut self, on_disk: bool) {
+        self.is_durable = on_disk;
+        if on_disk {
+            self.waited_at = Instant::now();
+        }
     }
 
     /// A prepared statement, kept for the next batch.
