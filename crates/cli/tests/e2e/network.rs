@@ -133,6 +133,12 @@ const BACKLOG: &str = "DO $$ BEGIN FOR i IN 1..6000 LOOP \
     UPDATE pet SET legs = legs + 1 WHERE id = 1 + i % 50; INSERT INTO keyless VALUES ('2025-01-01', repeat('x', 200)); COMMIT; \
     END LOOP; END $$";
 
+/// Each transaction takes a moment on the target, so that there always is another batch waiting, however slow the source.
+const SLOW_TARGET: &str = "CREATE FUNCTION takes_a_moment() RETURNS trigger LANGUAGE plpgsql AS $$ \
+    BEGIN PERFORM pg_sleep(0.15); RETURN NEW; END $$; \
+    CREATE TRIGGER takes_a_moment BEFORE UPDATE ON tidemark.progress FOR EACH ROW EXECUTE FUNCTION takes_a_moment(); \
+    ALTER TABLE tidemark.progress ENABLE ALWAYS TRIGGER takes_a_moment";
+
 #[test]
 fn a_target_that_crashes_in_a_backlog_gets_what_was_not_on_its_disk_again() {
     let source = filled();
@@ -143,14 +149,18 @@ fn a_target_that_crashes_in_a_backlog_gets_what_was_not_on_its_disk_again() {
     let small = "[stream]\ncatch_up = false\nbatch_bytes = \"64KiB\"\n";
     let job = Job::new("backlog", &source.url(), &target.url("copy")).configured(small);
     job.run(&["sync", "--until", "now"]).expect(0);
+    target.psql("copy", SLOW_TARGET).unwrap();
     let stored = "SELECT end_lsn - '0/0' FROM tidemark.progress";
     let position = || target.psql("copy", stored).unwrap().parse::<u64>().unwrap();
     let mut has_lost = false;
     for _ in 0..6 {
         source.psql(BACKLOG).unwrap();
-        let before = position();
         let mut running = job.start(&["sync"]);
-        assert!(reached(&mut running, || position() > before), "{}", running.stderr());
+        // One commit in two seconds waits for the disk: of several in a row most do not.
+        for _ in 0..3 {
+            let before = position();
+            assert!(reached(&mut running, || position() > before), "{}", running.stderr());
+        }
         let seen = position();
         target.stop_immediate().unwrap();
         running.signal(Signal::KILL);
@@ -162,6 +172,7 @@ fn a_target_that_crashes_in_a_backlog_gets_what_was_not_on_its_disk_again() {
         }
     }
     assert!(has_lost, "every commit was on disk at once");
+    target.psql("copy", "DROP FUNCTION takes_a_moment CASCADE").unwrap();
     job.run(&["sync", "--until", "now"]).expect(0);
     let found = oracle::data_diff(side(&source), (&target, "copy")).unwrap();
     let rows: Vec<_> = found.iter().filter(|found| found.kind == "rows").collect();
