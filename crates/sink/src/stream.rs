@@ -117,6 +117,8 @@ pub struct OpenStream {
     pub position: Lsn,
     /// The columns that the target has of each followed table, so that the pipeline knows which ones are new.
     pub columns: HashMap<RelationName, Vec<String>>,
+    /// Whether parts of a transaction are taken whose end LSN is not known yet: their heads have a bound below it.
+    pub takes_undecided: bool,
 }
 
 /// A position that a target has made durable: made by sinks and by the spool, after they have flushed.

@@ -55,5 +55,5 @@ pub use stream::{
     CatchUp, CatchUpOptions, Decoded, Expected, Frame, Frames, Identity, Malformed, Message,
     PublicationState, Relations, ReplicationReader, ReplicationStream, ReplicationWriter, Round,
     RowKind, Saved, SlotState, StreamOptions, advance_slot, check_continuation, check_publication,
-    emit_barrier, encode_relation, head, identify, inspect_slot, retained_by_others,
+    emit_barrier, encode_relation, has_committed, head, identify, inspect_slot, retained_by_others,
 };

@@ -50,6 +50,12 @@ impl<'a> Open<'a> {
         self.database.psql(&sql).unwrap()
     }
 
+    /// Does more in it, without waiting.
+    #[track_caller]
+    pub(crate) fn more(&mut self, sql: &str) {
+        writeln!(self.input.as_mut().unwrap(), "{sql};").unwrap();
+    }
+
     #[track_caller]
     pub(crate) fn commit(mut self) {
         writeln!(self.input.as_mut().unwrap(), "COMMIT;").unwrap();

@@ -18,6 +18,7 @@ mod lake;
 mod lake_joining;
 mod lake_unfinished;
 mod lanes;
+mod large;
 mod mistakes;
 mod network;
 mod pooler;

@@ -116,6 +116,9 @@ impl Apply {
         ddl: Ddl,
         (budget, rhythm): (Budget, Rhythm),
     ) -> Self {
+        if open.takes_undecided {
+            queue.take_undecided();
+        }
         Self {
             queue: Arc::clone(queue),
             ladder: Arc::clone(ladder),
@@ -388,7 +391,7 @@ impl Apply {
         }
         let Some((name, columns)) = self.ddl.new_columns(relation).await? else { return Ok(()) };
         if let Some(head) = self.cut_ahead {
-            self.ladder.want_whole(head.commit_lsn);
+            self.ladder.want_whole(head.xid);
             let attempt = format!("add new columns to {name} in the middle of a transaction");
             return Err(Error::new(Kind::Unavailable, attempt)
                 .because("a part of it was applied while it came; it begins again and is applied when all of it has come"));

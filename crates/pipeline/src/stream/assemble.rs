@@ -39,6 +39,28 @@ pub(crate) enum Step {
     /// A transaction that was given out before, or that we brought to the source ourselves. Its body is there because the
     /// descriptions of relations in it still count.
     Repeated(Committed),
+    /// What was given ahead of its end cannot go on: its rest, or its beginning, is not what follows there.
+    Overtaken(Overtaken),
+}
+
+/// A transaction that was given ahead and has to be given whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Overtaken {
+    /// Which.
+    pub(crate) xid: u64,
+    /// Why.
+    pub(crate) because: &'static str,
+}
+
+/// A transaction that is still coming.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Coming {
+    /// Its positions are only bounds: they lie before its end and beyond what was given out.
+    pub(crate) head: TransactionHead,
+    /// Bytes that have come and were not taken.
+    pub(crate) bytes: u64,
+    /// The stream has said that it committed, and gives nothing else before its end.
+    pub(crate) is_decided: bool,
 }
 
 /// The stream broke its own rules.
@@ -78,6 +100,8 @@ struct Open {
     starts: HashMap<u32, u64>,
     /// We brought it to the source ourselves, as the stream of the other direction.
     is_ours: bool,
+    /// Another transaction ended since it began to come.
+    has_company: bool,
 }
 
 /// Puts transactions together.
@@ -96,6 +120,8 @@ pub(crate) struct Assembler {
     streamed: HashMap<u32, Open>,
     /// The one whose block of the stream is open.
     streaming: Option<u32>,
+    /// The one of them of which parts were taken.
+    given: Option<u32>,
     /// Transactions that carry one of these origins are not given out: they would go in a circle.
     own_origins: Vec<String>,
 }
@@ -119,6 +145,7 @@ impl Assembler {
             current: None,
             streamed: HashMap::new(),
             streaming: None,
+            given: None,
         }
     }
 
@@ -133,6 +160,7 @@ impl Assembler {
         self.position = position;
         self.current = None;
         self.streaming = None;
+        self.given = None;
         if is_planted("dup-on-reconnect") {
             return;
         }
@@ -150,22 +178,43 @@ impl Assembler {
         self.current.is_some()
     }
 
-    /// A transaction that has committed and is to be given out, of which so many bytes have come, but not its end. The end
-    /// LSN in the head is only a bound: it lies beyond the start of the commit record.
-    pub(crate) fn ahead(&mut self, bytes: u64) -> Option<TransactionHead> {
-        let (Begun { xid, commit_lsn, committed_at }, open) = self.current.as_ref()?;
-        // A position is never inside a commit record, so that its start tells what its end does.
-        if open.is_ours || *commit_lsn < self.position || open.body.length() < bytes {
+    /// A transaction that may be given out before its end, of which so many bytes have come: one between Begin and Commit, or
+    /// the only one in progress beside which none has ended.
+    pub(crate) fn ahead(&mut self, bytes: u64) -> Option<Coming> {
+        let (xid, commit_lsn, committed_at, open) = match (&self.current, self.given) {
+            (None, Some(xid)) => (xid, self.position, 0, self.streamed.get(&xid)?),
+            (Some((begun, open)), None) if begun.commit_lsn >= self.position => {
+                (begun.xid, begun.commit_lsn, begun.committed_at, open)
+            }
+            (None, None) if self.streamed.len() == 1 => {
+                let (xid, open) = self.streamed.iter().find(|(_, open)| !open.has_company)?;
+                (*xid, self.position, 0, open)
+            }
+            _ => return None,
+        };
+        let (length, is_decided) = (open.body.length(), self.current.is_some());
+        if open.is_ours || length < bytes {
             return None;
         }
-        let (commit_lsn, committed_at) = (*commit_lsn, *committed_at);
+        let xid = self.epoch.extend(xid);
+        // A position is never inside a commit record, so that its start tells what its end does.
         let end_lsn = Lsn::new(commit_lsn.as_u64() + 1);
-        Some(TransactionHead { xid: self.epoch.extend(*xid), commit_lsn, end_lsn, committed_at })
+        let head = TransactionHead { xid, commit_lsn, end_lsn, committed_at };
+        Some(Coming { head, bytes: length, is_decided })
     }
 
     /// What has come of that transaction and was not taken before.
     pub(crate) fn take_ahead(&mut self) -> Body {
-        let Some((_, open)) = &mut self.current else { return Body::default() };
+        let (xid, open) = match (&mut self.current, self.streamed.iter_mut().next()) {
+            (Some((_, open)), _) => (None, open),
+            (None, Some((xid, _))) => {
+                let xid = self.given.unwrap_or(*xid);
+                let Some(open) = self.streamed.get_mut(&xid) else { return Body::default() };
+                (Some(xid), open)
+            }
+            (None, None) => return Body::default(),
+        };
+        self.given = xid;
         let body = std::mem::take(&mut open.body);
         self.in_memory -= body.in_memory();
         body
@@ -273,6 +322,9 @@ impl Assembler {
             if let Some(open) = self.streamed.remove(&xid) {
                 self.in_memory -= open.body.in_memory();
             }
+            if self.given == Some(xid) {
+                return Ok(self.overtaken("it was rolled back"));
+            }
             return Ok(Step::Open);
         }
         if is_planted("forget-subabort") {
@@ -280,12 +332,21 @@ impl Assembler {
         }
         let Some(open) = self.streamed.get_mut(&xid) else { return Ok(Step::Open) };
         let Some(start) = open.starts.remove(&subxid) else { return Ok(Step::Open) };
+        if self.given == Some(xid) {
+            // Its beginning may have been taken: where it stands in what is left says nothing.
+            return Ok(self.overtaken("a part of it was rolled back"));
+        }
         let before = open.body.in_memory();
         let cut = open.body.cut(start);
         self.in_memory -= before - open.body.in_memory();
         open.starts.retain(|_, other| *other < start);
         cut.map_err(|source| AssembleError::Spill { directory: self.directory.clone(), source })?;
         Ok(Step::Open)
+    }
+
+    fn overtaken(&mut self, because: &'static str) -> Step {
+        let xid = self.given.take().map_or(0, |xid| self.epoch.extend(xid));
+        Step::Overtaken(Overtaken { xid, because })
     }
 
     fn commit(
@@ -295,6 +356,18 @@ impl Assembler {
         (commit_lsn, end_lsn, committed_at): (Lsn, Lsn, i64),
     ) -> Step {
         self.in_memory -= open.body.in_memory();
+        match self.given {
+            Some(given) if given != xid && !is_planted("overtake-ahead") => {
+                return self.overtaken("another transaction committed before it");
+            }
+            Some(_) if open.is_ours || end_lsn <= self.position => {
+                return self.overtaken("it is not to be given out");
+            }
+            _ => self.given = None,
+        }
+        for open in self.streamed.values_mut() {
+            open.has_company = true;
+        }
         let head =
             TransactionHead { xid: self.epoch.extend(xid), commit_lsn, end_lsn, committed_at };
         let committed = Committed { head, body: open.body };

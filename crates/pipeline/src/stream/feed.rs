@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 use tidemark_model::{Budget, Lsn};
 use tidemark_source::{
     CatchUp, CatchUpOptions, Frame, Malformed, Message, ReplicationReader, ReplicationStream,
-    ReplicationWriter, StreamOptions, identify, inspect_slot,
+    ReplicationWriter, StreamOptions, has_committed, identify, inspect_slot,
 };
 use tidemark_wire::{Client, ConnectSpec};
 
-use super::assemble::{AssembleError, Assembler, Step};
+use super::assemble::{AssembleError, Assembler, Coming, Overtaken, Step};
 use super::ladder::Ladder;
 use super::plant::is_planted;
-use super::queue::{Ahead, Queue};
+use super::queue::{Ahead, Queue, taken_back};
 use crate::{Error, Kind, Result};
 
 /// Between two acknowledgements where nothing changed; far below the server's `wal_sender_timeout`.
@@ -53,6 +53,17 @@ const BEHIND_BYTES: u64 = 1 << 20;
 const AHEAD_BYTES: u64 = 8 << 20;
 /// in pieces of at least so many.
 const PIECE_BYTES: u64 = 512 << 10;
+/// One that is in progress in the stream, although the source has committed it long ago, does where so much of it came
+/// and nothing else ended meanwhile,
+pub(super) const UNDECIDED_BYTES: u64 = match cfg!(feature = "planted-bugs") {
+    // The campaign's transactions are small, and what is overtaken there is to be seen.
+    true => 32 << 10,
+    false => 32 << 20,
+};
+/// which the source is asked so often;
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// where that was in vain, the next ones are waited for.
+const AFTER_OVERTAKEN: Duration = Duration::from_secs(300);
 
 /// So many internal errors of the server's decoding in a row are no accident.
 const DECODING_ATTEMPTS: u32 = 5;
@@ -74,8 +85,12 @@ pub(crate) struct Feed {
     pub(crate) buffers: Budget,
     /// Whether a large transaction may go to the target while it comes: not where it gathers what it is given.
     pub(crate) gives_ahead: bool,
+    /// So much of a transaction has to come where its end is not known.
+    pub(crate) undecided_bytes: u64,
     /// The transaction that does.
     pub(crate) ahead: Option<Ahead>,
+    /// When the source was asked last whether a transaction has committed.
+    pub(crate) asked: Option<Instant>,
     /// Decodings in a row that failed inside the server.
     pub(crate) failures: u32,
     /// Only the defect `skip-by-begin-lsn` sets it.
@@ -189,7 +204,7 @@ impl Feed {
                     }
                 }
                 self.queue.tell(true);
-                self.give_ahead().await;
+                self.give_ahead().await?;
             }
             self.queue.tell(false);
         }
@@ -256,7 +271,7 @@ impl Feed {
                 }
             }
             self.queue.tell(self.is_behind());
-            self.give_ahead().await;
+            self.give_ahead().await?;
             self.guard()?;
         }
         Ok(())
@@ -285,6 +300,7 @@ impl Feed {
             }
             Step::Committed(committed) => (committed, false),
             Step::Repeated(committed) => (committed, true),
+            Step::Overtaken(overtaken) => return Err(self.take_back(overtaken).await),
         };
         let head = committed.head;
         self.ladder.set_received_commit(head.end_lsn, head.committed_at);
@@ -301,18 +317,59 @@ impl Feed {
     }
 
     /// Gives on what has come of a large transaction.
-    async fn give_ahead(&mut self) {
+    async fn give_ahead(&mut self) -> Result<()> {
         let least = if self.ahead.is_some() { PIECE_BYTES } else { AHEAD_BYTES };
         if !self.gives_ahead {
-            return;
+            return Ok(());
         }
-        let Some(head) = self.assembler.ahead(least) else { return };
-        if self.ahead.is_none() && !self.ladder.is_to_be_whole(head.commit_lsn) {
-            self.ahead = self.queue.go_ahead(head);
+        let Some(coming) = self.assembler.ahead(least.min(self.undecided_bytes)) else {
+            return Ok(());
+        };
+        if self.ahead.is_none() && self.may_go_ahead(&coming).await? {
+            self.ahead = self.queue.go_ahead(coming);
+            if self.ahead.is_some() {
+                let Coming { head, is_decided, .. } = coming;
+                tracing::debug!(
+                    xid = head.xid,
+                    is_decided,
+                    "a large transaction is applied while it comes"
+                );
+            }
         }
         if let Some(ahead) = &self.ahead {
             ahead.push(self.assembler.take_ahead()).await;
         }
+        Ok(())
+    }
+
+    /// Whether a transaction may be begun on the target. One that is in progress in the stream may be followed there by
+    /// anything: only a backlog has those that committed long ago and come whole in a moment.
+    async fn may_go_ahead(&mut self, coming: &Coming) -> Result<bool> {
+        if self.ladder.is_to_be_whole(coming.head.xid) {
+            return Ok(false);
+        }
+        if coming.is_decided {
+            return Ok(coming.bytes >= AHEAD_BYTES);
+        }
+        let was_overtaken =
+            self.ladder.since_overtaken().is_some_and(|since| since < AFTER_OVERTAKEN);
+        let was_asked = self.asked.is_some_and(|asked| asked.elapsed() < ASK_EVERY);
+        let is_small = coming.bytes < self.undecided_bytes;
+        if is_small || was_overtaken || was_asked || !self.queue.takes_undecided() {
+            return Ok(false);
+        }
+        self.asked = Some(Instant::now());
+        let client = self.source.connect().await?;
+        Ok(has_committed(&client, coming.head.xid).await?)
+    }
+
+    /// What was begun on the target ends without a commit; the stream gives it again from its beginning.
+    async fn take_back(&mut self, Overtaken { xid, because }: Overtaken) -> Error {
+        self.ladder.was_overtaken(xid);
+        if let Some(ahead) = self.ahead.take() {
+            ahead.give_up(because).await;
+        }
+        taken_back(xid, because)
     }
 
     /// What follows from an error of the source. An internal error of its decoding may be one of a moment: it is tried again,

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tidemark_model::Lsn;
 use tidemark_sink::Flushed;
@@ -52,8 +52,10 @@ pub(crate) struct Ladder {
     wants_answer: AtomicBool,
     /// Where the job ends; 0 where it goes on.
     goal: AtomicU64,
-    /// The transaction that commits there is to be applied when all of it has come.
+    /// This transaction is to be applied when all of it has come.
     whole: AtomicU64,
+    /// When one that was begun before it was known where it ends had to be taken back.
+    overtaken: Mutex<Option<Instant>>,
     /// Something may be acknowledged that was not, or the source asked for an answer.
     pub(crate) say: Notify,
 }
@@ -167,14 +169,25 @@ impl Ladder {
         goal > Lsn::ZERO && goal <= position
     }
 
-    /// The transaction that commits there cannot be applied while it comes.
-    pub(crate) fn want_whole(&self, commit: Lsn) {
-        self.whole.store(commit.as_u64(), Ordering::Release);
+    /// This transaction cannot be applied while it comes.
+    pub(crate) fn want_whole(&self, xid: u64) {
+        self.whole.store(xid, Ordering::Release);
     }
 
     /// Whether that was said of it.
-    pub(crate) fn is_to_be_whole(&self, commit: Lsn) -> bool {
-        self.whole.load(Ordering::Acquire) == commit.as_u64()
+    pub(crate) fn is_to_be_whole(&self, xid: u64) -> bool {
+        self.whole.load(Ordering::Acquire) == xid
+    }
+
+    /// It was begun before it was known where it ends, and in vain.
+    pub(crate) fn was_overtaken(&self, xid: u64) {
+        self.want_whole(xid);
+        *self.overtaken.lock().expect("no holder panics") = Some(Instant::now());
+    }
+
+    /// For how long no transaction was begun in vain; `None` where none ever was.
+    pub(crate) fn since_overtaken(&self) -> Option<Duration> {
+        self.overtaken.lock().expect("no holder panics").map(|at| at.elapsed())
     }
 
     /// Adds to the counters.

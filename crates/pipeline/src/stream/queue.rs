@@ -18,12 +18,12 @@ use bytes::Bytes;
 use tidemark_model::{Budget, Lsn, Reservation, TransactionHead};
 use tokio::sync::Notify;
 
-use super::assemble::Committed;
+use super::assemble::{Coming, Committed};
 use super::blocks::Blocks;
 use super::ladder::DurableLsn;
 use super::spool::{Spool, SpoolError, SpoolReader, Spooled};
 
-pub(super) use ahead::{Ahead, AheadReader};
+pub(super) use ahead::{Ahead, AheadReader, taken_back};
 
 /// What a transaction takes besides its messages.
 const HEAD_BYTES: u64 = 256;
@@ -77,6 +77,8 @@ struct State {
     ahead: Option<(TransactionHead, AheadReader)>,
     /// One is still coming: nothing else is pushed, and the position where a spool would begin is not known.
     has_ahead: bool,
+    /// The target may begin with a transaction that may still be rolled back.
+    takes_undecided: bool,
     before: VecDeque<Queued>,
     spool: Option<(Spool, SpoolReader)>,
     behind: VecDeque<Queued>,
@@ -96,12 +98,21 @@ struct State {
     durable: Lsn,
 }
 
+impl State {
+    /// Whether everything that was pushed was given out, and the next may be, too.
+    fn is_passed(&self) -> bool {
+        let is_empty = self.spool.is_none() && self.before.is_empty() && !self.has_ahead;
+        is_empty && !self.is_held && !self.is_spooling
+    }
+}
+
 impl Queue {
     /// A queue for what ends after `position`. What ends before `durable` is known to be so.
     pub(crate) fn new(budget: Budget, spool_limit: u64, position: Lsn, durable: Lsn) -> Self {
         let state = State {
             ahead: None,
             has_ahead: false,
+            takes_undecided: false,
             before: VecDeque::new(),
             spool: None,
             behind: VecDeque::new(),
@@ -154,13 +165,30 @@ impl Queue {
         self.turned.notify_waiters();
     }
 
+    /// The target can begin with a transaction of which it is not known where it ends, and whether it commits.
+    pub(crate) fn take_undecided(&self) {
+        self.state().takes_undecided = true;
+    }
+
+    /// Whether such a transaction could be given to the target now.
+    pub(crate) fn takes_undecided(&self) -> bool {
+        let state = self.state();
+        state.takes_undecided && state.is_passed()
+    }
+
     /// Begins to give a transaction out whose end has not come. None where something waits before it, or where it is to go
     /// to disk.
-    pub(crate) fn go_ahead(self: &Arc<Self>, head: TransactionHead) -> Option<Ahead> {
+    pub(crate) fn go_ahead(self: &Arc<Self>, coming: Coming) -> Option<Ahead> {
         let mut state = self.state();
-        let is_empty = state.spool.is_none() && state.before.is_empty() && !state.has_ahead;
-        if !is_empty || state.is_held || state.is_spooling {
+        if !state.is_passed() || !(coming.is_decided || state.takes_undecided) {
             return None;
+        }
+        let mut head = coming.head;
+        if !coming.is_decided {
+            // Its commit record is behind everything that the server has spoken of.
+            let known = head.end_lsn.max(state.end).max(state.idle);
+            head.end_lsn = Lsn::new(known.as_u64() + 1);
+            head.commit_lsn = head.end_lsn;
         }
         let (ahead, reader) = Ahead::new(self);
         state.ahead = Some((head, reader));

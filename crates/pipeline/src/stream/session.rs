@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::apply::{Apply, Ended, Rhythm};
 use super::assemble::Assembler;
 use super::ddl::Ddl;
-use super::feed::Feed;
+use super::feed::{Feed, UNDECIDED_BYTES};
 use super::followed::Followed;
 use super::ladder::{DurableLsn, Ladder};
 use super::queue::Queue;
@@ -191,7 +191,9 @@ impl Session {
             catches_up: job.stream.catch_up,
             buffers: Budget::new(job.memory / OPEN_SHARE),
             gives_ahead: start.target_version.is_some(),
+            undecided_bytes: job.stream.batch_bytes.saturating_mul(4).min(UNDECIDED_BYTES),
             ahead: None,
+            asked: None,
             failures: 0,
             is_skipping: false,
             is_elsewhere: false,

@@ -6,14 +6,14 @@
 //! is everything up to [`CatchUp::advanced_to`], so that the stream goes on from there without gap.
 //!
 //! ```text
-//! open: copy the slot -> round: COPY (SELECT .. pg_logical_slot_get_binary_changes(copy, NULL, n)) -> .. -> None
-//!         \- moved to `start`      \- gives up when the server takes too long: one huge transaction
+//! open: copy the slot -> round: COPY (SELECT .. pg_logical_slot_get_binary_changes(copy, lsn, n)) -> .. -> None
+//!         \- moved to `start`      \- gives up where nothing ends in much WAL: one huge transaction
 //! ```
 //!
 //! Why: `START_REPLICATION` sends every message by itself; a query's answer fills the socket. The server keeps a round in its
-//! temporary files before it sends the first row, which is why a round is bounded by messages and by time: a huge
-//! transaction is the stream's business, which gives it as it is read. Each round reads the WAL from `restart_lsn` again, which
-//! is why rounds grow.
+//! temporary files before it sends the first row, which is why a round is bounded by messages, by WAL and by time: a huge
+//! transaction is the stream's business, which gives it while it is read. Each round reads the WAL from `restart_lsn` again,
+//! which is why rounds grow.
 //!
 //! PostgreSQL manual, section 9.28.6 (`pg_copy_logical_replication_slot`, `pg_logical_slot_get_binary_changes`).
 
@@ -34,6 +34,11 @@ const MESSAGES: u32 = 20_000;
 /// Messages of a round at most, and what they may take in the source's temporary files. Many small rounds make the source
 /// read much WAL twice (`prototypes.md` B); few large ones let the target wait.
 const MESSAGES_MAX: u32 = 400_000;
+/// WAL that the first round reads at most, and a later one at least: where no transaction of ours ends in so much, one may be
+/// huge.
+const WAL_BYTES: u64 = 32 << 20;
+/// A round may read so many times the WAL of the one before.
+const WAL_GROWTH: u64 = 4;
 const ROUND_BYTES: u64 = 64 << 20;
 /// WAL that is left for the last round, which has all of it, however many messages that is.
 const LAST_BYTES: u64 = 24 << 20;
@@ -70,6 +75,8 @@ pub struct CatchUpOptions {
     pub messages: u32,
     /// About how many messages a later round gives at most.
     pub messages_max: u32,
+    /// WAL that the first round reads at most; later ones as much, or four times what the one before read.
+    pub wal_bytes: u64,
     /// With less WAL than this to the goal, a round is the last one.
     pub last_bytes: u64,
     /// How long a round may take to its first row. A longer one holds a huge transaction.
@@ -91,6 +98,7 @@ impl CatchUpOptions {
             application_name: application_name.into(),
             messages: MESSAGES,
             messages_max: MESSAGES_MAX,
+            wal_bytes: WAL_BYTES,
             last_bytes: LAST_BYTES,
             patience: Duration::from_secs(20),
         }
@@ -116,8 +124,8 @@ pub struct CatchUp {
 /// What a round is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asked {
-    /// About so many messages.
-    Messages(u32),
+    /// About so many messages, and no more than there are up to a position.
+    Messages(u32, Lsn),
     /// Everything up to the goal.
     Rest,
 }
@@ -129,7 +137,7 @@ enum Outcome {
     NotBegun,
     /// So many messages came, of so many bytes.
     Messages(u64, u64),
-    /// It took too long to its first row.
+    /// It took too long to its first row, or much WAL had none.
     GaveUp,
 }
 
@@ -169,7 +177,7 @@ impl CatchUp {
         sql::raw(&mut this.raw, "let the server decode in memory", ROOM).await?;
         this.goal = this.ask(FLUSHED).await?;
         this.skip_to_start().await?;
-        this.next = this.asked(this.options.messages);
+        this.next = this.asked(this.options.messages, this.options.wal_bytes);
         Ok(this)
     }
 
@@ -184,7 +192,7 @@ impl CatchUp {
         self.goal
     }
 
-    /// Whether a round took too long: the rest is for the stream.
+    /// Whether a round took too long or gave nothing: the rest is for the stream.
     pub fn gave_up(&self) -> bool {
         self.last == Outcome::GaveUp
     }
@@ -199,15 +207,22 @@ impl CatchUp {
             Outcome::GaveUp => return Ok(None),
             Outcome::NotBegun => {}
             Outcome::Messages(count, bytes) => {
+                let before = self.advanced;
                 self.advanced = self.position().await?;
-                let is_whole = match self.next {
-                    Asked::Messages(asked) => count < u64::from(asked),
-                    Asked::Rest => true,
-                };
-                if is_whole {
+                if self.next == Asked::Rest {
                     return Ok(None);
                 }
-                self.next = self.asked(self.larger(count, bytes));
+                if count == 0 {
+                    tracing::info!(
+                        from = %before, to = %self.advanced,
+                        "no transaction ends in much WAL, one may be huge: going on with the stream"
+                    );
+                    self.last = Outcome::GaveUp;
+                    return Ok(None);
+                }
+                let wal = self.advanced.bytes_since(before).saturating_mul(WAL_GROWTH);
+                let wal = wal.max(self.options.wal_bytes);
+                self.next = self.asked(self.larger(count, bytes), wal);
             }
         }
         if self.advanced >= self.goal {
@@ -246,17 +261,18 @@ impl CatchUp {
         self.raw.close().await;
     }
 
-    /// So many messages, or the rest where that is not much.
-    fn asked(&self, messages: u32) -> Asked {
-        match self.goal.bytes_since(self.advanced) <= self.options.last_bytes {
-            true => Asked::Rest,
-            false => Asked::Messages(messages),
+    /// So many messages of so much WAL, or the rest where that is not much.
+    fn asked(&self, messages: u32, wal: u64) -> Asked {
+        if self.goal.bytes_since(self.advanced) <= self.options.last_bytes {
+            return Asked::Rest;
         }
+        let end = Lsn::new(self.advanced.as_u64().saturating_add(wal));
+        Asked::Messages(messages, end.min(self.goal))
     }
 
     /// Twice as many messages as before, as far as messages of this size allow.
     fn larger(&self, count: u64, bytes: u64) -> u32 {
-        let Asked::Messages(before) = self.next else { return self.options.messages };
+        let Asked::Messages(before, _) = self.next else { return self.options.messages };
         let fitting = ROUND_BYTES / (bytes / count.max(1)).max(1);
         let most = u64::from(self.options.messages_max).min(fitting);
         let messages = u64::from(before).saturating_mul(2).min(most);
@@ -304,7 +320,9 @@ impl CatchUp {
 fn statement(copy: &str, options: &CatchUpOptions, asked: Asked, goal: Lsn) -> String {
     let binary = if options.binary { ", 'binary', 'true'" } else { "" };
     let bounds = match asked {
-        Asked::Messages(count) => format!("NULL, {}", count.clamp(1, i32::MAX.unsigned_abs())),
+        Asked::Messages(count, end) => {
+            format!("{}, {}", Literal(&end.to_string()), count.clamp(1, i32::MAX.unsigned_abs()))
+        }
         Asked::Rest => format!("{}, NULL", Literal(&goal.to_string())),
     };
     format!(

@@ -36,6 +36,6 @@ pub use frames::Frames;
 pub use message::{Frame, Message, RowKind};
 pub use published::{Expected, PublicationState, check_publication};
 pub use slot::{
-    Identity, SlotState, advance_slot, emit_barrier, head, identify, inspect_slot,
+    Identity, SlotState, advance_slot, emit_barrier, has_committed, head, identify, inspect_slot,
     retained_by_others,
 };

@@ -180,6 +180,17 @@ pub async fn head(client: &Client) -> Result<Lsn> {
     parse_lsn(&row.get::<_, Option<String>>(0).unwrap_or_default())
 }
 
+/// Whether the source has committed a transaction, by its 64-bit id; false also where the source does not know any more.
+///
+/// # Errors
+/// The connection failed.
+pub async fn has_committed(client: &Client, xid: u64) -> Result<bool> {
+    let text =
+        format!("SELECT pg_catalog.pg_xact_status({}::pg_catalog.xid8)", Literal(&xid.to_string()));
+    let row = sql::one(client, "ask whether a transaction has committed", &text).await?;
+    Ok(row.get::<_, Option<String>>(0).as_deref() == Some("committed"))
+}
+
 /// Moves a slot that nobody reads up to a position that is durable on the target, without decoding what lies between. The
 /// stream would read all of it again, only to throw it away.
 ///

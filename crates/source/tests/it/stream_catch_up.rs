@@ -185,6 +185,31 @@ async fn a_transaction_that_takes_too_long_is_left_to_the_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_nothing_ends_in_much_wal_the_rest_is_left_to_the_stream() {
+    let cluster = cluster(Version::V15, TABLE);
+    write(&cluster, 10, 0);
+    cluster
+        .psql("postgres", "INSERT INTO t SELECT g, 'x' FROM generate_series(1000, 101000) g")
+        .unwrap();
+    barrier(&cluster, "end");
+    let bounded = CatchUpOptions { wal_bytes: 1 << 20, last_bytes: 0, ..catch_up() };
+    let mut catching = open(&cluster, bounded).await;
+    let given = rounds(&mut catching).await;
+    assert!(catching.gave_up());
+    assert_eq!(given.iter().map(Vec::len).collect::<Vec<_>>(), [81, 0], "ten transactions and t");
+    let advanced = catching.advanced_to();
+    assert!(ends(&given.concat()).iter().all(|end| *end <= advanced));
+    assert!(advanced < catching.goal());
+    catching.close().await;
+    // What follows there has all of the large one.
+    let rest = StreamOptions { start: advanced, streaming: false, ..options() };
+    let (mut reader, writer) = start(&cluster, &rest).await;
+    let rest = until_barrier(&mut reader, "end").await;
+    reader.finish(writer).await.unwrap();
+    assert_eq!(rest.iter().filter(|payload| payload[0] == b'I').count(), 100_001);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_free_slot_there_is_no_catching_up() {
     let cluster = Cluster::builder().setting("max_replication_slots", "1").start().unwrap();
     crate::stream_support::prepare(&cluster, TABLE);

@@ -45,7 +45,7 @@ const fn in_servers(name: &'static str) -> Plant {
     Plant { name, lanes: 1, profile: Some(Profile::Servers) }
 }
 
-const PLANTS: [Plant; 18] = [
+const PLANTS: [Plant; 19] = [
     in_stream("skip-by-begin-lsn"),
     in_stream("acknowledge-early"),
     in_stream("drop-unchanged"),
@@ -56,6 +56,7 @@ const PLANTS: [Plant; 18] = [
     in_stream("dup-on-reconnect"),
     in_stream("half-transaction"),
     in_stream("last-of-stream-lost"),
+    in_stream("overtake-ahead"),
     in_servers("durable-before-disk"),
     in_lanes("first-lane-first", Profile::Commits),
     in_lanes("forget-lanes", Profile::Commits),

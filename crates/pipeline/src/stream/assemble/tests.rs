@@ -54,6 +54,7 @@ fn feed(assembler: &mut Assembler, all: Vec<Message>) -> Vec<(u64, Vec<String>, 
             Step::Repeated(committed) => {
                 out.push((committed.head.end_lsn.as_u64(), rows(committed), true));
             }
+            Step::Overtaken(overtaken) => panic!("{overtaken:?}"),
         }
     }
     out
@@ -237,7 +238,7 @@ fn a_large_transaction_is_given_ahead_once_it_is_large_and_never_again_or_when_i
     feed(&mut assembler, vec![begin(5, 100), row(None, "a")]);
     assert!(assembler.ahead(100).is_none(), "it is small yet");
     feed(&mut assembler, vec![row(None, &"b".repeat(100))]);
-    let head = assembler.ahead(100).unwrap();
+    let Coming { head, is_decided: true, .. } = assembler.ahead(100).unwrap() else { panic!() };
     assert_eq!((head.xid, head.commit_lsn), (0x1_0000_0005, Lsn::new(100)));
     let body = assembler.take_ahead();
     assert_eq!(rows(Committed { head, body }), ["a".to_owned(), "b".repeat(100)]);
@@ -251,4 +252,72 @@ fn a_large_transaction_is_given_ahead_once_it_is_large_and_never_again_or_when_i
     let ours = Message::Origin { lsn: Lsn::new(0), name: "tidemark_job".to_owned() };
     feed(&mut assembler, vec![begin(7, 120), ours, row(None, &"e".repeat(100))]);
     assert!(assembler.ahead(100).is_none(), "we brought it there");
+}
+
+fn stop() -> Message {
+    Message::StreamStop
+}
+
+/// One in progress of which 100 bytes and more were taken.
+fn given(directory: &Path) -> Assembler {
+    let mut assembler = assembler(directory, 1 << 20, 100);
+    let rows = vec![start(5, true), row(Some(5), "a"), row(Some(6), &"b".repeat(100)), stop()];
+    feed(&mut assembler, rows);
+    let coming = assembler.ahead(100).unwrap();
+    assert!(!coming.is_decided && coming.bytes > 100 && coming.head.xid == 0x1_0000_0005);
+    assert!(assembler.take_ahead().length() > 100 && assembler.ahead(1).is_none());
+    assembler
+}
+
+fn overtaken(assembler: &mut Assembler, message: Message) -> &'static str {
+    match assembler.take(message).unwrap() {
+        Step::Overtaken(Overtaken { xid: 0x1_0000_0005, because }) => because,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn one_in_progress_is_given_ahead_where_nothing_ends_before_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut alone = given(directory.path());
+    feed(&mut alone, vec![start(5, false), row(Some(5), "c"), stop(), start(8, true), stop()]);
+    assert_eq!(alone.ahead(1).unwrap().head.xid, 0x1_0000_0005, "whatever else began");
+    let rest = feed(&mut alone, vec![stream_commit(5, 110)]);
+    assert_eq!(rest, [(110, vec!["c".to_owned()], false)]);
+    assert!(alone.ahead(0).is_none(), "one ended since the other began");
+
+    let mut both = assembler(directory.path(), 1 << 20, 100);
+    feed(&mut both, vec![start(5, true), row(Some(5), "a"), stop(), start(6, true), stop()]);
+    assert!(both.ahead(1).is_none(), "two are in progress");
+    feed(&mut both, vec![Message::StreamAbort { xid: 6, subxid: 6 }]);
+    assert!(both.ahead(1).is_some());
+
+    let mut ours = assembler(directory.path(), 1 << 20, 100);
+    let origin = Message::Origin { lsn: Lsn::new(0), name: "tidemark_job".to_owned() };
+    feed(&mut ours, vec![start(5, true), origin, row(Some(5), "a"), stop()]);
+    assert!(ours.ahead(1).is_none(), "we brought it there");
+}
+
+#[test]
+fn one_that_was_given_ahead_is_taken_back_where_its_end_does_not_follow() {
+    let directory = tempfile::tempdir().unwrap();
+    let abort = |subxid| Message::StreamAbort { xid: 5, subxid };
+    assert_eq!(overtaken(&mut given(directory.path()), abort(5)), "it was rolled back");
+    let mut part = given(directory.path());
+    feed(&mut part, vec![abort(7)]);
+    assert_eq!(overtaken(&mut part, abort(6)), "a part of it was rolled back");
+    let mut other = given(directory.path());
+    feed(&mut other, vec![begin(9), row(None, &"x".repeat(100))]);
+    assert!(other.ahead(1).is_none(), "rows of another are none of it");
+    let because = "another transaction committed before it";
+    assert_eq!(overtaken(&mut other, commit(105)), because);
+    let mut streamed = given(directory.path());
+    feed(&mut streamed, vec![start(9, true), stop()]);
+    assert_eq!(overtaken(&mut streamed, stream_commit(9, 105)), because);
+    let mut old = given(directory.path());
+    assert_eq!(overtaken(&mut old, stream_commit(5, 100)), "it is not to be given out");
+    // The connection that follows gives it from its beginning.
+    old.reconnected(Lsn::new(100));
+    let all = vec![start(5, true), row(Some(5), "a"), stop(), stream_commit(5, 110)];
+    assert_eq!(feed(&mut old, all), [(110, vec!["a".to_owned()], false)]);
 }

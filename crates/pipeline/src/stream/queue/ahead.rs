@@ -1,8 +1,9 @@
 //! A large transaction on its way to the target while the rest of it still comes.
 //!
-//! **Invariant:** only a transaction that the source has committed is given ahead (between Begin and Commit of the
-//! stream), and only where nothing waits before it. Its end is the last piece; where the connection is lost before, the
-//! reader gets an error, and what the target has of the transaction is never committed.
+//! **Invariant:** only a transaction that the source has committed is given ahead (between Begin and Commit of the stream, or
+//! in progress there while the source's own records have it committed), and only where nothing waits before it. Its end is
+//! the last piece; where the connection is lost before, or another transaction ends before it, the reader gets an error, and
+//! what the target has of the transaction is never committed.
 //!
 //! Why: the source sends a large transaction for as long as the target takes to apply a good part of it.
 //!
@@ -30,6 +31,8 @@ enum Piece {
     Some(BodyReader, Reservation),
     /// Nothing more comes; this is its head.
     End(TransactionHead),
+    /// Its end cannot come this way.
+    Never(&'static str),
 }
 
 /// The writing end. Dropped before it is finished it takes the transaction back.
@@ -61,6 +64,11 @@ impl Ahead {
         self.push(rest).await;
         self.queue.has_come(head.end_lsn);
         self.pieces.send(Piece::End(head)).await.ok();
+    }
+
+    /// Takes the transaction back.
+    pub(crate) async fn give_up(self, because: &'static str) {
+        self.pieces.send(Piece::Never(because)).await.ok();
     }
 }
 
@@ -100,16 +108,19 @@ impl AheadReader {
                     *head = whole;
                     return Ok(None);
                 }
+                Some(Piece::Never(because)) => return Err(taken_back(head.xid, because)),
                 None => {
-                    let attempt = format!(
-                        "apply the transaction that committed at {} while it came",
-                        head.commit_lsn
-                    );
-                    return Err(Error::new(Kind::Unavailable, attempt)
-                        .because("the stream was interrupted in the middle of it")
-                        .hint("nothing of it is on the target: run the same command again"));
+                    let because = "the stream was interrupted in the middle of it";
+                    return Err(taken_back(head.xid, because));
                 }
             }
         }
     }
+}
+
+/// What ends the session where a transaction was begun on the target and its end does not come.
+pub(crate) fn taken_back(xid: u64, because: &'static str) -> Error {
+    Error::new(Kind::Unavailable, format!("apply the source's transaction {xid} while it came"))
+        .because(because)
+        .hint("nothing of it is on the target: run the same command again")
 }

@@ -190,6 +190,10 @@ fn queue_of(bytes: u64) -> Arc<Queue> {
     Arc::new(Queue::new(Budget::new(bytes), 1 << 30, Lsn::new(0), Lsn::new(0)))
 }
 
+fn coming(end: u64) -> Coming {
+    Coming { head: head(end), bytes: 0, is_decided: true }
+}
+
 fn body(bytes: usize) -> Body {
     committed(1, bytes).body
 }
@@ -197,7 +201,7 @@ fn body(bytes: usize) -> Body {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_goes_ahead_comes_in_pieces_and_with_its_true_end() {
     let queue = queue_of(4096);
-    let ahead = queue.go_ahead(head(15)).unwrap();
+    let ahead = queue.go_ahead(coming(15)).unwrap();
     ahead.push(body(3000)).await;
     let Some(Item::Ahead(mut head, mut reader)) = queue.try_pop().unwrap() else { panic!() };
     assert!(queue.try_pop().unwrap().is_none());
@@ -223,23 +227,23 @@ async fn a_transaction_goes_ahead_only_where_nothing_is_before_it_or_goes_to_dis
     let directory = tempfile::tempdir().unwrap();
     let queue = queue_of(1 << 20);
     queue.push(committed(10, 10), false).await.unwrap();
-    assert!(queue.go_ahead(head(15)).is_none(), "one waits before it");
+    assert!(queue.go_ahead(coming(15)).is_none(), "one waits before it");
     queue.try_pop().unwrap();
-    let ahead = queue.go_ahead(head(15)).unwrap();
+    let ahead = queue.go_ahead(coming(15)).unwrap();
     // Where a spool would begin is not known before its end.
     queue.turn_to_disk(|_| panic!("not now")).unwrap();
     ahead.finish(committed(20, 7).head, body(7)).await;
     queue.turn_to_disk(|base| Ok(spool(directory.path(), base.as_u64()))).unwrap();
     assert!(queue.spools().0);
-    assert!(queue.go_ahead(head(25)).is_none(), "it goes to disk");
+    assert!(queue.go_ahead(coming(25)).is_none(), "it goes to disk");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_whose_connection_is_lost_is_taken_back_or_fails() {
     let queue = queue_of(1 << 20);
-    drop(queue.go_ahead(head(15)).unwrap());
+    drop(queue.go_ahead(coming(15)).unwrap());
     assert!(queue.try_pop().unwrap().is_none());
-    let ahead = queue.go_ahead(head(15)).unwrap();
+    let ahead = queue.go_ahead(coming(15)).unwrap();
     let Some(Item::Ahead(mut head, mut reader)) = queue.try_pop().unwrap() else { panic!() };
     ahead.push(body(10)).await;
     drop(ahead);
@@ -247,4 +251,26 @@ async fn a_transaction_whose_connection_is_lost_is_taken_back_or_fails() {
     let error = reader.next(&mut head).await.unwrap_err();
     assert_eq!(error.kind, crate::Kind::Unavailable);
     assert_eq!(queue.spools().1, Lsn::new(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_in_progress_goes_ahead_only_where_the_target_takes_it_and_ends_beyond_all_that_was_said()
+ {
+    let queue = queue_of(1 << 20);
+    let open = || Coming { is_decided: false, ..coming(15) };
+    assert!(!queue.takes_undecided() && queue.go_ahead(open()).is_none());
+    queue.take_undecided();
+    queue.push(committed(20, 10), false).await.unwrap();
+    assert!(!queue.takes_undecided() && queue.go_ahead(open()).is_none(), "one waits before it");
+    queue.try_pop().unwrap();
+    queue.set_idle(Lsn::new(30));
+    let ahead = queue.go_ahead(open()).unwrap();
+    let Some(Item::Ahead(mut head, mut reader)) = queue.try_pop().unwrap() else { panic!() };
+    assert_eq!((head.commit_lsn, head.end_lsn), (Lsn::new(31), Lsn::new(31)));
+    ahead.push(body(10)).await;
+    ahead.give_up("it was rolled back").await;
+    assert!(reader.next(&mut head).await.unwrap().is_some());
+    let error = reader.next(&mut head).await.unwrap_err();
+    assert_eq!(error.kind, crate::Kind::Unavailable);
+    assert!(error.cause().contains("rolled back"), "{error}");
 }

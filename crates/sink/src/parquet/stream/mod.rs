@@ -132,5 +132,5 @@ pub(super) async fn open(
     let columns = tables.iter().map(|table| (table.name().clone(), table.column_names()));
     let columns = columns.collect();
     let writer = LakeWriter::new(commits, tables, options, cpu);
-    Ok(OpenStream { writer: Box::new(writer), position, columns })
+    Ok(OpenStream { writer: Box::new(writer), position, columns, takes_undecided: false })
 }

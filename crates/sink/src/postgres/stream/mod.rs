@@ -116,6 +116,8 @@ pub(super) async fn open(
         }
         None => lanes.begin(control.client()).await?,
     }
+    // Which lane has which part of a transaction is decided by its end.
+    let takes_undecided = lanes.count == 1 && lanes.redo.is_none();
     let mut appliers = Vec::with_capacity(lanes.count);
     let is_awaited = Arc::new(AtomicBool::new(false));
     for lane in 0..lanes.count {
@@ -129,7 +131,7 @@ pub(super) async fn open(
         ));
     }
     let writer = PostgresStream::new((appliers, is_awaited), control, layouts, lanes, position);
-    Ok(OpenStream { writer: Box::new(writer), position, columns })
+    Ok(OpenStream { writer: Box::new(writer), position, columns, takes_undecided })
 }
 
 /// A trigger or a foreign key that fires in one lane would look for rows that another one has not committed.

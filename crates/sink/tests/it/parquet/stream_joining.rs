@@ -162,7 +162,7 @@ async fn a_table_joins_with_one_commit_that_has_its_rows_and_where_and_moves_no_
     assert_eq!(stored.tables.unwrap()[2], joined);
 
     // The lake is free for the stream.
-    let OpenStream { mut writer, position, columns } = open(&lake, "r2", &plans).await.unwrap();
+    let OpenStream { mut writer, position, columns, .. } = open(&lake, "r2", &plans).await.unwrap();
     assert_eq!((position, columns.len()), (lsn(2), 3));
     follow(&mut writer, &plans, 3..=4).await.unwrap();
     writer.close().await.unwrap();
