@@ -168,6 +168,17 @@ impl Assembler {
         self.in_memory = 0;
     }
 
+    /// The answer to a query ends here: what is in progress comes again from its beginning. What was given ahead of that
+    /// cannot go on.
+    pub(crate) fn round_ended(&mut self) -> Option<Overtaken> {
+        let given = self.given.take();
+        for (_, open) in self.streamed.drain() {
+            self.in_memory -= open.body.in_memory();
+        }
+        let xid = self.epoch.extend(given?);
+        Some(Overtaken { xid, because: "it is too large for a round of catching up" })
+    }
+
     /// Whether the next message belongs to a block of a transaction in progress; messages carry an xid there.
     pub(crate) fn in_stream(&self) -> bool {
         self.streaming.is_some()

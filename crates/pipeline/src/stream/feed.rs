@@ -207,6 +207,9 @@ impl Feed {
                 self.give_ahead().await?;
             }
             self.queue.tell(false);
+            if let Some(overtaken) = self.assembler.round_ended() {
+                return Err(self.take_back(overtaken).await);
+            }
         }
         // All that committed before it was given.
         let reached = rounds.advanced_to().max(self.assembler.position());
@@ -220,11 +223,13 @@ impl Feed {
         Ok(())
     }
 
-    /// Waits until the target has what it was given and moves the slot there: the stream would read all of it again.
+    /// Waits until the target has what it was given, or what the job ends with, and moves the slot there: the stream would read
+    /// all of it again.
     async fn advance_slot(&self, reached: Lsn) {
         let began = Instant::now();
         let end = self.queue.spools().1;
-        while self.ladder.view().acknowledged < end {
+        let has_enough = |durable: Lsn| durable >= end || self.ladder.ends_at(durable);
+        while !has_enough(self.ladder.view().acknowledged) {
             if self.queue.spools().0 || began.elapsed() >= SETTLING {
                 return;
             }

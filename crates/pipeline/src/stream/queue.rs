@@ -81,6 +81,8 @@ struct State {
     takes_undecided: bool,
     before: VecDeque<Queued>,
     spool: Option<(Spool, SpoolReader)>,
+    /// All of the spool was given out; it stays until that is durable.
+    is_read: bool,
     behind: VecDeque<Queued>,
     /// Something behind the spool was given out that is in memory only: what is appended now would leave it out, and a process
     /// that goes on from the spool would never see it.
@@ -101,8 +103,9 @@ struct State {
 impl State {
     /// Whether everything that was pushed was given out, and the next may be, too.
     fn is_passed(&self) -> bool {
-        let is_empty = self.spool.is_none() && self.before.is_empty() && !self.has_ahead;
-        is_empty && !self.is_held && !self.is_spooling
+        let is_read = self.spool.is_none() || self.is_read;
+        let is_empty = is_read && self.before.is_empty() && self.behind.is_empty();
+        is_empty && !self.has_ahead && !self.is_held && !self.is_spooling
     }
 }
 
@@ -115,6 +118,7 @@ impl Queue {
             takes_undecided: false,
             before: VecDeque::new(),
             spool: None,
+            is_read: false,
             behind: VecDeque::new(),
             is_torn: false,
             is_spooling: false,
@@ -151,7 +155,7 @@ impl Queue {
         let reader = spool.reader();
         state.end = state.end.max(spool.end());
         state.spool = Some((spool, reader));
-        state.is_torn = false;
+        (state.is_read, state.is_torn) = (false, false);
         drop(state);
         self.filled.notify_one();
     }
@@ -193,6 +197,7 @@ impl Queue {
         let (ahead, reader) = Ahead::new(self);
         state.ahead = Some((head, reader));
         state.has_ahead = true;
+        state.is_torn |= state.spool.is_some();
         drop(state);
         self.filled.notify_one();
         Some(ahead)
@@ -245,7 +250,7 @@ impl Queue {
                 false => spool.append(queued.head, queued.blocks),
             })?;
         }
-        state.is_spooling = true;
+        (state.is_spooling, state.is_read) = (true, false);
         self.turned.notify_waiters();
         Ok(())
     }
@@ -461,7 +466,7 @@ impl Queue {
             None => {}
         }
         // Everything in it was given out: what comes may go to memory again, behind it.
-        state.is_spooling = false;
+        (state.is_spooling, state.is_read) = (false, true);
         self.turned.notify_waiters();
         if spool.end() <= state.durable {
             spool.clear();

@@ -355,6 +355,7 @@ impl Session {
     async fn goodbye(&mut self, job: &Job) {
         let deadline = Instant::now() + GOODBYE;
         let durable = self.ladder.view().durable;
+        tracing::debug!(%durable, said = %self.ladder.view().said, "telling the source how far the target is");
         while self.ladder.view().said < durable && Instant::now() < deadline {
             self.ladder.say.notify_one();
             tokio::time::sleep(GOODBYE_STEP).await;

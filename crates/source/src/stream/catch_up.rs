@@ -2,18 +2,22 @@
 //!
 //! **Invariant:** the durable slot is only copied here, never read or moved (`advance_slot` moves it afterwards, to what is
 //! durable); the copy is temporary and ends with our session.
-//! A round gives whole transactions in commit order, in the same messages as the stream of protocol version 1; what it gave
-//! is everything up to [`CatchUp::advanced_to`], so that the stream goes on from there without gap.
+//! A round gives whole transactions in commit order, in the same messages as the stream; what it gave is everything up to
+//! [`CatchUp::advanced_to`], so that the stream goes on from there without gap. Only a large round has transactions in
+//! progress, too; one whose end it does not have comes again from its beginning.
 //!
 //! ```text
 //! open: copy the slot -> round: COPY (SELECT .. pg_logical_slot_get_binary_changes(copy, lsn, n)) -> .. -> None
-//!         \- moved to `start`      \- gives up where nothing ends in much WAL: one huge transaction
+//!         \- moved to `start`      \- where nothing ends in its WAL: a large round, and then the stream
 //! ```
 //!
 //! Why: `START_REPLICATION` sends every message by itself; a query's answer fills the socket. The server keeps a round in its
-//! temporary files before it sends the first row, which is why a round is bounded by messages, by WAL and by time: a huge
-//! transaction is the stream's business, which gives it while it is read. Each round reads the WAL from `restart_lsn` again,
-//! which is why rounds grow.
+//! temporary files before it sends the first row, which is why a round is bounded by messages, by WAL and by time. Each round
+//! reads the WAL from `restart_lsn` again, which is why rounds grow.
+//!
+//! A large transaction that does not fit into the decoding's memory is written to disk by the server and read back change by
+//! change: four times the time. In progress it is given as it is decoded (measured in `docs/benchmarks.md`); a huge one is
+//! the stream's business, which keeps nothing of it at the server.
 //!
 //! PostgreSQL manual, section 9.28.6 (`pg_copy_logical_replication_slot`, `pg_logical_slot_get_binary_changes`).
 
@@ -39,6 +43,8 @@ const MESSAGES_MAX: u32 = 400_000;
 const WAL_BYTES: u64 = 32 << 20;
 /// A round may read so many times the WAL of the one before.
 const WAL_GROWTH: u64 = 4;
+/// WAL that a large round reads at most; what it gives lies in the source's temporary files meanwhile, and takes less.
+const LARGE_BYTES: u64 = 2 << 30;
 const ROUND_BYTES: u64 = 64 << 20;
 /// WAL that is left for the last round, which has all of it, however many messages that is.
 const LAST_BYTES: u64 = 24 << 20;
@@ -53,6 +59,9 @@ const FLUSHED: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_
 const ROOM: &str = "SELECT pg_catalog.set_config('logical_decoding_work_mem', (GREATEST(\
      pg_catalog.pg_size_bytes(pg_catalog.current_setting('logical_decoding_work_mem')), \
      LEAST(1073741824, pg_catalog.pg_size_bytes(pg_catalog.current_setting('shared_buffers')) / 2)) / 1024)::text || 'kB', false)";
+
+/// Beyond what the server is set to, a large round gives transactions as they are decoded, and needs no room for them.
+const NO_ROOM: &str = "RESET logical_decoding_work_mem";
 
 /// Rows that are handed over at once.
 const BATCH_BYTES: usize = 256 * 1024;
@@ -77,6 +86,8 @@ pub struct CatchUpOptions {
     pub messages_max: u32,
     /// WAL that the first round reads at most; later ones as much, or four times what the one before read.
     pub wal_bytes: u64,
+    /// WAL that a large round reads at most.
+    pub large_bytes: u64,
     /// With less WAL than this to the goal, a round is the last one.
     pub last_bytes: u64,
     /// How long a round may take to its first row. A longer one holds a huge transaction.
@@ -99,6 +110,7 @@ impl CatchUpOptions {
             messages: MESSAGES,
             messages_max: MESSAGES_MAX,
             wal_bytes: WAL_BYTES,
+            large_bytes: LARGE_BYTES,
             last_bytes: LAST_BYTES,
             patience: Duration::from_secs(20),
         }
@@ -117,6 +129,8 @@ pub struct CatchUp {
     advanced: Lsn,
     /// What became of the last round.
     last: Outcome,
+    /// There was a large round, and none after it gave anything.
+    was_large: bool,
     /// What the next round is asked for.
     next: Asked,
 }
@@ -126,6 +140,8 @@ pub struct CatchUp {
 enum Asked {
     /// About so many messages, and no more than there are up to a position.
     Messages(u32, Lsn),
+    /// Everything up to a position, with transactions in progress.
+    Large(Lsn),
     /// Everything up to the goal.
     Rest,
 }
@@ -172,9 +188,10 @@ impl CatchUp {
             goal: Lsn::ZERO,
             advanced: Lsn::ZERO,
             last: Outcome::NotBegun,
+            was_large: false,
             next: Asked::Rest,
         };
-        sql::raw(&mut this.raw, "let the server decode in memory", ROOM).await?;
+        this.set(ROOM).await?;
         this.goal = this.ask(FLUSHED).await?;
         this.skip_to_start().await?;
         this.next = this.asked(this.options.messages, this.options.wal_bytes);
@@ -212,17 +229,34 @@ impl CatchUp {
                 if self.next == Asked::Rest {
                     return Ok(None);
                 }
-                if count == 0 {
-                    tracing::info!(
-                        from = %before, to = %self.advanced,
-                        "no transaction ends in much WAL, one may be huge: going on with the stream"
-                    );
-                    self.last = Outcome::GaveUp;
-                    return Ok(None);
+                let read = self.advanced.bytes_since(before);
+                let was = self.next;
+                self.next = match was {
+                    Asked::Large(_) => self.asked(self.options.messages, self.options.wal_bytes),
+                    _ if count > 0 => {
+                        self.was_large = false;
+                        let wal = read.saturating_mul(WAL_GROWTH).max(self.options.wal_bytes);
+                        self.asked(self.larger(count, bytes), wal)
+                    }
+                    _ if self.was_large => {
+                        tracing::info!(
+                            at = %self.advanced,
+                            "no transaction ends in much WAL, one may be huge: going on with the stream"
+                        );
+                        self.last = Outcome::GaveUp;
+                        return Ok(None);
+                    }
+                    _ => {
+                        tracing::debug!(from = %before, to = %self.advanced, "no transaction ends there, one may be large");
+                        self.was_large = true;
+                        Asked::Large(self.to(self.options.large_bytes))
+                    }
+                };
+                match (was, self.next) {
+                    (Asked::Messages(..), Asked::Large(_)) => self.set(NO_ROOM).await?,
+                    (Asked::Large(_), _) => self.set(ROOM).await?,
+                    _ => {}
                 }
-                let wal = self.advanced.bytes_since(before).saturating_mul(WAL_GROWTH);
-                let wal = wal.max(self.options.wal_bytes);
-                self.next = self.asked(self.larger(count, bytes), wal);
             }
         }
         if self.advanced >= self.goal {
@@ -266,8 +300,12 @@ impl CatchUp {
         if self.goal.bytes_since(self.advanced) <= self.options.last_bytes {
             return Asked::Rest;
         }
-        let end = Lsn::new(self.advanced.as_u64().saturating_add(wal));
-        Asked::Messages(messages, end.min(self.goal))
+        Asked::Messages(messages, self.to(wal))
+    }
+
+    /// So much WAL further, at most to the goal.
+    fn to(&self, wal: u64) -> Lsn {
+        Lsn::new(self.advanced.as_u64().saturating_add(wal)).min(self.goal)
     }
 
     /// Twice as many messages as before, as far as messages of this size allow.
@@ -277,6 +315,10 @@ impl CatchUp {
         let most = u64::from(self.options.messages_max).min(fitting);
         let messages = u64::from(before).saturating_mul(2).min(most);
         u32::try_from(messages).unwrap_or(u32::MAX).max(1)
+    }
+
+    async fn set(&mut self, memory: &str) -> Result<()> {
+        sql::raw(&mut self.raw, "set the memory of the decoding", memory).await.map(drop)
     }
 
     async fn ask(&mut self, text: &str) -> Result<Lsn> {
@@ -323,11 +365,16 @@ fn statement(copy: &str, options: &CatchUpOptions, asked: Asked, goal: Lsn) -> S
         Asked::Messages(count, end) => {
             format!("{}, {}", Literal(&end.to_string()), count.clamp(1, i32::MAX.unsigned_abs()))
         }
+        Asked::Large(end) => format!("{}, NULL", Literal(&end.to_string())),
         Asked::Rest => format!("{}, NULL", Literal(&goal.to_string())),
+    };
+    let form = match asked {
+        Asked::Large(_) => "'proto_version', '2', 'streaming', 'on'",
+        Asked::Messages(..) | Asked::Rest => "'proto_version', '1'",
     };
     format!(
         "COPY (SELECT lsn, xid, data FROM pg_catalog.pg_logical_slot_get_binary_changes({}, {bounds}, \
-           'proto_version', '1', 'publication_names', {}, 'messages', 'true'{binary})) TO STDOUT (FORMAT binary)",
+           {form}, 'publication_names', {}, 'messages', 'true'{binary})) TO STDOUT (FORMAT binary)",
         Literal(copy),
         Literal(&quoted_names(&options.publications))
     )

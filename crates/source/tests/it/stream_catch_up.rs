@@ -185,6 +185,32 @@ async fn a_transaction_that_takes_too_long_is_left_to_the_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_large_transaction_is_given_in_progress_and_small_ones_behind_it_in_rounds() {
+    let cluster = cluster(Version::V15, TABLE);
+    cluster
+        .psql("postgres", "ALTER DATABASE postgres SET logical_decoding_work_mem = '64kB'")
+        .unwrap();
+    write(&cluster, 10, 0);
+    cluster
+        .psql("postgres", "INSERT INTO t SELECT g, 'x' FROM generate_series(1000, 101000) g")
+        .unwrap();
+    write(&cluster, 10, 200_000);
+    barrier(&cluster, "end");
+    let bounded = CatchUpOptions { wal_bytes: 1 << 20, last_bytes: 0, ..catch_up() };
+    let mut catching = open(&cluster, bounded).await;
+    let given = rounds(&mut catching).await;
+    assert!(!catching.gave_up() && catching.advanced_to() >= catching.goal());
+    catching.close().await;
+    let count = |tag| {
+        given.iter().map(|round| round.iter().filter(|p| p[0] == tag).count()).collect::<Vec<_>>()
+    };
+    assert_eq!(count(b'c'), [0, 0, 1], "in the third round, which has the rest, too");
+    assert_eq!(count(b'C'), [10, 0, 11]);
+    assert_eq!(count(b'I'), [50, 0, 100_051]);
+    assert!(count(b'S')[2] > 10, "in blocks, as it was decoded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_nothing_ends_in_much_wal_the_rest_is_left_to_the_stream() {
     let cluster = cluster(Version::V15, TABLE);
     write(&cluster, 10, 0);
@@ -192,13 +218,20 @@ async fn where_nothing_ends_in_much_wal_the_rest_is_left_to_the_stream() {
         .psql("postgres", "INSERT INTO t SELECT g, 'x' FROM generate_series(1000, 101000) g")
         .unwrap();
     barrier(&cluster, "end");
-    let bounded = CatchUpOptions { wal_bytes: 1 << 20, last_bytes: 0, ..catch_up() };
+    let bounded =
+        CatchUpOptions { wal_bytes: 1 << 20, large_bytes: 1 << 20, last_bytes: 0, ..catch_up() };
     let mut catching = open(&cluster, bounded).await;
     let given = rounds(&mut catching).await;
     assert!(catching.gave_up());
-    assert_eq!(given.iter().map(Vec::len).collect::<Vec<_>>(), [81, 0], "ten transactions and t");
+    let lengths = [given[0].len(), given[1].len(), given[3].len()];
+    assert_eq!(
+        (lengths, given.len()),
+        ([81, 0, 0], 4),
+        "ten transactions, nothing, a large round, nothing"
+    );
+    assert!(given[2].iter().all(|payload| payload[0] != b'c' && payload[0] != b'C'));
     let advanced = catching.advanced_to();
-    assert!(ends(&given.concat()).iter().all(|end| *end <= advanced));
+    assert!(ends(&given[0]).iter().all(|end| *end <= advanced));
     assert!(advanced < catching.goal());
     catching.close().await;
     // What follows there has all of the large one.

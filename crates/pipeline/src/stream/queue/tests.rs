@@ -274,3 +274,27 @@ async fn one_in_progress_goes_ahead_only_where_the_target_takes_it_and_ends_beyo
     assert_eq!(error.kind, crate::Kind::Unavailable);
     assert!(error.cause().contains("rolled back"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_goes_ahead_behind_a_spool_that_was_read_and_the_spool_is_not_gone_on_with() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = queue_of(1 << 20);
+    let mut left = spool(directory.path(), 0);
+    let first = committed(10, 10);
+    left.append(first.head, Blocks::Body(first.body.read())).unwrap();
+    queue.read_first(left);
+    assert!(queue.go_ahead(coming(15)).is_none(), "nobody has read it");
+    assert_eq!(end_of(queue.try_pop().unwrap()), 10);
+    assert!(queue.go_ahead(coming(15)).is_none(), "nobody knows that this was all");
+    assert!(queue.try_pop().unwrap().is_none());
+    let ahead = queue.go_ahead(coming(15)).unwrap();
+    let Some(Item::Ahead(..)) = queue.try_pop().unwrap() else { panic!() };
+    ahead.finish(committed(20, 7).head, body(7)).await;
+    // What comes now would be in the spool behind 10, and 20 nowhere once this process is gone.
+    queue.turn_to_disk(|_| panic!("there is a spool")).unwrap();
+    assert!(!queue.spools().0);
+    queue.set_durable(durable(20));
+    assert!(queue.try_pop().unwrap().is_none());
+    queue.turn_to_disk(|base| Ok(spool(directory.path(), base.as_u64()))).unwrap();
+    assert_eq!(queue.spools(), (true, Lsn::new(20)));
+}
