@@ -46,8 +46,8 @@ pub use filter::check_filters;
 pub use reader::Reader;
 pub use selection::Selection;
 pub use snapshot::{
-    Hook, SlotOptions, Snapshot, SnapshotOptions, check_given_slot, drop_publication, drop_slot,
-    publish_for_join, refuse_existing, shapes, waiting_for_us,
+    AtPoint, Exported, Hook, Locked, SlotOptions, Snapshot, SnapshotOptions, check_given_slot,
+    drop_publication, drop_slot, publish_for_join, refuse_existing, shapes, waiting_for_us,
 };
 #[doc(hidden)]
 pub use stream::fuzz as fuzz_stream;

@@ -31,6 +31,7 @@ use futures::future::BoxFuture;
 use tidemark_model::sql::Literal;
 use tidemark_model::{Lsn, Oid, Relation, RelationName};
 use tidemark_wire::{Client, ConnectSpec};
+use tokio::sync::watch;
 
 use crate::catalog::{Sequence, read_sequences, reread};
 use crate::reader::snapshot_gone;
@@ -63,6 +64,8 @@ pub struct SnapshotOptions {
     pub tables: Vec<Relation>,
     /// The slot to make, for a stream that continues from the snapshot.
     pub slot: Option<SlotOptions>,
+    /// Without a slot that stays: the snapshot shows exactly what committed before its position.
+    pub point: Option<AtPoint>,
     /// What a DBA sees in `pg_stat_activity`.
     pub application_name: String,
     /// Called between the export by the slot and the locks; for tests of that window.
@@ -82,6 +85,7 @@ impl SnapshotOptions {
             lock_attempts: 10,
             tables,
             slot: None,
+            point: None,
             application_name: application_name.into(),
             after_export: None,
         }
@@ -98,6 +102,15 @@ impl fmt::Debug for SnapshotOptions {
             .field("application_name", &self.application_name)
             .finish_non_exhaustive()
     }
+}
+
+/// Who waits for the position of a snapshot that is taken at a consistent point.
+#[derive(Clone)]
+pub struct AtPoint {
+    /// Called just before the point is looked for.
+    pub before: Hook,
+    /// Told the point as soon as it is known, before anything is locked.
+    pub found: watch::Sender<Option<Lsn>>,
 }
 
 /// The slot to make, or the one that is there for us.
@@ -147,9 +160,9 @@ impl Snapshot {
     /// None with a slot: dropping the future may leave the slot and the publication; call [`cleanup`](crate::cleanup) then.
     pub async fn take(spec: &ConnectSpec, options: &SnapshotOptions) -> Result<Self> {
         let spec = spec.clone().with_application_name(&options.application_name);
-        match &options.slot {
-            Some(slot) => slot::take(&spec, options, slot).await,
-            None => take_without_slot(&spec, options).await,
+        match (&options.slot, &options.point) {
+            (None, None) => take_without_slot(&spec, options).await,
+            (slot, _) => slot::take(&spec, options, slot.as_ref()).await,
         }
     }
 
@@ -226,24 +239,74 @@ impl Snapshot {
 }
 
 async fn take_without_slot(spec: &ConnectSpec, options: &SnapshotOptions) -> Result<Snapshot> {
-    let side = sql::connect(spec).await?;
-    // Sizes are read beside our own locks: behind an ALTER that waits for these the read would wait for ever.
-    locks::bound_waits(&side, options).await?;
-    let holder = sql::connect(spec).await?;
-    begin(&holder).await?;
-    let mut gone = locks::take(&holder, &side, options, &options.tables).await?;
-    let lsn = read_position(&side).await?;
-    let (id, read_snapshot) = export(&holder).await?;
-    let oids = oids_without(&options.tables, &gone);
-    let difference = shape::first_difference(&holder, &side, &oids).await;
-    if let Some(name) = let_through(&side, options, difference).await? {
-        // Cannot happen: the locks were there before the snapshot.
-        return Err(Error::new(Disposition::Internal, "compare a table with its snapshot").on(name));
+    Locked::take(spec, options).await?.export().await?.finish().await
+}
+
+/// Everything is locked, and no snapshot was taken yet: LOCK takes none in REPEATABLE READ. So the moment that the snapshot
+/// shows can be chosen, and is short.
+pub struct Locked {
+    options: SnapshotOptions,
+    side: Client,
+    holder: Client,
+    gone: Vec<RelationName>,
+}
+
+impl Locked {
+    /// Locks the tables.
+    ///
+    /// # Errors
+    /// As [`Snapshot::take`].
+    pub async fn take(spec: &ConnectSpec, options: &SnapshotOptions) -> Result<Self> {
+        let spec = spec.clone().with_application_name(&options.application_name);
+        let side = sql::connect(&spec).await?;
+        // Sizes are read beside our own locks: behind an ALTER that waits for these the read would wait for ever.
+        locks::bound_waits(&side, options).await?;
+        let holder = sql::connect(&spec).await?;
+        begin(&holder).await?;
+        let gone = locks::take(&holder, &side, options, &options.tables).await?;
+        Ok(Self { options: options.clone(), side, holder, gone })
     }
-    let tables = planned_as_is(&side, options, &mut gone).await;
-    let tables = let_through(&side, options, tables).await?;
-    let sequences = let_through(&side, options, read_sequences(&side).await).await?;
-    Ok(Snapshot { holder, id, read_snapshot, lsn, tables, gone, sequences })
+
+    /// Takes the snapshot, now.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn export(self) -> Result<Exported> {
+        let lsn = read_position(&self.side).await?;
+        let (id, read_snapshot) = export(&self.holder).await?;
+        Ok(Exported { locked: self, id, read_snapshot, lsn })
+    }
+}
+
+/// A snapshot that was taken, whose tables were not measured yet.
+pub struct Exported {
+    locked: Locked,
+    id: String,
+    read_snapshot: String,
+    lsn: Lsn,
+}
+
+impl Exported {
+    /// Measures the tables.
+    ///
+    /// # Errors
+    /// As [`Snapshot::take`].
+    pub async fn finish(self) -> Result<Snapshot> {
+        let Self { locked, id, read_snapshot, lsn } = self;
+        let Locked { options, side, holder, mut gone } = locked;
+        let oids = oids_without(&options.tables, &gone);
+        let difference = shape::first_difference(&holder, &side, &oids).await;
+        if let Some(name) = let_through(&side, &options, difference).await? {
+            // Cannot happen: the locks were there before the snapshot.
+            return Err(
+                Error::new(Disposition::Internal, "compare a table with its snapshot").on(name)
+            );
+        }
+        let tables = planned_as_is(&side, &options, &mut gone).await;
+        let tables = let_through(&side, &options, tables).await?;
+        let sequences = let_through(&side, &options, read_sequences(&side).await).await?;
+        Ok(Snapshot { holder, id, read_snapshot, lsn, tables, gone, sequences })
+    }
 }
 
 /// Somebody waits for the holder already, and what we ask beside it waits for them: only a new snapshot lets them through.

@@ -28,13 +28,13 @@ enum Attempt {
 pub(super) async fn take(
     spec: &ConnectSpec,
     options: &SnapshotOptions,
-    slot: &SlotOptions,
+    slot: Option<&SlotOptions>,
 ) -> Result<Snapshot> {
     let side = sql::connect(spec).await?;
     refuse_standby(&side).await?;
     check_version(side.server_version_num(), slot)?;
-    if slot.is_given {
-        super::given::usable_or_refuse(&side, &slot.slot).await?;
+    if let Some(given) = slot.filter(|slot| slot.is_given) {
+        super::given::usable_or_refuse(&side, &given.slot).await?;
     }
     super::locks::bound_waits(&side, options).await?;
     let mut changed = String::new();
@@ -65,17 +65,19 @@ pub(super) async fn take(
     .hint("stop what truncates, clusters or alters it for a moment, then run again"))
 }
 
-fn check_version(version: u32, slot: &SlotOptions) -> Result<()> {
+fn check_version(version: u32, slot: Option<&SlotOptions>) -> Result<()> {
     if version < 140_000 {
         return Err(Error::new(Disposition::Refused, "stream from PostgreSQL 13")
             .hint("its pgoutput has no messages, no binary form and no streaming: use --snapshot-only, or 14 and later"));
     }
-    if slot.failover && version < 170_000 {
-        return Err(Error::new(Disposition::Usage, "make a failover slot")
-            .on(Ident(&slot.slot))
-            .hint("failover slots exist from PostgreSQL 17 on: source.failover = false"));
+    match slot {
+        Some(slot) if slot.failover && version < 170_000 => {
+            Err(Error::new(Disposition::Usage, "make a failover slot")
+                .on(Ident(&slot.slot))
+                .hint("failover slots exist from PostgreSQL 17 on: source.failover = false"))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// A publication is a write, and a slot on a standby waits without an end for a record that only a busy primary writes; the
@@ -100,33 +102,42 @@ struct Made {
 async fn attempt(
     spec: &ConnectSpec,
     options: &SnapshotOptions,
-    slot: &SlotOptions,
+    slot: Option<&SlotOptions>,
     side: &Client,
     (number, made): (u32, &mut Made),
 ) -> Result<Attempt> {
     let (tables, mut gone) = split_present(side, &options.tables).await?;
-    made.publication = publish(side, options, slot, &tables.iter().collect::<Vec<_>>()).await?;
-    if !slot.is_given {
-        refuse_existing(side, &slot.slot).await?;
+    let own = slot.filter(|slot| !slot.is_given);
+    if let Some(slot) = slot {
+        made.publication = publish(side, options, slot, &tables.iter().collect::<Vec<_>>()).await?;
+    }
+    if let Some(own) = own {
+        refuse_existing(side, &own.slot).await?;
     }
     let mut walsender =
         sql::connect_raw(spec, Mode::Replication).await.map_err(explain_replication)?;
+    let holder = sql::connect(spec).await?;
+    if let Some(point) = &options.point {
+        (point.before)(number).await;
+    }
     // From here on a lost answer may mean a slot that was made all the same. A temporary one ends with its session.
-    made.slot = !slot.is_given;
-    let created = create_slot(&mut walsender, side, options, slot).await;
+    made.slot = own.is_some();
+    let created = create_slot(&mut walsender, side, options, own).await;
     if let Err(error) = &created
         && error.has_state(&["42710"])
     {
         made.slot = false;
     }
     let (lsn, exported) = created?;
-    if slot.is_given {
-        super::given::still_behind(side, &slot.slot, lsn).await?;
+    if let Some(point) = &options.point {
+        point.found.send_replace(Some(lsn));
+    }
+    if let Some(given) = slot.filter(|slot| slot.is_given) {
+        super::given::still_behind(side, &given.slot, lsn).await?;
     }
     if let Some(hook) = &options.after_export {
         hook(number).await;
     }
-    let holder = sql::connect(spec).await?;
     begin(&holder).await?;
     import(&holder, &exported).await?;
     let lost = locks::take(&holder, side, options, &tables).await?;
@@ -196,7 +207,7 @@ async fn create_slot(
     walsender: &mut RawConnection,
     side: &Client,
     options: &SnapshotOptions,
-    slot: &SlotOptions,
+    own: Option<&SlotOptions>,
 ) -> Result<(Lsn, String)> {
     // Nobody queues behind this wait, so that all attempts are spent in one.
     let patience = options.lock_timeout.saturating_mul(options.lock_attempts.max(1));
@@ -204,13 +215,13 @@ async fn create_slot(
     sql::raw(walsender, "set lock_timeout", &format!("SET lock_timeout = {timeout}")).await?;
     // Two underscores: no job's slot is called so.
     let temporary = format!("tidemark__snapshot_{}", side.backend_pid());
-    let (name, kind) = match slot.is_given {
-        true => (Ident(&temporary), "TEMPORARY LOGICAL"),
-        false => (Ident(&slot.slot), "LOGICAL"),
+    let (name, kind) = match own {
+        None => (Ident(&temporary), "TEMPORARY LOGICAL"),
+        Some(own) => (Ident(&own.slot), "LOGICAL"),
     };
     let statement = match side.server_version_num() {
         ..150_000 => format!("CREATE_REPLICATION_SLOT {name} {kind} \"pgoutput\" EXPORT_SNAPSHOT"),
-        _ if slot.failover => {
+        _ if own.is_some_and(|own| own.failover) => {
             format!(
                 "CREATE_REPLICATION_SLOT {name} LOGICAL \"pgoutput\" (SNAPSHOT 'export', FAILOVER true)"
             )
@@ -289,10 +300,8 @@ pub(super) async fn oldest_transactions(side: &Client) -> Result<String> {
 }
 
 /// Drops what an attempt made, over a new connection: the old ones may be what failed.
-async fn undo(spec: &ConnectSpec, slot: &SlotOptions, made: &Made) -> Result<()> {
-    if !made.slot && !made.publication {
-        return Ok(());
-    }
+async fn undo(spec: &ConnectSpec, slot: Option<&SlotOptions>, made: &Made) -> Result<()> {
+    let Some(slot) = slot.filter(|_| made.slot || made.publication) else { return Ok(()) };
     let client = sql::connect(spec).await?;
     if made.slot {
         drop_slot(&client, &slot.slot).await?;
