@@ -6,16 +6,25 @@
 //! ```text
 //! -> {"version":1,"command":"status"}
 //! <- {"version":1,"status":{...}}            or  {"version":1,"error":"..."}
+//!
+//! -> {"version":1,"command":"hold"}                       the stream stands; it goes on when the connection ends
+//! <- {"version":1,"lsn":"0/1A2B3C"}
+//! -> {"version":1,"command":"up-to","lsn":"0/1A2B40"}     it goes on to there and stands again
+//! <- {"version":1,"lsn":"0/1A2B40"}
 //! ```
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tidemark_ledger::Ledger;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tidemark_model::Lsn;
+use tokio::io::{
+    AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
+    BufReader,
+};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
@@ -37,15 +46,37 @@ const PATIENCE: Duration = Duration::from_secs(5);
 struct Request {
     version: u32,
     command: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lsn: Option<Lsn>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+impl Request {
+    fn line(command: &str, lsn: Option<Lsn>) -> String {
+        let request = Self { version: CONTROL_VERSION, command: command.to_owned(), lsn };
+        serde_json::to_string(&request).expect("requests are plain data") + "\n"
+    }
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Answer {
     version: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     status: Option<Status>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lsn: Option<Lsn>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+}
+
+impl Answer {
+    fn line(self) -> String {
+        let answer = Self { version: CONTROL_VERSION, ..self };
+        serde_json::to_string(&answer).expect("answers are plain data") + "\n"
+    }
+
+    fn error(text: impl Into<String>) -> Self {
+        Self { error: Some(text.into()), ..Self::default() }
+    }
 }
 
 /// What the socket may tell.
@@ -143,7 +174,7 @@ async fn serve(listener: UnixListener, shared: Shared) {
                     let shared = shared.clone();
                     clients.spawn(async move {
                         // A client that goes away in the middle is its own affair.
-                        drop(tokio::time::timeout(PATIENCE, answer(stream, &shared)).await);
+                        drop(answer(stream, &shared).await);
                     });
                 }
             }
@@ -154,24 +185,173 @@ async fn serve(listener: UnixListener, shared: Shared) {
 
 async fn answer(stream: UnixStream, shared: &Shared) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
+    let mut lines = BufReader::new(read.take(REQUEST_BYTES));
     let mut line = String::new();
-    BufReader::new(read.take(REQUEST_BYTES)).read_line(&mut line).await?;
-    let mut text = serde_json::to_string(&reply(&line, shared)).expect("answers are plain data");
-    text.push('\n');
-    write.write_all(text.as_bytes()).await
+    match tokio::time::timeout(PATIENCE, lines.read_line(&mut line)).await {
+        Ok(read) => read?,
+        Err(_) => return Ok(()),
+    };
+    match request(&line) {
+        Ok(Request { command, .. }) if command == "hold" => hold(lines, write, shared).await,
+        Ok(Request { command, .. }) if command == "status" => {
+            let status = Some(shared.status());
+            write.write_all(Answer { status, ..Answer::default() }.line().as_bytes()).await
+        }
+        Ok(Request { command, .. }) => {
+            let answer = Answer::error(format!("unknown command {command:?}"));
+            write.write_all(answer.line().as_bytes()).await
+        }
+        Err(answer) => write.write_all(answer.line().as_bytes()).await,
+    }
 }
 
-fn reply(line: &str, shared: &Shared) -> Answer {
-    let error = |text: String| Answer { version: CONTROL_VERSION, status: None, error: Some(text) };
+fn request(line: &str) -> Result<Request, Answer> {
     match serde_json::from_str::<Request>(line) {
-        Ok(Request { version, .. }) if version != CONTROL_VERSION => {
-            error(format!("this process speaks version {CONTROL_VERSION}, not {version}"))
+        Ok(Request { version, .. }) if version != CONTROL_VERSION => Err(Answer::error(format!(
+            "this process speaks version {CONTROL_VERSION}, not {version}"
+        ))),
+        Ok(request) => Ok(request),
+        Err(_) => Err(Answer::error("the request is not a line of JSON with version and command")),
+    }
+}
+
+/// Holds the stream for as long as the client stays.
+async fn hold(
+    mut lines: impl AsyncBufRead + Unpin,
+    mut write: impl AsyncWrite + Unpin,
+    shared: &Shared,
+) -> std::io::Result<()> {
+    let Some(ladder) = shared.progress.ladder().filter(|_| shared.progress.follows()) else {
+        let answer = Answer::error("the job does not follow the source yet");
+        return write.write_all(answer.line().as_bytes()).await;
+    };
+    if let Err(error) = ladder.gate.close() {
+        return write.write_all(Answer::error(error.message).line().as_bytes()).await;
+    }
+    let _opens = Opens(&ladder);
+    let mut line = String::new();
+    let mut answer = tokio::select! {
+        stands = ladder.gate.stands() => said(stands),
+        // Nothing is to come before the answer: the client has gone.
+        _ = lines.read_line(&mut line) => return Ok(()),
+    };
+    loop {
+        write.write_all(answer.line().as_bytes()).await?;
+        line.clear();
+        if lines.read_line(&mut line).await? == 0 {
+            return Ok(());
         }
-        Ok(Request { command, .. }) if command == "status" => {
-            Answer { version: CONTROL_VERSION, status: Some(shared.status()), error: None }
+        answer = match request(&line) {
+            Ok(Request { command, lsn: Some(lsn), .. }) if command == "up-to" => {
+                said(ladder.gate.up_to(lsn).await.map(|()| lsn))
+            }
+            Ok(_) => Answer::error("while the stream is held only up-to is understood"),
+            Err(answer) => answer,
+        };
+    }
+}
+
+/// Opens the gate, whatever ends the conversation.
+struct Opens<'a>(&'a Ladder);
+
+impl Drop for Opens<'_> {
+    fn drop(&mut self) {
+        self.0.gate.open();
+    }
+}
+
+fn said(stands: Result<Lsn>) -> Answer {
+    match stands {
+        Ok(lsn) => Answer { lsn: Some(lsn), ..Answer::default() },
+        Err(error) => Answer::error(error.message),
+    }
+}
+
+/// The stream of a job, standing at one position until this is dropped.
+pub struct Held {
+    by: HeldBy,
+    since: Instant,
+}
+
+enum HeldBy {
+    /// The process that runs the job.
+    Process(BufReader<UnixStream>),
+    /// This one.
+    Ladder(Arc<Ladder>),
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let HeldBy::Ladder(ladder) = &self.by {
+            ladder.gate.open();
         }
-        Ok(Request { command, .. }) => error(format!("unknown command {command:?}")),
-        Err(_) => error("the request is not a line of JSON with version and command".to_owned()),
+    }
+}
+
+impl Held {
+    /// Holds the stream of the job that runs in another process; `None` where none does.
+    ///
+    /// # Errors
+    /// The job does not follow yet, somebody else holds it, or it does not answer.
+    pub async fn of_process(state_dir: &Path) -> Result<Option<Self>> {
+        let Ok(stream) = UnixStream::connect(socket_path(state_dir)).await else { return Ok(None) };
+        let since = Instant::now();
+        let mut held = Self { by: HeldBy::Process(BufReader::new(stream)), since };
+        held.ask("hold", None).await.map(|_| Some(held))
+    }
+
+    /// Holds the stream of the job that runs in this process, once it follows.
+    ///
+    /// # Errors
+    /// As [`Held::of_process`].
+    pub async fn of_own(progress: &Progress) -> Result<Option<Self>> {
+        let Some(ladder) = progress.ladder().filter(|_| progress.follows()) else {
+            return Ok(None);
+        };
+        let since = Instant::now();
+        ladder.gate.close()?;
+        let held = Self { by: HeldBy::Ladder(Arc::clone(&ladder)), since };
+        ladder.gate.stands().await?;
+        Ok(Some(held))
+    }
+
+    /// Lets it go on to a position beyond where it stands, and waits until everything up to there is on the target, and
+    /// nothing more.
+    ///
+    /// # Errors
+    /// It went on: a snapshot of the target would show something else.
+    pub async fn up_to(&mut self, lsn: Lsn) -> Result<()> {
+        match &self.by {
+            HeldBy::Ladder(ladder) => ladder.gate.up_to(lsn).await,
+            HeldBy::Process(_) => self.ask("up-to", Some(lsn)).await,
+        }
+    }
+
+    /// Lets the stream go on; gives for how long it was held.
+    pub fn open(self) -> Duration {
+        self.since.elapsed()
+    }
+
+    async fn ask(&mut self, command: &str, lsn: Option<Lsn>) -> Result<()> {
+        let HeldBy::Process(stream) = &mut self.by else { return Ok(()) };
+        let failed = |cause: std::io::Error| {
+            Error::new(Kind::Unavailable, "ask the running job to hold its stream").because(cause)
+        };
+        stream.write_all(Request::line(command, lsn).as_bytes()).await.map_err(failed)?;
+        let mut line = String::new();
+        stream.read_line(&mut line).await.map_err(failed)?;
+        let answer: Answer = serde_json::from_str(&line).map_err(|cause| {
+            Error::new(Kind::Unavailable, "ask the running job to hold its stream: it has ended")
+                .because(cause)
+        })?;
+        match answer {
+            Answer { lsn: Some(_), .. } => Ok(()),
+            Answer { error, .. } => {
+                let error = error.unwrap_or_else(|| "empty answer".to_owned());
+                Err(Error::new(Kind::Unavailable, format!("hold the job's stream: {error}"))
+                    .hint("run the same command again"))
+            }
+        }
     }
 }
 
@@ -186,10 +366,7 @@ pub async fn ask_status(state_dir: &Path) -> Result<Option<Status>> {
     };
     let exchange = async {
         let (read, mut write) = stream.into_split();
-        let request = Request { version: CONTROL_VERSION, command: "status".to_owned() };
-        let mut text = serde_json::to_string(&request).expect("requests are plain data");
-        text.push('\n');
-        write.write_all(text.as_bytes()).await?;
+        write.write_all(Request::line("status", None).as_bytes()).await?;
         let mut line = String::new();
         BufReader::new(read).read_line(&mut line).await?;
         Ok(line)

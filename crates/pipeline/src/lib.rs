@@ -27,7 +27,7 @@ mod target;
 
 pub use check::check;
 pub use cleanup::cleanup;
-pub use control::{CONTROL_VERSION, ask_status};
+pub use control::{CONTROL_VERSION, Held, ask_status};
 pub use error::{Error, Kind, Result};
 pub use job::{
     DdlPolicy, Job, LakeTarget, OnFull, PostgresTarget, StreamJob, TableOptions, Target,

@@ -134,6 +134,11 @@ impl Progress {
         tracing::debug!(?phase, activity, "phase");
     }
 
+    /// Whether the source is followed and every table has joined.
+    pub(crate) fn follows(&self) -> bool {
+        self.phase.lock().expect("no holder panics").0 == Phase::Follow
+    }
+
     /// Whose use `memory_bytes` is.
     pub(crate) fn watch_memory(&self, budget: &Budget) {
         *self.budget.lock().expect("no holder panics") = Some(budget.clone());

@@ -20,6 +20,7 @@ use super::blocks::{Blocks, unreadable};
 use super::body::messages;
 use super::ddl::Ddl;
 use super::followed::Followed;
+use super::gate::Order;
 use super::ladder::{DurableLsn, Ladder};
 use super::plant::is_planted;
 use super::queue::{AheadReader, Item, Queue, Queued};
@@ -83,6 +84,10 @@ pub(crate) struct Apply {
     is_idle: bool,
     /// The target has parts of this transaction, whose end has not come.
     cut_ahead: Option<TransactionHead>,
+    /// What was popped and lies behind where the gate stands.
+    kept: Option<Item>,
+    /// The end of the last transaction that was taken.
+    taken: Lsn,
 }
 
 /// The messages of a transaction.
@@ -138,6 +143,8 @@ impl Apply {
             unflushed: false,
             is_idle: false,
             cut_ahead: None,
+            kept: None,
+            taken: Lsn::ZERO,
         }
     }
 
@@ -154,16 +161,30 @@ impl Apply {
                 let durable = self.close().await?;
                 return Ok(Ended::Reached(durable));
             }
-            let item = match self.queue.try_pop()? {
+            if self.stands(stop).await? {
+                continue;
+            }
+            let next = match self.kept.take() {
+                None => self.queue.try_pop()?,
+                kept => kept,
+            };
+            let item = match next {
+                Some(item) if self.is_behind_gate(&item) => {
+                    self.kept = Some(item);
+                    continue;
+                }
                 Some(item) => item,
                 None => {
                     if !self.gathers() {
                         self.send(false).await?;
                     }
                     let is_gathering = !self.pending.is_empty();
+                    let ladder = Arc::clone(&self.ladder);
+                    let is_open = ladder.gate.order() == Order::Open;
                     tokio::select! {
                         biased;
                         () = stop.cancelled() => break,
+                        () = ladder.gate.closed(), if is_open => {}
                         () = self.queue.filled() => {}
                         () = tokio::time::sleep_until(self.gathered_at().into()), if is_gathering => {}
                         _ = interval.tick() => self.flush_in_time().await?,
@@ -177,6 +198,42 @@ impl Apply {
             self.flush_in_time().await?;
         }
         Ok(Ended::Stopped(self.close().await?))
+    }
+
+    /// Stands at the gate for as long as it is closed and nothing before it is left. Everything is durable then.
+    async fn stands(&mut self, stop: &CancellationToken) -> Result<bool> {
+        let order = self.ladder.gate.order();
+        let at = match order {
+            Order::Open => return Ok(false),
+            Order::Hold => self.accepted,
+            Order::UpTo(lsn) if self.kept.is_some() || self.accepted >= lsn => lsn.max(self.taken),
+            Order::UpTo(_) => return Ok(false),
+        };
+        self.send(false).await?;
+        let flushed = self.writer.flush().await?;
+        self.note(DurableLsn::answered(flushed));
+        (self.flushed_at, self.unflushed) = (Instant::now(), false);
+        let ladder = Arc::clone(&self.ladder);
+        tokio::select! {
+            () = stop.cancelled() => self.ladder.gate.open(),
+            () = ladder.gate.stand(at, order) => {}
+        }
+        Ok(true)
+    }
+
+    /// Whether an item is not to be applied before the gate opens. Of a transaction whose end nobody knows that cannot be
+    /// said: the gate opens, and whoever asked has to ask again.
+    fn is_behind_gate(&self, item: &Item) -> bool {
+        let Order::UpTo(lsn) = self.ladder.gate.order() else { return false };
+        match item {
+            Item::Transaction(queued) => !queued.is_repeated && queued.head.end_lsn > lsn,
+            Item::Ahead(head, reader) if reader.is_decided => head.commit_lsn >= lsn,
+            Item::Ahead(..) => {
+                self.ladder.gate.open();
+                false
+            }
+            Item::Relation(_) | Item::Idle(_) => false,
+        }
     }
 
     /// Whether it is worth waiting for more: each commit costs the target the same, whatever is in it, and where the source
@@ -256,7 +313,7 @@ impl Apply {
         }
         if changes.is_empty() {
             // Nothing of the job's tables: no commit on the target for it, only a position.
-            self.accepted = head.end_lsn;
+            self.took(head.end_lsn);
             self.is_idle = true;
             if self.pending.is_empty() {
                 self.ladder.set_passed(head.end_lsn);
@@ -274,12 +331,17 @@ impl Apply {
         }
         self.pending.push(Transaction { head, changes });
         self.pending_bytes += bytes;
-        self.accepted = head.end_lsn;
+        self.took(head.end_lsn);
         let is_old = self.pending_since.elapsed() >= self.rhythm.batch_delay;
         if is_old || self.pending_bytes >= self.rhythm.batch_bytes {
             self.send(false).await?;
         }
         Ok(())
+    }
+
+    /// A transaction is over.
+    fn took(&mut self, end: Lsn) {
+        (self.accepted, self.taken) = (end, end);
     }
 
     /// Larger than a batch, or than the memory that is left: what is whole goes first, then this one goes in parts.
@@ -437,7 +499,7 @@ impl Apply {
         self.pending.push(Transaction { head, changes });
         self.send(continues).await?;
         if !continues {
-            self.accepted = head.end_lsn;
+            self.took(head.end_lsn);
         }
         Ok(())
     }

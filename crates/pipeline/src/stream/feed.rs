@@ -19,6 +19,7 @@ use tidemark_source::{
 use tidemark_wire::{Client, ConnectSpec};
 
 use super::assemble::{AssembleError, Assembler, Coming, Overtaken, Step};
+use super::gate::Order;
 use super::ladder::Ladder;
 use super::plant::is_planted;
 use super::queue::{Ahead, Queue, taken_back};
@@ -360,7 +361,8 @@ impl Feed {
             self.ladder.since_overtaken().is_some_and(|since| since < AFTER_OVERTAKEN);
         let was_asked = self.asked.is_some_and(|asked| asked.elapsed() < ASK_EVERY);
         let is_small = coming.bytes < self.undecided_bytes;
-        if is_small || was_overtaken || was_asked || !self.queue.takes_undecided() {
+        let is_held = self.ladder.gate.order() != Order::Open;
+        if is_small || was_overtaken || was_asked || is_held || !self.queue.takes_undecided() {
             return Ok(false);
         }
         self.asked = Some(Instant::now());

@@ -11,6 +11,7 @@ use tidemark_model::Lsn;
 use tidemark_sink::Flushed;
 use tokio::sync::Notify;
 
+use super::gate::Gate;
 use super::waiting::Waiting;
 
 /// A position that may be acknowledged: whoever holds what is before it has answered that it is flushed.
@@ -58,6 +59,8 @@ pub(crate) struct Ladder {
     overtaken: Mutex<Option<Instant>>,
     /// Something may be acknowledged that was not, or the source asked for an answer.
     pub(crate) say: Notify,
+    /// Where somebody else reads the target at one position.
+    pub(crate) gate: Gate,
 }
 
 impl Ladder {

@@ -21,6 +21,7 @@ mod body;
 mod ddl;
 mod feed;
 mod followed;
+mod gate;
 mod join;
 mod ladder;
 mod plant;

@@ -194,7 +194,7 @@ impl Queue {
             head.end_lsn = Lsn::new(known.as_u64() + 1);
             head.commit_lsn = head.end_lsn;
         }
-        let (ahead, reader) = Ahead::new(self);
+        let (ahead, reader) = Ahead::new(self, coming.is_decided);
         state.ahead = Some((head, reader));
         state.has_ahead = true;
         state.is_torn |= state.spool.is_some();

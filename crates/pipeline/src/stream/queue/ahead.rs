@@ -44,9 +44,10 @@ pub(crate) struct Ahead {
 
 impl Ahead {
     /// Both ends.
-    pub(super) fn new(queue: &Arc<Queue>) -> (Self, AheadReader) {
+    pub(super) fn new(queue: &Arc<Queue>, is_decided: bool) -> (Self, AheadReader) {
         let (pieces, reader) = mpsc::channel(PIECES);
-        (Self { queue: Arc::clone(queue), pieces }, AheadReader { pieces: reader, now: None })
+        let reader = AheadReader { pieces: reader, now: None, is_decided };
+        (Self { queue: Arc::clone(queue), pieces }, reader)
     }
 
     /// Gives what has come; waits for room.
@@ -83,6 +84,8 @@ impl Drop for Ahead {
 pub(crate) struct AheadReader {
     pieces: mpsc::Receiver<Piece>,
     now: Option<(BodyReader, Reservation)>,
+    /// Where it ends is known, but for the length of its commit record.
+    pub(crate) is_decided: bool,
 }
 
 impl AheadReader {
