@@ -25,6 +25,8 @@ pub enum Forms {
     RawCanonical,
     /// Both sums.
     RawAndValue,
+    /// Both sums, the raw one in the canonical form, for two sides whose columns differ in order or width.
+    CanonicalAndValue,
 }
 
 /// What the raw hash of a row is taken over.
@@ -75,6 +77,12 @@ impl From<Fault> for BadRow {
     }
 }
 
+/// Whether the value sum of these columns may be another one than the raw sum: some type has values that are equal and
+/// look different.
+pub fn has_value_form(columns: &[DigestColumn<'_>]) -> bool {
+    columns.iter().any(|of| Op::of(&of.column.data_type, of.wire).has_two_forms())
+}
+
 /// Hashes the rows of one table.
 #[derive(Debug)]
 pub struct RowHasher {
@@ -120,7 +128,8 @@ impl RowHasher {
                 Cell { field, quick: op.quick(), op }
             })
             .collect();
-        let has_value = forms == Forms::RawAndValue && cells.iter().any(|c| c.op.has_two_forms());
+        let wants_value = matches!(forms, Forms::RawAndValue | Forms::CanonicalAndValue);
+        let has_value = wants_value && cells.iter().any(|c| c.op.has_two_forms());
         let raw = match (form, forms) {
             (TupleForm::PgText, Forms::Raw) => RawScheme::TextLine,
             (TupleForm::PgText, _) => return Err(Error::TextHasNoValueForm),

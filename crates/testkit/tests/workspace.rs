@@ -13,7 +13,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// The edges of the picture, each crate with those below that it may name outside tests.
-const PICTURE: [(&str, &[&str]); 9] = [
+const PICTURE: [(&str, &[&str]); 10] = [
     ("model", &[]),
     ("wire", &["model"]),
     ("columnar", &["model"]),
@@ -22,7 +22,8 @@ const PICTURE: [(&str, &[&str]); 9] = [
     ("source", &["model", "wire"]),
     ("sink", &["model", "wire", "columnar", "digest"]),
     ("pipeline", &["model", "source", "sink", "wire", "columnar", "digest", "ledger"]),
-    ("cli", &["model", "pipeline", "ledger", "source", "sink", "wire", "digest", "columnar"]),
+    ("verify", &["model", "pipeline", "source", "wire", "digest"]),
+    ("cli", &["model", "verify", "pipeline", "ledger", "source", "sink", "wire", "digest", "columnar"]),
 ];
 
 fn root() -> PathBuf {

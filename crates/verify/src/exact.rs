@@ -1,0 +1,242 @@
+//! A pair that a job keeps in step: both sides as of one LSN, while both are written to.
+//!
+//! **Invariant:** the source's snapshot shows exactly what committed before the barrier, because a slot exports it at its
+//! consistent point; the target's shows exactly what the stream brought up to there, because it is taken while the stream
+//! stands at that position. So equal sums are equality at that LSN, and a difference is one.
+//!
+//! ```text
+//! target: lock tables --------------------------------- export, at the barrier -> scan
+//! stream:               hold ---- up to the barrier, stand --'- open
+//! source:                 '- temporary slot: barrier, snapshot ---------------------> scan
+//! ```
+//!
+//! The stream is held before the barrier is known, or it could have passed it. No transaction is between the snapshot and
+//! the barrier, so no keys have to be set aside (`docs/adr/2026-11-21-one-point-of-a-moving-pair.md`).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemark_model::Lsn;
+use tidemark_pipeline::{
+    Error, Held, Kind, Phase, Progress as JobProgress, Result, ask_status, sync,
+};
+use tidemark_source::{AtPoint, Exported, Hook, Locked, Snapshot, emit_barrier};
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::outcome::{Outcome, Point};
+use crate::run::Run;
+use crate::side::View;
+use crate::{Level, Request, Which};
+
+/// How often a point is looked for.
+const ATTEMPTS: u32 = 3;
+/// The longest that the stream stands while the source looks for a consistent point: it waits for every transaction that
+/// runs.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks whether a job that is run here follows.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Compares both sides of a job that follows, at one LSN. Where no process runs the job, it is run here up to there.
+///
+/// # Errors
+/// A side cannot be reached or read; the job does not follow, is held by another verification, or cannot be run; no point
+/// was found because transactions run on the source for too long.
+///
+/// # Cancel safety
+/// Safe: the stream goes on when the future ends; a job that is run here is stopped.
+pub async fn verify_at_barrier(request: &Request, stop: &CancellationToken) -> Result<Outcome> {
+    let run = Run::open(request, stop).await?;
+    let mut states = run.states();
+    let wanted: Vec<usize> = (0..states.len()).collect();
+    let state_dir = &request.job.state_dir;
+    let met = match ask_status(state_dir).await? {
+        Some(_) => meet(&run, &Stream::Process(state_dir.clone()), &wanted).await,
+        None => meet_here(&run, &wanted, stop).await,
+    };
+    let Met { lsn, pause, source, target } = met?;
+    let moments = (Some(source.moment()), Some(target.moment()));
+    if request.level > Level::Schema {
+        run.read((&source, &target), &mut states, &wanted).await?;
+    }
+    tokio::join!(source.release(), target.release());
+    for state in &mut states {
+        // Both sides are as of one moment: what differs, differs.
+        let open = std::mem::take(&mut state.open);
+        if state.readings > 0 {
+            state.different.extend(open);
+        }
+    }
+    Ok(run.outcome(states, Point::Barrier { lsn, pause }, moments))
+}
+
+/// Both sides at one LSN.
+struct Met {
+    lsn: Lsn,
+    pause: Duration,
+    source: View,
+    target: View,
+}
+
+/// Runs the job itself for as long as it takes.
+async fn meet_here(run: &Run<'_>, wanted: &[usize], stop: &CancellationToken) -> Result<Met> {
+    refuse_other_than_following(run).await?;
+    let (progress, stop) = (Arc::new(JobProgress::default()), stop.child_token());
+    let mut running = std::pin::pin!(sync(&run.request.job, &progress, None, &stop));
+    let meeting = async {
+        while progress.view().phase != Phase::Follow {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        meet(run, &Stream::Here(Arc::clone(&progress)), wanted).await
+    };
+    let met = tokio::select! {
+        met = meeting => met,
+        ended = &mut running => return Err(ended.err().unwrap_or_else(Error::interrupted)),
+    };
+    stop.cancel();
+    running.await?;
+    met
+}
+
+async fn meet(run: &Run<'_>, stream: &Stream, wanted: &[usize]) -> Result<Met> {
+    let mut attempt = 1;
+    loop {
+        match meet_once(run, stream, wanted).await {
+            Err(error) if error.kind == Kind::Unavailable && attempt < ATTEMPTS => {
+                tracing::info!(%error, attempt, "both sides could not be brought to one point; trying again");
+                attempt += 1;
+            }
+            met => return met,
+        }
+    }
+}
+
+async fn meet_once(run: &Run<'_>, stream: &Stream, wanted: &[usize]) -> Result<Met> {
+    let (source, target) = (&run.source, &run.target);
+    let there = run.relations(Which::Target, wanted);
+    let locked = Locked::take(target.spec(), &target.options(there)).await;
+    let locked = locked.map_err(|error| target.of(error))?;
+    let holding = Arc::new(Mutex::new(None));
+    let (found, finding) = watch::channel(None);
+    let mut options = source.options(run.relations(Which::Source, wanted));
+    (options.lock_timeout, options.lock_attempts) = (PATIENCE, 1);
+    options.point = Some(AtPoint { before: stream.hold(&holding), found });
+    let taken = async {
+        let taken = Snapshot::take(source.spec(), &options).await;
+        taken.map_err(|error| source.of(error))
+    };
+    let at_barrier = at_barrier(run, locked, finding, &holding);
+    let met = tokio::try_join!(taken, at_barrier);
+    // Whatever became of it, the stream goes on.
+    let held = holding.lock().await.take();
+    if let (Err(_), Some(Err(error))) = (&met, held) {
+        return Err(error);
+    }
+    let (snapshot, (lsn, exported, pause)) = met?;
+    if snapshot.lsn() != lsn {
+        let attempt = "bring both sides to one point: the source's snapshot was taken again";
+        return Err(Error::new(Kind::Unavailable, attempt).hint("run the same command again"));
+    }
+    let shown = exported.finish().await.map_err(|error| target.of(error))?;
+    Ok(Met { lsn, pause, source: source.shows(snapshot), target: target.shows(shown) })
+}
+
+/// What holds the stream, once it was tried.
+type Holding = Arc<Mutex<Option<Result<Held>>>>;
+
+/// Brings the stream to the barrier as soon as that is known, and takes the target's snapshot there.
+async fn at_barrier(
+    run: &Run<'_>,
+    locked: Locked,
+    mut finding: watch::Receiver<Option<Lsn>>,
+    holding: &Holding,
+) -> Result<(Lsn, Exported, Duration)> {
+    let client = run.source.spec().connect().await.map_err(|error| run.source.of(error))?;
+    let lsn = match finding.wait_for(Option::is_some).await {
+        Ok(found) => found.unwrap_or(Lsn::ZERO),
+        // The snapshot failed, and its error is the one to tell.
+        Err(_) => std::future::pending().await,
+    };
+    let mut held = holding.lock().await.take().ok_or_else(|| {
+        Error::new(Kind::Internal, "bring both sides to one point: nobody holds the stream")
+    })??;
+    // So that the stream moves beyond it although nobody writes.
+    let barrier = emit_barrier(&client, "tidemark", "verify").await;
+    barrier.map_err(|error| run.source.of(error))?;
+    held.up_to(lsn).await?;
+    let exported = locked.export().await.map_err(|error| run.target.of(error))?;
+    Ok((lsn, exported, held.open()))
+}
+
+/// Whoever runs the job.
+enum Stream {
+    Process(PathBuf),
+    Here(Arc<JobProgress>),
+}
+
+impl Stream {
+    /// Holds the stream when the source is about to look for its point.
+    fn hold(&self, holding: &Holding) -> Hook {
+        let holding = Arc::clone(holding);
+        match self {
+            Self::Process(state_dir) => {
+                let state_dir = state_dir.clone();
+                Arc::new(move |_| {
+                    let (holding, state_dir) = (Arc::clone(&holding), state_dir.clone());
+                    Box::pin(async move {
+                        let held = Held::of_process(&state_dir).await;
+                        let held = held.and_then(|held| held.ok_or_else(gone));
+                        *holding.lock().await = Some(held);
+                    })
+                })
+            }
+            Self::Here(progress) => {
+                let progress = Arc::clone(progress);
+                Arc::new(move |_| {
+                    let (holding, progress) = (Arc::clone(&holding), Arc::clone(&progress));
+                    Box::pin(async move {
+                        let held = Held::of_own(&progress).await;
+                        let held = held.and_then(|held| held.ok_or_else(gone));
+                        *holding.lock().await = Some(held);
+                    })
+                })
+            }
+        }
+    }
+}
+
+/// A verification makes no copy and joins no tables: the job has to follow already.
+async fn refuse_other_than_following(run: &Run<'_>) -> Result<()> {
+    let job = &run.request.job;
+    let of = |error: tidemark_wire::Error| run.target.of(error);
+    let client = run.target.spec().connect().await.map_err(of)?;
+    let there = "SELECT pg_catalog.to_regclass('tidemark.progress') IS NOT NULL";
+    let there: bool = client.query_one(there, &[]).await.map_err(failed)?.get(0);
+    let phase: Option<String> = match there {
+        false => None,
+        true => {
+            let sql = "SELECT phase FROM tidemark.progress WHERE job = $1 AND wave = ''";
+            let row = client.query_opt(sql, &[&job.name]).await.map_err(failed)?;
+            row.map(|row| row.get(0))
+        }
+    };
+    let found = match phase.as_deref() {
+        Some("follow") => return Ok(()),
+        None => format!("the target holds no job {:?}", job.name),
+        Some(phase) => format!("the job {:?} does not follow yet (its phase is {phase})", job.name),
+    };
+    Err(Error::new(Kind::Usage, format!("verify both sides at one LSN: {found}")).hint(
+        "add --quiesced for two databases that nobody writes to; or let tidemark sync run until it follows",
+    ))
+}
+
+fn failed(cause: tidemark_wire::tokio_postgres::Error) -> Error {
+    Error::new(Kind::Unavailable, "read the job's record on the target").because(cause)
+}
+
+/// The process that ran the job went away meanwhile.
+fn gone() -> Error {
+    Error::new(Kind::Unavailable, "hold the job's stream: the process that ran the job has ended")
+        .hint("run the same command again")
+}

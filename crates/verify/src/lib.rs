@@ -1,0 +1,122 @@
+//! Proves that two databases hold the same rows, or finds where they do not.
+//!
+//! **Invariant:** a table is called identical only where every row of both sides was read and every leaf's count and sum are
+//! equal; whatever was not read, or did not hold still, makes it incomplete, with the reason (`design.md` 3, invariant 8).
+//! Rows are hashed by `digest`, which shares nothing with what moved them.
+//!
+//! ```text
+//! pair: both catalogs -> Pair per table, findings about definitions
+//!   exact: both sides at one LSN of a job that follows  |  quiesced: each side at a moment of its own
+//!     run: scan of both sides at once -> sums by leaf -> state: what is settled
+//! ```
+//!
+//! **Not here:** what a report looks like (`report`), which job is verified (`cli`).
+
+mod exact;
+mod findings;
+mod outcome;
+mod pair;
+mod quiesced;
+mod run;
+mod scan;
+mod side;
+mod state;
+
+pub use exact::verify_at_barrier;
+pub use findings::{Concern, SchemaFinding};
+pub use outcome::{Outcome, Point, SideReport, TableOutcome, Verdict};
+pub use quiesced::verify_quiesced;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tidemark_model::RelationName;
+use tidemark_pipeline::Job;
+
+/// How deep it is looked; each level has the earlier ones in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Definitions.
+    Schema,
+    /// And the number of rows.
+    Count,
+    /// And the sums of all rows.
+    Digest,
+}
+
+/// What is verified, and how.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Both sides, the selection, filters, the memory.
+    pub job: Job,
+    /// How deep.
+    pub level: Level,
+    /// Sessions that read each side.
+    pub readers: usize,
+    /// Bytes a second that are read from both sides together; `None`: as fast as it goes.
+    pub rate: Option<u64>,
+    /// For whoever watches.
+    pub progress: Arc<Progress>,
+}
+
+/// How far a verification is. Counters are written by batch; reading them blocks nobody.
+#[derive(Debug, Default)]
+pub struct Progress {
+    read: AtomicU64,
+    expected: AtomicU64,
+    readings: AtomicU64,
+}
+
+impl Progress {
+    /// Bytes of rows that were read from both sides.
+    pub fn read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// About so many there are to read, by the sizes of the tables; what is read a second time counts again.
+    pub fn expected(&self) -> u64 {
+        self.expected.load(Ordering::Relaxed)
+    }
+
+    /// Number of the reading that runs, from 1; 0 before the first.
+    pub fn reading(&self) -> u64 {
+        self.readings.load(Ordering::Relaxed)
+    }
+
+    fn begin_reading(&self, bytes: u64) {
+        self.expected.fetch_add(bytes, Ordering::Relaxed);
+        self.readings.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn add(&self, bytes: u64) {
+        self.read.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// The side that something is said of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Which {
+    /// Where the data came from.
+    Source,
+    /// Where it was moved to.
+    Target,
+}
+
+impl Which {
+    /// As it is written in a message.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Target => "target",
+        }
+    }
+}
+
+/// A table that is not compared, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skipped {
+    /// Which.
+    pub name: RelationName,
+    /// Why.
+    pub because: String,
+}

@@ -1,0 +1,254 @@
+//! Reads chunks of one moment of a side and sums their rows by leaf.
+//!
+//! **Invariant:** a chunk counts only when the server said how many rows it sent and as many were hashed; a chunk whose
+//! connection was lost counts for nothing and is read again under the same snapshot.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tidemark_digest::{DigestKey, RowHasher};
+use tidemark_model::{Budget, ChunkRange, ChunkSpec, Cpu, LeafSum, Oid, Relation, RowSum, Tuples};
+use tidemark_pipeline::{Error, Kind, Result};
+use tidemark_source::Reader;
+use tokio_util::sync::CancellationToken;
+
+use crate::pair::Pair;
+use crate::side::View;
+use crate::{Progress, Request};
+
+/// Bytes of rows that are hashed at a time.
+const BATCH_BYTES: usize = 1 << 20;
+/// How often a chunk is read while the snapshot lives.
+const ATTEMPTS: u32 = 6;
+/// Wait before the second try; doubles.
+const BACKOFF: Duration = Duration::from_millis(200);
+/// Chunks are no smaller than this, and so many for each reader where the tables are large enough.
+const CHUNK_BYTES_MIN: u64 = 16 << 20;
+const CHUNKS_PER_READER: u64 = 16;
+
+/// What all scans of one run share.
+pub(crate) struct Tools {
+    pub(crate) cpu: Cpu,
+    pub(crate) budget: Budget,
+    pub(crate) key: DigestKey,
+    pub(crate) throttle: Throttle,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Tools {
+    pub(crate) fn new(request: &Request, stop: &CancellationToken) -> Result<Self> {
+        let threads = std::thread::available_parallelism().map_or(2, usize::from);
+        let cpu = Cpu::new(threads).map_err(|cause| {
+            Error::new(Kind::Unavailable, "start threads that hash").because(cause)
+        })?;
+        Ok(Self {
+            cpu,
+            budget: Budget::new(request.job.memory / 2),
+            key: DigestKey::random(),
+            throttle: Throttle::new(request.rate),
+            progress: Arc::clone(&request.progress),
+            stop: stop.clone(),
+        })
+    }
+}
+
+/// Lets no more than so many bytes a second pass.
+#[derive(Debug)]
+pub(crate) struct Throttle {
+    rate: Option<u64>,
+    since: Instant,
+    passed: AtomicU64,
+}
+
+impl Throttle {
+    /// At most `rate` bytes a second, from now on.
+    pub(crate) fn new(rate: Option<u64>) -> Self {
+        Self { rate, since: Instant::now(), passed: AtomicU64::new(0) }
+    }
+
+    /// Waits until so many more may have passed.
+    async fn pass(&self, bytes: u64) {
+        let Some(rate) = self.rate else { return };
+        let passed = self.passed.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let due = Duration::from_secs_f64(passed as f64 / rate.max(1) as f64);
+        tokio::time::sleep_until((self.since + due).into()).await;
+    }
+}
+
+/// A chunk of the pair with that number.
+pub(crate) type Piece = (usize, ChunkSpec);
+
+/// The chunks of a side, those of the largest table first: of each pair these ranges, or all of it.
+pub(crate) fn plan(
+    request: &Request,
+    view: &View,
+    pairs: &[Pair],
+    wanted: impl Iterator<Item = (usize, Option<Vec<ChunkRange>>)>,
+) -> Vec<Piece> {
+    let by_oid: HashMap<Oid, &Relation> =
+        view.tables().iter().map(|relation| (relation.oid, relation)).collect();
+    let bytes = |relation: &Relation| relation.heap_bytes + relation.toast_bytes;
+    let all: u64 = view.tables().iter().map(bytes).sum();
+    let share = all / (request.readers.max(1) as u64 * CHUNKS_PER_READER);
+    let most = request.job.chunk_bytes;
+    let chunk_bytes = share.clamp(CHUNK_BYTES_MIN.min(most), most);
+    let mut pieces: Vec<(u64, Piece)> = Vec::new();
+    for (pair, ranges) in wanted {
+        let of = &pairs[pair];
+        let Some(relation) = by_oid.get(&of.half(view.which).relation.oid) else { continue };
+        let whole = || tidemark_source::plan_chunks(relation, view.version(), chunk_bytes);
+        let ranges = ranges.unwrap_or_else(whole);
+        let size = bytes(relation) / ranges.len().max(1) as u64;
+        let chunks = (0..).zip(ranges).map(|(number, range)| of.chunk(view.which, number, range));
+        pieces.extend(chunks.map(|spec| (size, (pair, spec))));
+    }
+    pieces.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
+    pieces.into_iter().map(|(_, piece)| piece).collect()
+}
+
+/// What was found of the tables: sums by leaf, all of them, also of those without rows.
+pub(crate) type Sums = HashMap<usize, Vec<RowSum>>;
+
+/// Reads all pieces with so many sessions.
+///
+/// # Errors
+/// The snapshot or the server is lost, or a value cannot be read.
+pub(crate) async fn scan(
+    tools: &Tools,
+    view: &View,
+    (pairs, pieces): (&[Pair], Vec<Piece>),
+    readers: usize,
+) -> Result<Sums> {
+    let sums = pieces
+        .iter()
+        .map(|(pair, _)| (*pair, vec![RowSum::default(); pairs[*pair].leaves.count()]));
+    let scan = Scan {
+        tools,
+        view,
+        pairs,
+        sums: Mutex::new(sums.collect()),
+        queue: Mutex::new(pieces.into()),
+    };
+    let workers = (0..readers.max(1)).map(|_| scan.work());
+    tokio::select! {
+        biased;
+        () = tools.stop.cancelled() => return Err(interrupted()),
+        worked = futures::future::try_join_all(workers) => worked?,
+    };
+    Ok(scan.sums.into_inner().expect("no holder panics"))
+}
+
+fn interrupted() -> Error {
+    Error::new(Kind::Interrupted, "interrupted: the verification is not finished")
+        .hint("run the same command again; nothing was changed on either side")
+}
+
+struct Scan<'a> {
+    tools: &'a Tools,
+    view: &'a View,
+    pairs: &'a [Pair],
+    sums: Mutex<Sums>,
+    queue: Mutex<VecDeque<Piece>>,
+}
+
+impl Scan<'_> {
+    async fn work(&self) -> Result<()> {
+        let mut reader = None;
+        while let Some((pair, spec)) = self.next() {
+            let leaves = self.piece(&mut reader, pair, &spec).await?;
+            let mut sums = self.sums.lock().expect("no holder panics");
+            let table = sums.get_mut(&pair).expect("every piece has its table");
+            for LeafSum { leaf, sum } in leaves {
+                table[leaf as usize] += sum;
+            }
+        }
+        Ok(())
+    }
+
+    fn next(&self) -> Option<Piece> {
+        self.queue.lock().expect("no holder panics").pop_front()
+    }
+
+    async fn piece(
+        &self,
+        reader: &mut Option<Reader>,
+        pair: usize,
+        spec: &ChunkSpec,
+    ) -> Result<Vec<LeafSum>> {
+        let mut attempt = 1;
+        loop {
+            let error = match self.attempt(reader, pair, spec).await {
+                Ok(leaves) => return Ok(leaves),
+                Err(error) => error,
+            };
+            *reader = None;
+            if !error.is_transient || error.lost_snapshot || attempt == ATTEMPTS {
+                return Err(error);
+            }
+            tracing::warn!(relation = %spec.relation, chunk = spec.chunk, attempt, %error, "a connection was lost; the chunk is read again");
+            tokio::time::sleep(BACKOFF * (1 << attempt)).await;
+            attempt += 1;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        reader: &mut Option<Reader>,
+        pair: usize,
+        spec: &ChunkSpec,
+    ) -> Result<Vec<LeafSum>> {
+        let mut hasher = self.pairs[pair].hasher(self.view.which, &self.tools.key)?;
+        let reader = match reader {
+            Some(reader) => reader,
+            None => reader.insert(self.view.reader().await?),
+        };
+        let of = |error: tidemark_wire::Error| {
+            let mut error = self.view.of(error);
+            error.message =
+                format!("{} (chunk {} of {})", error.message, spec.chunk, spec.relation);
+            error
+        };
+        let mut copy = reader.copy(spec).await.map_err(|error| self.view.of(error))?;
+        let mut next = copy.next(BATCH_BYTES, &self.tools.budget).await.map_err(of)?;
+        while let Some((tuples, reservation)) = next {
+            let bytes = tuples.data.len() as u64;
+            self.tools.progress.add(bytes);
+            self.tools.throttle.pass(bytes).await;
+            // The next batch is read while this one is hashed.
+            let read = async { copy.next(BATCH_BYTES, &self.tools.budget).await.map_err(of) };
+            let hash = self.hash(hasher, tuples, spec);
+            (next, hasher) = tokio::try_join!(read, hash)?;
+            drop(reservation);
+        }
+        let said = copy.rows().unwrap_or_default();
+        let (sum, leaves) = hasher.finish();
+        if sum.count == said {
+            return Ok(leaves);
+        }
+        let message = format!(
+            "verify the {}: chunk {} of {}: the server announced {said} rows, {} arrived",
+            self.view.which.word(),
+            spec.chunk,
+            spec.relation,
+            sum.count
+        );
+        Err(Error::new(Kind::Internal, message))
+    }
+
+    async fn hash(
+        &self,
+        mut hasher: RowHasher,
+        tuples: Tuples,
+        spec: &ChunkSpec,
+    ) -> Result<RowHasher> {
+        let hashed = self.tools.cpu.run(move || hasher.add(&tuples).map(|()| hasher)).await;
+        hashed.map_err(|cause| {
+            let side = self.view.which.word();
+            let message = format!("verify the {side}: hash the rows of {}", spec.relation);
+            Error::new(Kind::Internal, message).because(cause)
+        })
+    }
+}

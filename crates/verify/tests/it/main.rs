@@ -1,0 +1,11 @@
+//! Two databases compared through the library, on real servers.
+//!
+//! **Invariant:** what the verdict has to be is written beside what was put into the two tables, never computed.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod cases;
+mod generated;
+mod moving;
+mod pairs;
+mod support;

@@ -1,0 +1,176 @@
+//! Jobs that follow, verified while both sides are written to.
+//!
+//! **Invariant:** the writer never rests during a verification, so that a verdict of two different moments would be a false
+//! alarm; what differs was planted on the target by psql.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tidemark_model::Lsn;
+use tidemark_pipeline::{Job, Kind, Phase, Progress, SchemaMode, Target, ask_status, sync};
+use tidemark_testkit::workload::{Writer, WriterOptions};
+use tidemark_verify::{Outcome, Point, Verdict, verify_at_barrier};
+use tidemark_wire::ConnectSpec;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::Pair;
+
+/// A job in a thread of its own, as another process would run it.
+struct Follower {
+    stop: CancellationToken,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Follower {
+    fn start(job: &Job) -> Self {
+        let stop = CancellationToken::new();
+        let (job, seen) = (job.clone(), stop.clone());
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let progress = Arc::new(Progress::default());
+            runtime.block_on(sync(&job, &progress, None, &seen)).unwrap();
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    fn stop(mut self) {
+        self.stop.cancel();
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+struct Moving {
+    pair: Pair,
+    _directory: TempDir,
+}
+
+impl Moving {
+    fn new(name: &str) -> Self {
+        let (mut pair, directory) = (Pair::new(), TempDir::new().unwrap());
+        let job = &mut pair.request.job;
+        job.name = name.to_owned();
+        job.state_dir = directory.path().join("state");
+        job.follows = true;
+        if let Target::Postgres(target) = &mut job.target {
+            target.schema = SchemaMode::Create;
+        }
+        let extra = "CREATE TABLE pet (id serial PRIMARY KEY, name text, body text); \
+            INSERT INTO pet (name, body) SELECT 'n' || i, repeat(md5(i::text), 90) FROM generate_series(1, 3000) i; \
+            CREATE TABLE keyless (day date, note text); ALTER TABLE keyless REPLICA IDENTITY FULL; \
+            INSERT INTO keyless SELECT '2026-01-01', 'n' || i % 7 FROM generate_series(1, 3000) i";
+        pair.source.psql(extra).unwrap();
+        Self { pair, _directory: directory }
+    }
+
+    fn writer(&self) -> Writer {
+        let options = WriterOptions { clients: 2, seed: 5, pause: Duration::from_millis(2) };
+        Writer::start(self.pair.source.cluster(), self.pair.source.name(), &options).unwrap()
+    }
+
+    async fn follows(&self) {
+        let state_dir = &self.pair.request.job.state_dir;
+        loop {
+            let status = ask_status(state_dir).await.unwrap();
+            if status.is_some_and(|status| status.phase == Phase::Follow) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn verify(&self) -> Outcome {
+        verify_at_barrier(&self.pair.request, &CancellationToken::new()).await.unwrap()
+    }
+}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database() AND NOT active";
+        self.pair.source.psql(sql).ok();
+        let origins = "SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname LIKE '%@' || \
+            (SELECT oid FROM pg_database WHERE datname = current_database())";
+        self.pair.target.psql(origins).ok();
+    }
+}
+
+/// Key changes, values out of line that stay, doubles that come and go.
+const CHANGES: &str = "UPDATE pet SET id = id + 100000 WHERE id % 97 = 3 AND id < 100000; \
+    UPDATE pet SET name = name || '.' WHERE id % 11 = 4; DELETE FROM pet WHERE id % 301 = 5; \
+    INSERT INTO keyless SELECT '2026-01-01', 'n' || i % 7 FROM generate_series(1, 20) i; \
+    DELETE FROM keyless WHERE ctid IN (SELECT ctid FROM keyless WHERE note = 'n3' LIMIT 15)";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pair_that_never_rests_is_identical_at_every_point_and_what_was_planted_is_found() {
+    let moving = Moving::new("moving");
+    let writer = moving.writer();
+    let follower = Follower::start(&moving.pair.request.job);
+    moving.follows().await;
+    let mut before = Lsn::ZERO;
+    for round in 0..6 {
+        moving.pair.source.psql(CHANGES).unwrap();
+        let outcome = moving.verify().await;
+        assert_eq!(outcome.verdict(), Verdict::Identical, "round {round}: {outcome:?}");
+        let Point::Barrier { lsn, pause } = outcome.point else { panic!("{outcome:?}") };
+        assert!(lsn > before && pause < Duration::from_secs(5), "{outcome:?}");
+        before = lsn;
+    }
+    // Nobody but us writes there, so that it stays.
+    moving.pair.target.psql("UPDATE pet SET name = 'other' WHERE id = 1").unwrap();
+    let outcome = moving.verify().await;
+    let found = crate::support::table(&outcome, "pet");
+    assert_eq!((outcome.verdict(), found.verdict), (Verdict::Different, Verdict::Different));
+    assert_eq!(crate::support::table(&outcome, "keyless").verdict, Verdict::Identical);
+    writer.stop().unwrap();
+    follower.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_does_not_run_is_run_to_the_point() {
+    let moving = Moving::new("stopped");
+    let writer = moving.writer();
+    let follower = Follower::start(&moving.pair.request.job);
+    moving.follows().await;
+    follower.stop();
+    moving.pair.source.psql(CHANGES).unwrap();
+    for _ in 0..2 {
+        let outcome = moving.verify().await;
+        assert_eq!(outcome.verdict(), Verdict::Identical, "{outcome:?}");
+    }
+    writer.stop().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_was_never_made_is_not_made_by_a_verification() {
+    let moving = Moving::new("never");
+    let error =
+        verify_at_barrier(&moving.pair.request, &CancellationToken::new()).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Usage, "{error}");
+    assert!(error.hint.unwrap().contains("--quiesced"));
+    let tables = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace";
+    assert_eq!(moving.pair.target.psql(tables).unwrap(), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_does_not_end_is_named_and_the_stream_goes_on() {
+    let moving = Moving::new("open");
+    let follower = Follower::start(&moving.pair.request.job);
+    moving.follows().await;
+    let client = ConnectSpec::parse(&moving.pair.source.url()).unwrap().connect().await.unwrap();
+    client.batch_execute("BEGIN; INSERT INTO public.keyless VALUES ('2026-01-01', 'open')").await.unwrap();
+    let error =
+        verify_at_barrier(&moving.pair.request, &CancellationToken::new()).await.unwrap_err();
+    assert!(error.hint.as_deref().unwrap_or_default().contains("process"), "{error:?}");
+    client.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(moving.verify().await.verdict(), Verdict::Identical);
+    follower.stop();
+}
