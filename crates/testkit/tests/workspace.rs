@@ -19,6 +19,7 @@ const PICTURE: [(&str, &[&str]); 10] = [
     ("columnar", &["model"]),
     ("digest", &["model"]),
     ("ledger", &["model"]),
+    ("report", &["model"]),
     ("source", &["model", "wire"]),
     ("sink", &["model", "wire", "columnar", "digest"]),
     ("pipeline", &["model", "source", "sink", "wire", "columnar", "digest", "ledger"]),

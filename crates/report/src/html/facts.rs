@@ -1,0 +1,271 @@
+//! What stands beside the tables: definitions, what was skipped, the proof, the policy, how to run it again.
+//!
+//! **Invariant:** what was skipped has a section even where it is nothing, so that nobody has to guess.
+
+use std::cmp::Reverse;
+
+use super::definition_list;
+use super::text::Esc;
+use crate::words::{bytes, count, counted, duration, time};
+use crate::{
+    Allowance, Barrier, KeysSetAside, Point, SchemaFinding, SchemaSeverity, SideSnapshot, Verdict,
+    VerifyReport,
+};
+
+pub(super) fn definitions(report: &VerifyReport) -> String {
+    if report.schema_findings.is_empty() {
+        return "<section>\n<h2>Definitions</h2>\n<p>No finding: what was compared of the definitions agrees.</p>\n</section>\n".to_owned();
+    }
+    let mut findings: Vec<_> = report.schema_findings.iter().collect();
+    findings.sort_by_key(|finding| Reverse(finding.severity));
+    let rows: String = findings.into_iter().map(definition).collect();
+    format!(
+        "<section>\n<h2>Definitions</h2>\n<table class=\"facts definitions\">\n<thead><tr><th>Object</th><th>Finding</th>\
+         <th>Source</th><th>Target</th></tr></thead>\n{rows}</table>\n</section>\n"
+    )
+}
+
+fn definition(finding: &SchemaFinding) -> String {
+    let severity = match finding.severity {
+        SchemaSeverity::Different => "<b class=\"bad\">differs</b>",
+        SchemaSeverity::Warning => "<b class=\"warn\">warning</b>",
+        SchemaSeverity::Note => "note",
+    };
+    let there = |text: &Option<String>| match text {
+        Some(text) => Esc(text).to_string(),
+        None => "\u{2013}".to_owned(),
+    };
+    let fix = finding.fix.as_ref().map(|fix| {
+        format!(
+            "<tr class=\"more\"><td colspan=\"4\">Mend it: <code>{}</code></td></tr>\n",
+            Esc(fix)
+        )
+    });
+    format!(
+        "<tbody><tr><td class=\"name\">{}</td><td>{severity}: {}</td><td>{}</td><td>{}</td></tr>\n{}</tbody>\n",
+        Esc(&finding.object),
+        Esc(&finding.kind),
+        there(&finding.source),
+        there(&finding.target),
+        fix.unwrap_or_default()
+    )
+}
+
+pub(super) fn skipped(report: &VerifyReport) -> String {
+    let tables = report.tables.iter().filter_map(|table| {
+        let reason = table.skipped_reason.as_ref()?;
+        Some((table.plain_name(), reason))
+    });
+    let others = report.skipped.iter().map(|skipped| (skipped.object.clone(), &skipped.reason));
+    let all: Vec<_> = tables.chain(others).collect();
+    let incomplete = report.tables_with(Verdict::Incomplete) > 0;
+    let text = match (all.is_empty(), incomplete) {
+        (true, false) => "<p>Nothing that was asked for was skipped.</p>\n".to_owned(),
+        (true, true) => {
+            "<p>Nothing was skipped by name; the tables above that are not proven say why.</p>\n"
+                .to_owned()
+        }
+        (false, _) => {
+            let rows = all.iter().map(|(object, reason)| {
+                format!(
+                    "<tbody><tr><td class=\"name\">{}</td><td>{}</td></tr></tbody>\n",
+                    Esc(object),
+                    Esc(reason)
+                )
+            });
+            format!(
+                "<table class=\"facts\">\n<thead><tr><th>Object</th><th>Why</th></tr></thead>\n{}</table>\n",
+                rows.collect::<String>()
+            )
+        }
+    };
+    format!("<section>\n<h2>Skipped</h2>\n{text}</section>\n")
+}
+
+pub(super) fn proof(report: &VerifyReport) -> String {
+    let point = match &report.point {
+        Point::Barrier { barriers } => at_barriers(barriers),
+        Point::Quiesced {
+            source_lsn,
+            target_lsn,
+            source_snapshot,
+            target_snapshot,
+            leaves_read_twice,
+        } => {
+            let lsn = |lsn: &Option<tidemark_model::Lsn>| match lsn {
+                Some(lsn) => format!(" at its LSN {lsn}"),
+                None => String::new(),
+            };
+            let text = "<p>Nothing was to write to either side meanwhile. Two snapshots with equal digests are a proof by themselves; \
+                        leaves that differed were read a second time before they were called different.</p>\n";
+            text.to_owned()
+                + &definition_list(&[
+                    ("Source", snapshot(source_snapshot) + &lsn(source_lsn)),
+                    ("Target", snapshot(target_snapshot) + &lsn(target_lsn)),
+                    ("Read a second time", counted_leaves(*leaves_read_twice)),
+                ])
+        }
+        Point::None { reason } => {
+            format!(
+                "<p><b>There was no point at which both sides could be compared:</b> {}</p>\n",
+                Esc(reason)
+            )
+        }
+    };
+    let reading = &report.reading;
+    let digest = &report.digest;
+    let lines = definition_list(&[
+        (
+            "Digest",
+            format!(
+                "{}, key <code>{}</code>, canonical form {}",
+                Esc(&digest.algorithm),
+                Esc(&digest.key_id),
+                digest.canonical_version
+            ),
+        ),
+        ("Chance of a false match", Esc(&digest.collision_bound).to_string()),
+        (
+            "Read",
+            format!(
+                "{} from the source, {} from the target, {} a second, {} at a time on each side",
+                bytes(reading.source_bytes),
+                bytes(reading.target_bytes),
+                bytes(reading.bytes_per_second),
+                counted(u64::from(reading.jobs), "connection")
+            ),
+        ),
+        (
+            "Held back",
+            format!(
+                "{} (rate limit); {}",
+                duration(reading.throttled_ms),
+                retries(reading.retries)
+            ),
+        ),
+    ]);
+    format!("<section>\n<h2>How it was proven</h2>\n{point}{lines}</section>\n")
+}
+
+fn retries(number: u64) -> String {
+    match number {
+        0 => "nothing had to be read again after an error".to_owned(),
+        1 => "1 part was read again after an error".to_owned(),
+        more => format!("{} parts were read again after an error", count(more)),
+    }
+}
+
+fn counted_leaves(number: u64) -> String {
+    if number == 1 { "1 leaf".to_owned() } else { format!("{} leaves", count(number)) }
+}
+
+fn at_barriers(barriers: &[Barrier]) -> String {
+    let text = "<p>The source\u{2019}s snapshot was taken first, then a mark was written into its WAL: the barrier. When the stream had \
+                brought everything before the mark, apply paused until the target\u{2019}s snapshot was taken. Keys of transactions that were before \
+                the mark but not in the source\u{2019}s snapshot were set aside and compared one by one.</p>\n";
+    let lists: String = barriers.iter().map(at_barrier).collect();
+    let separate = "<p>Snapshots were held for a bounded time, so each range is proven at the barrier that it was read at.</p>\n";
+    let separate = if barriers.len() > 1 { separate } else { "" };
+    format!("{text}{separate}{lists}")
+}
+
+fn at_barrier(barrier: &Barrier) -> String {
+    definition_list(&[
+        (
+            "Barrier",
+            format!(
+                "LSN <b>{}</b>, {}, {} read at it",
+                barrier.lsn,
+                Esc(&time(&barrier.at)),
+                counted(barrier.tables, "table")
+            ),
+        ),
+        ("Source read under", snapshot(&barrier.source_snapshot)),
+        ("Target read under", snapshot(&barrier.target_snapshot)),
+        ("Keys set aside", set_aside(barrier.keys_set_aside)),
+        ("Apply paused", duration(barrier.pause_ms)),
+        ("Snapshots held", duration(barrier.snapshot_age_ms)),
+    ])
+}
+
+fn snapshot(snapshot: &SideSnapshot) -> String {
+    let shows = snapshot.shows.as_ref().map(|shows| format!(", which shows <code>{shows}</code>"));
+    format!("snapshot <code>{}</code>{}", Esc(&snapshot.id), shows.unwrap_or_default())
+}
+
+fn set_aside(keys: KeysSetAside) -> String {
+    match keys.total() {
+        0 => "none".to_owned(),
+        total => format!(
+            "{}: {} equal, {} different, {} not settled",
+            count(total),
+            count(keys.equal),
+            count(keys.different),
+            count(keys.unsettled)
+        ),
+    }
+}
+
+pub(super) fn policy(report: &VerifyReport) -> String {
+    let class = |class: &Allowance| match class {
+        Allowance::Equivalent => "equivalent",
+        Allowance::Lossy => "lossy",
+    };
+    let allowed = report.policy.allow.iter().map(class).collect::<Vec<_>>().join(" and ");
+    let allowed = match allowed.as_str() {
+        "" => "Nothing but identical is allowed.".to_owned(),
+        some => format!("Findings that are {some} are allowed."),
+    };
+    let rows: String = report
+        .policy
+        .mappings
+        .iter()
+        .map(|mapping| {
+            format!(
+                "<tbody><tr><td class=\"name\">{}.<wbr>{}.<wbr>{}</td><td>{}</td><td>{}</td><td class=\"n\">{}</td></tr></tbody>\n",
+                Esc(&mapping.schema), Esc(&mapping.table), Esc(&mapping.column), Esc(&mapping.mapping),
+                class(&mapping.class), count(mapping.values)
+            )
+        })
+        .collect();
+    let table = if rows.is_empty() {
+        String::new()
+    } else {
+        format!(
+            "<table class=\"facts\">\n<thead><tr><th>Column</th><th>Mapping</th><th>Makes values</th><th class=\"n\">Values touched</th></tr></thead>\n{rows}</table>\n"
+        )
+    };
+    format!("<section>\n<h2>Policy</h2>\n<p>{allowed}</p>\n{table}</section>\n")
+}
+
+pub(super) fn again(report: &VerifyReport) -> String {
+    let diff = report.diff.as_ref().map(|diff| {
+        format!(
+            "<p>{} in <code>{}</code> (SHA-256 <code>{}</code>).</p>\n",
+            counted(diff.lines, "line"),
+            Esc(&diff.name),
+            Esc(&diff.sha256)
+        )
+    });
+    format!(
+        "<section>\n<h2>Run it again</h2>\n<pre>{}</pre>\n{}</section>\n",
+        Esc(&report.command),
+        diff.unwrap_or_default()
+    )
+}
+
+pub(super) fn versions(report: &VerifyReport, checksum: &str) -> String {
+    let redaction = match report.redaction {
+        crate::Redaction::None => "none: keys and values are in the files",
+        crate::Redaction::Values => "values: keys are in the files, values are hashes",
+        crate::Redaction::Keys => "keys: keys and values are hashes",
+    };
+    let lines = definition_list(&[
+        ("Tidemark", Esc(&report.tool_version).to_string()),
+        ("Form of the report", report.report_version.to_string()),
+        ("Configuration", format!("SHA-256 <code>{}</code>", Esc(&report.config_hash))),
+        ("Redaction", redaction.to_owned()),
+        ("report.json", format!("checksum <code>{checksum}</code>")),
+    ]);
+    format!("<section>\n<h2>Versions and checksum</h2>\n{lines}</section>\n")
+}
