@@ -19,8 +19,7 @@ const STYLES: Styles = Styles::styled()
     .placeholder(AnsiColor::Cyan.on_default());
 
 /// Commands of the design that this version does not have.
-pub const LATER_COMMANDS: [&str; 6] =
-    ["verify", "repair", "delta", "cutover", "fallback", "complete"];
+pub const LATER_COMMANDS: [&str; 5] = ["repair", "delta", "cutover", "fallback", "complete"];
 
 /// Move a live PostgreSQL database to PostgreSQL or Parquet.
 ///
@@ -179,6 +178,20 @@ Examples:
   tidemark sync --snapshot-only --table 'public.*' --target s3://lake/shop --json
   tidemark sync --snapshot-only --target-not-empty truncate --yes")]
     Sync(SyncArgs),
+    /// Prove that both sides hold the same rows, or find the tables that do not.
+    ///
+    /// A job that follows is verified at one exact LSN while both sides are written to; where no process runs it, it is run
+    /// up to there. Two databases without a job are compared with --quiesced, while nobody writes to them. Reads every row
+    /// of both sides, changes nothing. Ends with 0 if they hold the same, 1 if they differ, 3 if something could not be
+    /// proven, 4 if values are equal but written in another way and --allow does not say that this is fine.
+    #[command(after_help = "\
+Examples:
+  tidemark verify
+  tidemark verify --report /tmp/report
+  tidemark verify --table 'public.orders*' --rate 50MiB
+  tidemark verify --quiesced --source postgres://app@db1/shop --target postgres://app@db2/shop
+  tidemark verify --level count --json | jq .verdict")]
+    Verify(VerifyArgs),
     /// Show how far a job is, also while another process runs it.
     #[command(after_help = "\
 Examples:
@@ -298,6 +311,52 @@ pub enum NotEmpty {
     Append,
     /// Empty the chosen tables first; needs --yes.
     Truncate,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Clone, Args)]
+pub struct VerifyArgs {
+    /// How deep: each level has the earlier ones in it, and only digest proves anything about rows.
+    #[arg(long, value_name = "LEVEL", default_value = "digest")]
+    pub level: LevelArg,
+    /// Directory for report.json, report.html and report.junit.xml.
+    #[arg(long, value_name = "DIR")]
+    pub report: Option<PathBuf>,
+    /// Nobody writes to either side: compare them without a job, each at a moment of its own.
+    #[arg(long)]
+    pub quiesced: bool,
+    /// Connections that read each side [default: snapshot.readers].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub jobs: Option<u32>,
+    /// Bytes a second that are read from both sides together, such as 50MiB [default: as fast as it goes].
+    #[arg(long, value_name = "BYTES/S", value_parser = crate::config::units::bytes)]
+    pub rate: Option<u64>,
+    /// Deviations that do not count; may be given more than once or as a list.
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    pub allow: Vec<AllowArg>,
+    /// Print the report as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How deep a verification looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LevelArg {
+    /// Definitions.
+    Schema,
+    /// And numbers of rows.
+    Count,
+    /// And sums over every row.
+    Digest,
+}
+
+/// What does not count as a difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AllowArg {
+    /// Equal values in another representation.
+    Equivalent,
+    /// Values that a declared mapping cannot carry in full.
+    Lossy,
 }
 
 /// Arguments of `status`.

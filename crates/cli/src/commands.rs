@@ -14,6 +14,7 @@ use crate::jobs;
 use crate::log::Screen;
 use crate::output;
 use crate::redact;
+use crate::verify;
 
 /// Runs one command.
 ///
@@ -29,6 +30,7 @@ pub fn run(cli: &Cli, screen: &Screen) -> Result<ExitCode, Failure> {
             jobs::sync(&load(&cli.global, Needs::Both)?, args, screen)
         }
         Command::Check(args) => jobs::check(&load(&cli.global, Needs::Both)?, args, screen),
+        Command::Verify(args) => verify::run(&load(&cli.global, Needs::Both)?, args, screen),
         Command::Status(args) => jobs::status(&load(&cli.global, Needs::Job)?, args),
         Command::Reset(args) => {
             if !args.yes {

@@ -28,5 +28,6 @@ pub mod progress;
 pub mod redact;
 mod serve;
 mod start;
+mod verify;
 
 pub use start::run;

@@ -60,6 +60,13 @@ impl Screen {
         }
     }
 
+    /// Says how far something is that has no bars.
+    pub fn progress_line(&self, text: &str) {
+        if self.progress != ProgressHow::None && self.log_format == LogFormat::Text {
+            self.say(text);
+        }
+    }
+
     /// Writes a piece of text to stderr, above the bars. Nobody can be told when stderr is closed.
     pub fn say(&self, text: &str) {
         let text = redact::text(text);

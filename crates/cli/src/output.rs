@@ -10,6 +10,7 @@ use comfy_table::{
 };
 use serde::Serialize;
 use tidemark_model::{Finding, RelationName, Severity};
+use tidemark_report::{Point, SchemaSeverity, VerifyReport};
 
 use crate::exit::{ExitCode, Failure};
 
@@ -104,6 +105,58 @@ pub fn summary(summary: &Summary, color: bool) -> String {
         let values = count(total.replaced);
         text.push_str(&format!("{values} values without a form in the target were replaced\n"));
     }
+    text
+}
+
+/// What a verification found: the verdict, a line for each table, what was found of definitions.
+pub fn verified(report: &VerifyReport, color: bool) -> String {
+    let mut table = table(color);
+    let titles = ["table", "verdict", "source rows", "target rows", "digest", "leaves", "differ"];
+    table.set_header(titles.map(|title| header(title, color)));
+    let rows = |rows: Option<u64>| rows.map_or("-".to_owned(), count);
+    for one in &report.tables {
+        let digest = one.source_digest.map(|digest| format!("{:032x}", digest.raw));
+        table.add_row([
+            Cell::new(one.plain_name()),
+            Cell::new(one.verdict.word()),
+            Cell::new(rows(one.source_rows)),
+            Cell::new(rows(one.target_rows)),
+            Cell::new(digest.as_deref().and_then(|digest| digest.get(..12)).unwrap_or("-")),
+            Cell::new(count(one.leaves)),
+            Cell::new(count(one.differing_leaves)),
+        ]);
+    }
+    for column in [2, 3, 5, 6] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let mut text = format!("{table}\n");
+    for one in report.tables.iter().filter(|one| one.skipped_reason.is_some()) {
+        let reason = one.skipped_reason.as_deref().unwrap_or_default();
+        text.push_str(&format!("{}: {reason}\n", one.plain_name()));
+    }
+    for found in report.schema_findings.iter().filter(|f| f.severity > SchemaSeverity::Note) {
+        let side = |side: &Option<String>| side.clone().unwrap_or_else(|| "nothing".to_owned());
+        let (source, target) = (side(&found.source), side(&found.target));
+        text.push_str(&format!(
+            "{}: {} ({source} on the source, {target} on the target)\n",
+            found.object, found.kind
+        ));
+    }
+    let time = duration(Duration::from_millis(report.duration_ms));
+    let at = match &report.point {
+        Point::Barrier { barriers } => barriers.first().map_or(String::new(), |barrier| {
+            format!(" at {} (the stream stood for {} ms)", barrier.lsn, barrier.pause_ms)
+        }),
+        Point::Quiesced { .. } => " while nothing was to change".to_owned(),
+        Point::None { .. } => String::new(),
+    };
+    text.push_str(&format!(
+        "{}: source and target{at}, {} tables in {time}\n",
+        report.verdict.word(),
+        report.tables.len()
+    ));
     text
 }
 

@@ -201,17 +201,18 @@ async fn answer(stream: UnixStream, shared: &Shared) -> std::io::Result<()> {
             let answer = Answer::error(format!("unknown command {command:?}"));
             write.write_all(answer.line().as_bytes()).await
         }
-        Err(answer) => write.write_all(answer.line().as_bytes()).await,
+        Err(wrong) => write.write_all(Answer::error(wrong).line().as_bytes()).await,
     }
 }
 
-fn request(line: &str) -> Result<Request, Answer> {
+/// A request, or what is wrong with it.
+fn request(line: &str) -> Result<Request, String> {
     match serde_json::from_str::<Request>(line) {
-        Ok(Request { version, .. }) if version != CONTROL_VERSION => Err(Answer::error(format!(
-            "this process speaks version {CONTROL_VERSION}, not {version}"
-        ))),
+        Ok(Request { version, .. }) if version != CONTROL_VERSION => {
+            Err(format!("this process speaks version {CONTROL_VERSION}, not {version}"))
+        }
         Ok(request) => Ok(request),
-        Err(_) => Err(Answer::error("the request is not a line of JSON with version and command")),
+        Err(_) => Err("the request is not a line of JSON with version and command".to_owned()),
     }
 }
 
@@ -246,7 +247,7 @@ async fn hold(
                 said(ladder.gate.up_to(lsn).await.map(|()| lsn))
             }
             Ok(_) => Answer::error("while the stream is held only up-to is understood"),
-            Err(answer) => answer,
+            Err(wrong) => Answer::error(wrong),
         };
     }
 }
@@ -270,7 +271,10 @@ fn said(stands: Result<Lsn>) -> Answer {
 /// The stream of a job, standing at one position until this is dropped.
 pub struct Held {
     by: HeldBy,
+    /// Since when it stands.
     since: Instant,
+    /// For how long it stood before.
+    stood: Duration,
 }
 
 enum HeldBy {
@@ -295,9 +299,10 @@ impl Held {
     /// The job does not follow yet, somebody else holds it, or it does not answer.
     pub async fn of_process(state_dir: &Path) -> Result<Option<Self>> {
         let Ok(stream) = UnixStream::connect(socket_path(state_dir)).await else { return Ok(None) };
-        let since = Instant::now();
-        let mut held = Self { by: HeldBy::Process(BufReader::new(stream)), since };
-        held.ask("hold", None).await.map(|_| Some(held))
+        let mut held = Self::by(HeldBy::Process(BufReader::new(stream)));
+        held.ask("hold", None).await?;
+        held.since = Instant::now();
+        Ok(Some(held))
     }
 
     /// Holds the stream of the job that runs in this process, once it follows.
@@ -308,10 +313,10 @@ impl Held {
         let Some(ladder) = progress.ladder().filter(|_| progress.follows()) else {
             return Ok(None);
         };
-        let since = Instant::now();
         ladder.gate.close()?;
-        let held = Self { by: HeldBy::Ladder(Arc::clone(&ladder)), since };
+        let mut held = Self::by(HeldBy::Ladder(Arc::clone(&ladder)));
         ladder.gate.stands().await?;
+        held.since = Instant::now();
         Ok(Some(held))
     }
 
@@ -321,15 +326,22 @@ impl Held {
     /// # Errors
     /// It went on: a snapshot of the target would show something else.
     pub async fn up_to(&mut self, lsn: Lsn) -> Result<()> {
+        self.stood += self.since.elapsed();
         match &self.by {
-            HeldBy::Ladder(ladder) => ladder.gate.up_to(lsn).await,
-            HeldBy::Process(_) => self.ask("up-to", Some(lsn)).await,
+            HeldBy::Ladder(ladder) => ladder.gate.up_to(lsn).await?,
+            HeldBy::Process(_) => self.ask("up-to", Some(lsn)).await?,
         }
+        self.since = Instant::now();
+        Ok(())
     }
 
-    /// Lets the stream go on; gives for how long it was held.
+    /// Lets the stream go on; gives for how long it stood.
     pub fn open(self) -> Duration {
-        self.since.elapsed()
+        self.stood + self.since.elapsed()
+    }
+
+    fn by(by: HeldBy) -> Self {
+        Self { by, since: Instant::now(), stood: Duration::ZERO }
     }
 
     async fn ask(&mut self, command: &str, lsn: Option<Lsn>) -> Result<()> {

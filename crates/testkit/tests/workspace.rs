@@ -13,7 +13,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// The edges of the picture, each crate with those below that it may name outside tests.
-const PICTURE: [(&str, &[&str]); 10] = [
+const PICTURE: [(&str, &[&str]); 11] = [
     ("model", &[]),
     ("wire", &["model"]),
     ("columnar", &["model"]),
@@ -24,7 +24,13 @@ const PICTURE: [(&str, &[&str]); 10] = [
     ("sink", &["model", "wire", "columnar", "digest"]),
     ("pipeline", &["model", "source", "sink", "wire", "columnar", "digest", "ledger"]),
     ("verify", &["model", "pipeline", "source", "wire", "digest"]),
-    ("cli", &["model", "verify", "pipeline", "ledger", "source", "sink", "wire", "digest", "columnar"]),
+    (
+        "cli",
+        &[
+            "model", "report", "verify", "pipeline", "ledger", "source", "sink", "wire", "digest",
+            "columnar",
+        ],
+    ),
 ];
 
 fn root() -> PathBuf {

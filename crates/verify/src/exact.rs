@@ -53,7 +53,7 @@ pub async fn verify_at_barrier(request: &Request, stop: &CancellationToken) -> R
     let state_dir = &request.job.state_dir;
     let met = match ask_status(state_dir).await? {
         Some(_) => meet(&run, &Stream::Process(state_dir.clone()), &wanted).await,
-        None => meet_here(&run, &wanted, stop).await,
+        None => Box::pin(meet_here(&run, &wanted, stop)).await,
     };
     let Met { lsn, pause, source, target } = met?;
     let moments = (Some(source.moment()), Some(target.moment()));
@@ -102,7 +102,7 @@ async fn meet_here(run: &Run<'_>, wanted: &[usize], stop: &CancellationToken) ->
 async fn meet(run: &Run<'_>, stream: &Stream, wanted: &[usize]) -> Result<Met> {
     let mut attempt = 1;
     loop {
-        match meet_once(run, stream, wanted).await {
+        match Box::pin(meet_once(run, stream, wanted)).await {
             Err(error) if error.kind == Kind::Unavailable && attempt < ATTEMPTS => {
                 tracing::info!(%error, attempt, "both sides could not be brought to one point; trying again");
                 attempt += 1;

@@ -65,6 +65,7 @@ pub struct Progress {
     read: AtomicU64,
     expected: AtomicU64,
     readings: AtomicU64,
+    read_again: AtomicU64,
 }
 
 impl Progress {

@@ -56,6 +56,10 @@ pub struct Outcome {
     pub skipped: Vec<Skipped>,
     /// Definitions.
     pub findings: Vec<SchemaFinding>,
+    /// Leaves that were read more than once.
+    pub leaves_read_again: u64,
+    /// The digests' key, by its identifier.
+    pub key_id: String,
     /// Bytes of rows that were read from both sides.
     pub bytes: u64,
     /// From the first connection to the last row.
@@ -84,16 +88,18 @@ pub struct TableOutcome {
     pub name: RelationName,
     /// What is known.
     pub verdict: Verdict,
-    /// Why nothing is, where that is so.
+    /// Why nothing is, where that is so and not because of the level.
     pub because: Option<String>,
     /// The source's rows.
     pub source: RowSum,
     /// The target's rows.
     pub target: RowSum,
-    /// Leaves that it was cut into.
-    pub leaves: usize,
+    /// The sums of each leaf, the source's and the target's, in the order of the key.
+    pub leaves: Vec<(RowSum, RowSum)>,
     /// Leaves whose rows differ.
     pub different: Vec<u32>,
+    /// Leaves of which nothing is known.
+    pub unsettled: Vec<u32>,
     /// How often its rows were read.
     pub readings: u32,
 }

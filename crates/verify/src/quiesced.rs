@@ -41,7 +41,7 @@ pub async fn verify_quiesced(request: &Request, stop: &CancellationToken) -> Res
             }
         }
         reading += 1;
-        let (one, other) = read_once(&run, &mut states, &wanted).await?;
+        let (one, other) = Box::pin(read_once(&run, &mut states, &wanted)).await?;
         moments.0.get_or_insert(one);
         moments.1.get_or_insert(other);
         wanted.retain(|pair| !states[*pair].open.is_empty());

@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** nothing is written to either side.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use tidemark_model::Lsn;
@@ -83,6 +84,9 @@ impl<'a> Run<'a> {
         let tables = views.0.tables().iter().chain(views.1.tables());
         let sizes = tables.map(|relation| relation.heap_bytes + relation.toast_bytes);
         self.tools.progress.begin_reading(sizes.sum());
+        let again = there.iter().filter(|pair| states[**pair].readings == 1);
+        let leaves = again.map(|pair| states[*pair].open.len() as u64);
+        self.tools.progress.read_again.fetch_add(leaves.sum(), Ordering::Relaxed);
         let (ours, theirs) = tokio::try_join!(
             self.scan(views.0, states, &there),
             self.scan(views.1, states, &there),
@@ -127,6 +131,8 @@ impl<'a> Run<'a> {
             alone: self.paired.alone,
             skipped: self.paired.skipped,
             findings: self.paired.findings,
+            leaves_read_again: self.tools.progress.read_again.load(Ordering::Relaxed),
+            key_id: self.tools.key.id(),
             bytes: self.tools.progress.read(),
             duration: self.began.elapsed(),
         }

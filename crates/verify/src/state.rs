@@ -71,16 +71,13 @@ impl State {
                     format!("it was dropped or renamed on the {} meanwhile", which.word());
                 (Verdict::Incomplete, Some(because))
             }
-            None if level == Level::Schema => {
-                (Verdict::Incomplete, Some("only its definition was compared".to_owned()))
-            }
+            // Nothing was read, as it was asked for.
+            None if level == Level::Schema => (Verdict::Incomplete, None),
             None if !self.open.is_empty() => {
                 let because = format!("it was still changing after {} readings", self.readings);
                 (Verdict::Incomplete, Some(because))
             }
-            None if level == Level::Count => {
-                (Verdict::Incomplete, Some("its rows were counted, not compared".to_owned()))
-            }
+            None if level == Level::Count => (Verdict::Incomplete, None),
             None if is_exact => (Verdict::Identical, None),
             None => (Verdict::Equivalent, None),
         };
@@ -90,8 +87,9 @@ impl State {
             because,
             source,
             target,
-            leaves: pair.leaves.count(),
+            leaves: self.source.into_iter().zip(self.target).collect(),
             different: self.different,
+            unsettled: self.open,
             readings: self.readings,
         }
     }

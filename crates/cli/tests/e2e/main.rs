@@ -28,6 +28,7 @@ mod status;
 mod support;
 mod torture;
 mod unfinished;
+mod verify;
 mod versions;
 mod waits;
 mod whole;

@@ -175,7 +175,7 @@ impl Run<'_> {
         let looked = self.or_stop(look_at(job, sink, only)).await?;
         refuse_blocking(&looked)?;
         self.progress.enter(Phase::Prepare, "taking the snapshot");
-        let snapshot = self.or_stop(self.take(&looked)).await?;
+        let snapshot = Box::pin(self.or_stop(self.take(&looked))).await?;
         let options = ReaderOptions {
             spec: job.source.clone(),
             snapshot_id: snapshot.id().to_owned(),

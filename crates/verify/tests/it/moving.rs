@@ -166,7 +166,10 @@ async fn a_transaction_that_does_not_end_is_named_and_the_stream_goes_on() {
     let follower = Follower::start(&moving.pair.request.job);
     moving.follows().await;
     let client = ConnectSpec::parse(&moving.pair.source.url()).unwrap().connect().await.unwrap();
-    client.batch_execute("BEGIN; INSERT INTO public.keyless VALUES ('2026-01-01', 'open')").await.unwrap();
+    client
+        .batch_execute("BEGIN; INSERT INTO public.keyless VALUES ('2026-01-01', 'open')")
+        .await
+        .unwrap();
     let error =
         verify_at_barrier(&moving.pair.request, &CancellationToken::new()).await.unwrap_err();
     assert!(error.hint.as_deref().unwrap_or_default().contains("process"), "{error:?}");

@@ -26,7 +26,7 @@ async fn a_copy_is_identical_table_by_table_whatever_the_order_of_its_rows() {
     assert!(outcome.tables.len() >= 9 && outcome.bytes > 1 << 20);
     let found = pair.table("t").await;
     assert_eq!((found.source.count, found.target.count), (20_000, 20_000));
-    assert!(found.leaves > 50 && found.readings == 1, "{found:?}");
+    assert!(found.leaves.len() > 50 && found.readings == 1, "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,7 +122,7 @@ async fn counting_finds_missing_rows_and_proves_nothing() {
     pair.request.level = Level::Count;
     let same = pair.table("t").await;
     assert_eq!((same.verdict, same.source.count), (Verdict::Incomplete, 20_000));
-    assert!(same.because.unwrap().contains("counted"));
+    assert_eq!(same.because, None, "it was asked for");
     pair.target.psql("UPDATE t SET a = 'x'; DELETE FROM t WHERE id = 7").unwrap();
     assert_eq!(pair.table("t").await.verdict, Verdict::Different);
     pair.request.level = Level::Schema;

@@ -1,0 +1,317 @@
+//! `tidemark verify`: from the configuration to a verification, and from what it found to a report.
+//!
+//! **Invariant:** the report holds what the verification found and nothing else; its verdict is derived by `report`, and the
+//! exit code follows from it. Files are written under another name first, so that a report is whole or not there.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest as _, Sha256};
+use tidemark_report::{
+    Allowance, Barrier, Digest, DigestMethod, HeatMap, KeysSetAside, LeafState, Level, Point,
+    Proof, Reading, SchemaFinding, SchemaSeverity, Scope, Side, SideSnapshot, TableReport,
+    VerifyReport, to_html, to_json, to_junit,
+};
+use tidemark_verify::{
+    Concern, Outcome, Progress, Request, SideReport, TableOutcome, verify_at_barrier,
+    verify_quiesced,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{AllowArg, LevelArg, NotEmpty, VerifyArgs};
+use crate::config::Config;
+use crate::exit::{ExitCode, Failure};
+use crate::job;
+use crate::jobs::{Signals, runtime};
+use crate::log::Screen;
+use crate::{output, redact};
+
+/// Between two lines of progress.
+const SAY_EVERY: Duration = Duration::from_secs(5);
+
+/// Runs the command.
+///
+/// # Errors
+/// A side cannot be reached or read, or the report cannot be written.
+pub(crate) fn run(
+    config: &Config,
+    args: &VerifyArgs,
+    screen: &Screen,
+) -> Result<ExitCode, Failure> {
+    let job = job::job(config, NotEmpty::Refuse, !args.quiesced)?;
+    let readers = args.jobs.unwrap_or(config.snapshot.readers);
+    let request = Request {
+        readers: usize::try_from(readers).unwrap_or(1),
+        level: match args.level {
+            LevelArg::Schema => tidemark_verify::Level::Schema,
+            LevelArg::Count => tidemark_verify::Level::Count,
+            LevelArg::Digest => tidemark_verify::Level::Digest,
+        },
+        rate: args.rate,
+        progress: Arc::default(),
+        job,
+    };
+    let started_at = jiff::Timestamp::now();
+    let outcome = runtime()?.block_on(watched(&request, args.quiesced, screen))?;
+    let mut report = report(config, args, &request, outcome);
+    report.started_at = started_at.to_string();
+    report.finished_at = jiff::Timestamp::now().to_string();
+    report.judge();
+    if let Some(directory) = &args.report {
+        write(directory, &report)?;
+    }
+    match args.json {
+        true => output::print(&to_json(&report).map_err(unwritten)?)?,
+        false => output::print(&output::verified(&report, screen.color_stdout))?,
+    }
+    if let Some(directory) = &args.report {
+        screen.say(&format!("report: {}\n", directory.join("report.html").display()));
+    }
+    Ok(match report.outcome() {
+        tidemark_report::Outcome::Agreed => ExitCode::Done,
+        tidemark_report::Outcome::Different => ExitCode::Different,
+        tidemark_report::Outcome::Incomplete => ExitCode::Incomplete,
+        tidemark_report::Outcome::NotAllowed => ExitCode::NotAllowed,
+    })
+}
+
+/// Verifies, and says how far it is.
+async fn watched(request: &Request, quiesced: bool, screen: &Screen) -> Result<Outcome, Failure> {
+    let stop = CancellationToken::new();
+    let verifying = async {
+        match quiesced {
+            true => verify_quiesced(request, &stop).await,
+            false => verify_at_barrier(request, &stop).await,
+        }
+    };
+    tokio::pin!(verifying);
+    let mut signals = Signals::new()?;
+    let mut say = tokio::time::interval_at((Instant::now() + SAY_EVERY).into(), SAY_EVERY);
+    loop {
+        tokio::select! {
+            biased;
+            outcome = &mut verifying => return Ok(outcome?),
+            () = signals.next() => {
+                if stop.is_cancelled() {
+                    std::process::exit(i32::from(ExitCode::Interrupted.number()));
+                }
+                tracing::info!("stopping; once more ends at once");
+                stop.cancel();
+            }
+            _ = say.tick() => screen.progress_line(&line(&request.progress)),
+        }
+    }
+}
+
+fn line(progress: &Progress) -> String {
+    let (read, expected) = (progress.read(), progress.expected());
+    match progress.reading() {
+        0 => "bringing both sides to one point\n".to_owned(),
+        1 => format!("read {} of about {}\n", output::bytes(read), output::bytes(expected)),
+        n => {
+            format!("reading what differs for the {n}. time, {} read in all\n", output::bytes(read))
+        }
+    }
+}
+
+fn report(config: &Config, args: &VerifyArgs, request: &Request, outcome: Outcome) -> VerifyReport {
+    let level = match args.level {
+        LevelArg::Schema => Level::Schema,
+        LevelArg::Count => Level::Count,
+        LevelArg::Digest => Level::Digest,
+    };
+    let address = |url: Option<String>| url.map(|url| redact::connection(&url)).unwrap_or_default();
+    let source = config.source.as_ref().map(|source| source.url.reveal().to_owned());
+    let target = config.target.as_ref().map(|target| target.url.redacted());
+    let mut report = VerifyReport::new(
+        &request.job.name,
+        level,
+        side(&outcome.source, address(source)),
+        side(&outcome.target, address(target)),
+    );
+    report.tool_version = env!("CARGO_PKG_VERSION").to_owned();
+    report.duration_ms = milliseconds(outcome.duration);
+    report.scope = Scope {
+        include: request.job.selection.include.clone(),
+        exclude: request.job.selection.exclude.clone(),
+        ..Scope::default()
+    };
+    report.point = point(&outcome, &report.finished_at);
+    report.tables = outcome.tables.iter().map(|table| table_of(table, &outcome, level)).collect();
+    report.tables.extend(outcome.alone.iter().map(|name| {
+        let because = "only one side has it";
+        TableReport::skipped(&name.schema, &name.name, because)
+    }));
+    let skipped = outcome.skipped.iter();
+    report.tables.extend(skipped.map(|skipped| {
+        TableReport::skipped(&skipped.name.schema, &skipped.name.name, &skipped.because)
+    }));
+    report.schema_findings = outcome.findings.iter().map(finding).collect();
+    report.policy.allow = args.allow.iter().map(AllowArg::allowance).collect();
+    report.digest = DigestMethod {
+        algorithm: "xxh3-128 of each row under a random key, added modulo 2^128 by leaf".to_owned(),
+        key_id: outcome.key_id.clone(),
+        canonical_version: tidemark_digest::CANONICAL_VERSION,
+        collision_bound: "about 2^-96 for each leaf, for whoever does not know the key".to_owned(),
+    };
+    report.reading = Reading {
+        bytes_per_second: per_second(outcome.bytes, outcome.duration),
+        jobs: u32::try_from(request.readers).unwrap_or(u32::MAX),
+        ..Reading::default()
+    };
+    report.config_hash = config_hash(config);
+    report.command = command();
+    report
+}
+
+fn side(found: &SideReport, address: String) -> Side {
+    Side {
+        version: found.version.clone(),
+        system_identifier: Some(found.system_identifier.to_string()),
+        database: Some(found.database.clone()),
+        address,
+        ..Side::default()
+    }
+}
+
+fn point(outcome: &Outcome, at: &str) -> Point {
+    let snapshot = |side: &SideReport| {
+        let shown = side.read_snapshot.clone().unwrap_or_default();
+        SideSnapshot { shows: shown.parse().ok(), id: shown }
+    };
+    let (source_snapshot, target_snapshot) = (snapshot(&outcome.source), snapshot(&outcome.target));
+    match outcome.point {
+        tidemark_verify::Point::Barrier { lsn, pause } => Point::Barrier {
+            barriers: vec![Barrier {
+                lsn,
+                at: at.to_owned(),
+                source_snapshot,
+                target_snapshot,
+                keys_set_aside: KeysSetAside::default(),
+                pause_ms: milliseconds(pause),
+                snapshot_age_ms: milliseconds(outcome.duration),
+                tables: outcome.tables.len() as u64,
+            }],
+        },
+        tidemark_verify::Point::Quiesced => Point::Quiesced {
+            source_lsn: outcome.source.lsn,
+            target_lsn: outcome.target.lsn,
+            source_snapshot,
+            target_snapshot,
+            leaves_read_twice: outcome.leaves_read_again,
+        },
+    }
+}
+
+fn table_of(table: &TableOutcome, outcome: &Outcome, level: Level) -> TableReport {
+    let mut report = TableReport::new(&table.name.schema, &table.name.name);
+    report.skipped_reason.clone_from(&table.because);
+    report.level = Some(level);
+    report.lsn = match outcome.point {
+        tidemark_verify::Point::Barrier { lsn, .. } => Some(lsn),
+        tidemark_verify::Point::Quiesced => None,
+    };
+    if table.readings == 0 {
+        return report;
+    }
+    report.source_rows = Some(table.source.count);
+    report.target_rows = Some(table.target.count);
+    if !level.reads_rows() {
+        return report;
+    }
+    report.proof = Some(Proof::Full);
+    report.source_digest = Some(Digest::from(table.source));
+    report.target_digest = Some(Digest::from(table.target));
+    report.leaves = table.leaves.len() as u64;
+    report.differing_leaves = table.different.len() as u64;
+    let states = (0_u32..).zip(&table.leaves).map(|(leaf, (source, target))| {
+        let state = match () {
+            () if table.different.contains(&leaf) => LeafState::Different,
+            () if table.unsettled.contains(&leaf) => LeafState::Unproven,
+            () if source.raw != target.raw => LeafState::Equivalent,
+            () => LeafState::Same,
+        };
+        (source.count, state)
+    });
+    report.heat_map = Some(HeatMap::of(&states.collect::<Vec<_>>()));
+    report
+}
+
+fn finding(found: &tidemark_verify::SchemaFinding) -> SchemaFinding {
+    let shown = |text: &String| Some(text.clone()).filter(|text| text != "none");
+    SchemaFinding {
+        object: match &found.table {
+            Some(table) => format!("{table} {}", found.object),
+            None => found.object.clone(),
+        },
+        kind: found.kind.to_owned(),
+        severity: match found.concern {
+            Concern::Different => SchemaSeverity::Different,
+            Concern::Warning => SchemaSeverity::Warning,
+            Concern::Note => SchemaSeverity::Note,
+        },
+        source: shown(&found.source),
+        target: shown(&found.target),
+        fix: None,
+    }
+}
+
+impl AllowArg {
+    fn allowance(&self) -> Allowance {
+        match self {
+            Self::Equivalent => Allowance::Equivalent,
+            Self::Lossy => Allowance::Lossy,
+        }
+    }
+}
+
+/// Over what is in force, in which secrets are hidden.
+fn config_hash(config: &Config) -> String {
+    let mut hasher = Sha256::new();
+    for entry in &config.in_force {
+        hasher.update(format!("{} = {}\n", entry.key, entry.value));
+    }
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The command line without its secrets.
+fn command() -> String {
+    let args: Vec<_> = std::env::args_os().collect();
+    let line = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>();
+    let line = line.iter().map(|arg| redact::connection(arg)).collect::<Vec<_>>();
+    line.join(" ")
+}
+
+fn write(directory: &Path, report: &VerifyReport) -> Result<(), Failure> {
+    let failed = |path: &Path, error: &std::io::Error| {
+        Failure::new(ExitCode::Unavailable, format!("write the report {}", path.display()))
+            .because(error)
+            .hint("make room, or name another directory with --report")
+    };
+    std::fs::create_dir_all(directory).map_err(|error| failed(directory, &error))?;
+    let files = [
+        ("report.json", to_json(report).map_err(unwritten)?),
+        ("report.html", to_html(report)),
+        ("report.junit.xml", to_junit(report)),
+    ];
+    for (name, text) in files {
+        let (path, unfinished) = (directory.join(name), directory.join(format!(".{name}.part")));
+        std::fs::write(&unfinished, text)
+            .and_then(|()| std::fs::rename(&unfinished, &path))
+            .map_err(|error| failed(&path, &error))?;
+    }
+    Ok(())
+}
+
+fn unwritten(error: tidemark_report::Error) -> Failure {
+    Failure::internal("write the report").because(&error)
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn per_second(bytes: u64, duration: Duration) -> u64 {
+    (bytes as f64 / duration.as_secs_f64().max(0.001)) as u64
+}
