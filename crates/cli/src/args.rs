@@ -38,13 +38,15 @@ Examples:
   tidemark demo
   tidemark check --source postgres://app@db1/shop --target file:///lake
   tidemark sync --source postgres://repl@db1/shop --target postgres://load@db2/shop
+  tidemark verify --source postgres://repl@db1/shop --target postgres://load@db2/shop
   tidemark config example > tidemark.toml
 
 Passwords: PGPASSWORD, PGPASSFILE, PGSERVICE, or ${VAR} and ${file:PATH} in the configuration file;
 other users of the machine can read the arguments of a process.
 
-Exit codes: 0 done, 2 mend the call or the configuration, 5 the check blocks, 6 the source cannot continue,
-7 the target refused, 8 not reachable, 9 the job is held, 70 internal error, 130 interrupted."
+Exit codes: 0 done, 1 a difference was found, 2 mend the call or the configuration, 3 incomplete, 4 equal but written in
+another way, 5 the check blocks, 6 the source cannot continue, 7 the target refused, 8 not reachable, 9 the job is held,
+70 internal error, 130 interrupted."
 )]
 pub struct Cli {
     /// What is to be done.

@@ -47,7 +47,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// # Cancel safety
 /// Safe: the stream goes on when the future ends; a job that is run here is stopped.
 pub async fn verify_at_barrier(request: &Request, stop: &CancellationToken) -> Result<Outcome> {
-    let run = Run::open(request, stop).await?;
+    let run = Run::open(request, true, stop).await?;
     let mut states = run.states();
     let wanted: Vec<usize> = (0..states.len()).collect();
     let state_dir = &request.job.state_dir;

@@ -9,14 +9,14 @@ use tidemark_digest::{
     DigestColumn, DigestKey, Forms, LeafBounds, RawScheme, RowHasher, has_value_form,
 };
 use tidemark_model::{
-    ChunkRange, ChunkSpec, Column, DataType, Oid, Relation, RelationKind, RelationName,
-    SelectColumn, TupleForm, TypeKind, Wire,
+    ChunkRange, ChunkSpec, Column, DataType, Oid, Persistence, Relation, RelationKind,
+    RelationName, SelectColumn, TupleForm, TypeKind, Wire,
 };
 use tidemark_pipeline::{Error, Job, Kind, Result};
 use tidemark_source::{Catalog, Selection};
 
 use crate::findings::{self, Concern, SchemaFinding};
-use crate::{Level, Skipped, Which};
+use crate::{Level, Request, Skipped, Which};
 
 /// One table on both sides.
 #[derive(Debug, Clone)]
@@ -67,16 +67,17 @@ pub(crate) struct Paired {
 /// Bounds of leaves as the source's statistics have them.
 pub(crate) type Bounds = HashMap<Oid, (String, Vec<String>)>;
 
-/// Pairs the chosen tables by name.
+/// Pairs the chosen tables by name; `moves`: a stream keeps them in step.
 ///
 /// # Errors
 /// The selection does not fit the source.
 pub(crate) fn pair(
-    job: &Job,
-    level: Level,
+    request: &Request,
+    moves: bool,
     (source, target): (&Catalog, &Catalog),
     bounds: &mut Bounds,
 ) -> Result<Paired> {
+    let (job, level) = (&request.job, request.level);
     let mut paired = Paired { findings: findings::of_sides(source, target), ..Paired::default() };
     let chosen = job.selection.apply(source)?;
     for relation in &chosen {
@@ -86,7 +87,7 @@ pub(crate) fn pair(
             paired.alone.push(name.clone());
             continue;
         };
-        match unreadable(relation, other) {
+        match unreadable(relation, other).or_else(|| left_behind(relation, moves)) {
             Some(because) => paired.skipped.push(Skipped { name: name.clone(), because }),
             None => {
                 let pair = Pair::new(job, level, (relation, other), bounds, &mut paired.findings)?;
@@ -123,6 +124,14 @@ fn unreadable(source: &Relation, target: &Relation) -> Option<String> {
         }
     }
     None
+}
+
+/// Why a table cannot be the same while the source is written to.
+fn left_behind(source: &Relation, moves: bool) -> Option<String> {
+    let is_unlogged = moves && source.persistence == Persistence::Unlogged;
+    is_unlogged.then(|| {
+        "it is unlogged: its changes are in no WAL, so the stream does not carry them".to_owned()
+    })
 }
 
 /// Tables that the selection would take and the source has not. A pattern that is only of the source's tables is none of

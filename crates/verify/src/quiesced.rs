@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// # Cancel safety
 /// Safe: sessions end with the future.
 pub async fn verify_quiesced(request: &Request, stop: &CancellationToken) -> Result<Outcome> {
-    let run = Run::open(request, stop).await?;
+    let run = Run::open(request, false, stop).await?;
     let mut states = run.states();
     let mut moments = (None, None);
     let mut wanted: Vec<usize> = (0..states.len()).collect();

@@ -29,8 +29,12 @@ pub(crate) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Connects, reads both catalogs, and pairs the tables.
-    pub(crate) async fn open(request: &'a Request, stop: &CancellationToken) -> Result<Self> {
+    /// Connects, reads both catalogs, and pairs the tables; `moves`: a stream keeps them in step.
+    pub(crate) async fn open(
+        request: &'a Request,
+        moves: bool,
+        stop: &CancellationToken,
+    ) -> Result<Self> {
         let began = Instant::now();
         let job = &request.job;
         let Target::Postgres(of_target) = &job.target else {
@@ -45,7 +49,7 @@ impl<'a> Run<'a> {
             Side::open(Which::Target, &of_target.spec, how),
         )?;
         let mut bounds = source.bounds().await?;
-        let paired = pair(job, request.level, (&source.catalog, &target.catalog), &mut bounds)?;
+        let paired = pair(request, moves, (&source.catalog, &target.catalog), &mut bounds)?;
         let tools = Tools::new(request, stop)?;
         Ok(Self { request, tools, source, target, paired, began })
     }

@@ -146,6 +146,12 @@ async fn a_job_that_does_not_run_is_run_to_the_point() {
         let outcome = moving.verify().await;
         assert_eq!(outcome.verdict(), Verdict::Identical, "{outcome:?}");
     }
+    // What the stream does not carry is not called different.
+    moving.pair.source.psql("CREATE UNLOGGED TABLE fast (a int)").unwrap();
+    moving.pair.target.psql("CREATE UNLOGGED TABLE fast (a int)").unwrap();
+    let outcome = moving.verify().await;
+    assert_eq!(outcome.verdict(), Verdict::Incomplete, "{outcome:?}");
+    assert!(outcome.skipped[0].because.contains("unlogged"), "{outcome:?}");
     writer.stop().unwrap();
 }
 
