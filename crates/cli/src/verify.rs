@@ -177,8 +177,8 @@ fn side(found: &SideReport, address: String) -> Side {
 
 fn point(outcome: &Outcome, at: &str) -> Point {
     let snapshot = |side: &SideReport| {
-        let shown = side.read_snapshot.clone().unwrap_or_default();
-        SideSnapshot { shows: shown.parse().ok(), id: shown }
+        let shows = side.read_snapshot.as_ref().and_then(|shown| shown.parse().ok());
+        SideSnapshot { id: None, shows }
     };
     let (source_snapshot, target_snapshot) = (snapshot(&outcome.source), snapshot(&outcome.target));
     match outcome.point {
@@ -212,6 +212,11 @@ fn table_of(table: &TableOutcome, outcome: &Outcome, level: Level) -> TableRepor
         tidemark_verify::Point::Barrier { lsn, .. } => Some(lsn),
         tidemark_verify::Point::Quiesced => None,
     };
+    let differs = |found: &&tidemark_verify::SchemaFinding| {
+        found.concern == Concern::Different && found.table.as_ref() == Some(&table.name)
+    };
+    report.differing_definitions = outcome.findings.iter().filter(differs).count() as u64;
+    report.readings = table.readings;
     if table.readings == 0 {
         return report;
     }

@@ -92,6 +92,9 @@ fn differences(table: &TableReport) -> String {
                 counted(target, "row")
             )
         }
+        _ if table.differing_definitions > 0 => {
+            format!("{} about its definition", counted(table.differing_definitions, "finding"))
+        }
         _ => format!("{} that differ", counted(table.differing_leaves, "leaf range")),
     }
 }

@@ -61,14 +61,15 @@ pub struct Scope {
 /// A snapshot that one side was read under.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SideSnapshot {
-    /// The name under which it was exported, or the lake's commit.
-    pub id: String,
+    /// The name under which it was exported, or null where it was not.
+    pub id: Option<String>,
     /// What it shows, as `pg_current_snapshot()` prints it, or null for a lake.
     #[schemars(with = "Option<String>")]
     pub shows: Option<ReadSnapshot>,
 }
 
-/// Keys that were in flight between the source's snapshot and the barrier, and were compared one by one.
+/// Keys of transactions that lay between the source's snapshot and the barrier, and were compared one by one. None where the
+/// snapshot shows exactly what committed before the barrier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct KeysSetAside {
     /// Read again and found equal.

@@ -119,6 +119,10 @@ pub struct TableReport {
     pub differing_leaves: u64,
     /// The leaves in key order, or null where none were read.
     pub heat_map: Option<HeatMap>,
+    /// How often its rows were read on each side.
+    pub readings: u32,
+    /// Findings about its definition that make it different, among them that one side does not have it.
+    pub differing_definitions: u64,
     /// Columns in which rows differ.
     pub columns: Vec<ColumnFinding>,
     /// Columns of types without a known canonical form, compared by the bytes that the type's own output function gives.
@@ -158,6 +162,8 @@ impl TableReport {
             leaves: 0,
             differing_leaves: 0,
             heat_map: None,
+            readings: 0,
+            differing_definitions: 0,
             columns: Vec::new(),
             opaque_columns: Vec::new(),
             first_key: None,
@@ -251,7 +257,8 @@ impl TableReport {
         };
         let worst_leaf = self.heat_map.as_ref().and_then(HeatMap::worst);
         let leaves_differ = self.differing_leaves > 0 || worst_leaf == Some(LeafState::Different);
-        found.iter().any(|count| count.unwrap_or(0) > 0)
+        self.differing_definitions > 0
+            || found.iter().any(|count| count.unwrap_or(0) > 0)
             || self.counts().is_some_and(|(source, target)| source != target)
             || (sums_differ || leaves_differ) && !classified
     }

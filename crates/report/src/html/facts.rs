@@ -159,14 +159,18 @@ fn counted_leaves(number: u64) -> String {
     if number == 1 { "1 leaf".to_owned() } else { format!("{} leaves", count(number)) }
 }
 
+const AT_BARRIER: &str = "<p>The barrier is one position in the source\u{2019}s WAL. The source was read under a snapshot that belongs to \
+     it. The stream was held there, with all that committed before it on the target and nothing that came after, until the target\u{2019}s \
+     snapshot was taken; then it went on. Both sides were then read in full, each under its snapshot.</p>\n";
+const KEYS_APART: &str = "<p>Keys of transactions that lay between the source\u{2019}s snapshot and the barrier were set aside and compared \
+     one by one.</p>\n";
+const SEVERAL: &str = "<p>Snapshots were held for a bounded time, so each range is proven at the barrier that it was read at.</p>\n";
+
 fn at_barriers(barriers: &[Barrier]) -> String {
-    let text = "<p>The source\u{2019}s snapshot was taken first, then a mark was written into its WAL: the barrier. When the stream had \
-                brought everything before the mark, apply paused until the target\u{2019}s snapshot was taken. Keys of transactions that were before \
-                the mark but not in the source\u{2019}s snapshot were set aside and compared one by one.</p>\n";
+    let keys = barriers.iter().any(|barrier| barrier.keys_set_aside.total() > 0);
     let lists: String = barriers.iter().map(at_barrier).collect();
-    let separate = "<p>Snapshots were held for a bounded time, so each range is proven at the barrier that it was read at.</p>\n";
-    let separate = if barriers.len() > 1 { separate } else { "" };
-    format!("{text}{separate}{lists}")
+    let only_if = |holds: bool, text: &'static str| if holds { text } else { "" };
+    [AT_BARRIER, only_if(keys, KEYS_APART), only_if(barriers.len() > 1, SEVERAL), &lists].concat()
 }
 
 fn at_barrier(barrier: &Barrier) -> String {
@@ -182,15 +186,16 @@ fn at_barrier(barrier: &Barrier) -> String {
         ),
         ("Source read under", snapshot(&barrier.source_snapshot)),
         ("Target read under", snapshot(&barrier.target_snapshot)),
-        ("Keys set aside", set_aside(barrier.keys_set_aside)),
-        ("Apply paused", duration(barrier.pause_ms)),
-        ("Snapshots held", duration(barrier.snapshot_age_ms)),
+        ("Keys compared apart", set_aside(barrier.keys_set_aside)),
+        ("Apply paused for", duration(barrier.pause_ms)),
+        ("Snapshots held for", duration(barrier.snapshot_age_ms)),
     ])
 }
 
 fn snapshot(snapshot: &SideSnapshot) -> String {
+    let id = snapshot.id.as_ref().map(|id| format!(" <code>{}</code>", Esc(id)));
     let shows = snapshot.shows.as_ref().map(|shows| format!(", which shows <code>{shows}</code>"));
-    format!("snapshot <code>{}</code>{}", Esc(&snapshot.id), shows.unwrap_or_default())
+    format!("snapshot{}{}", id.unwrap_or_default(), shows.unwrap_or_default())
 }
 
 fn set_aside(keys: KeysSetAside) -> String {

@@ -110,6 +110,10 @@ fn details(report: &VerifyReport, table: &TableReport) -> Vec<String> {
     } else if table.verdict == Verdict::Incomplete {
         lines.push(why_incomplete(table).to_owned());
     }
+    if table.differing_definitions > 0 {
+        let findings = counted(table.differing_definitions, "finding");
+        lines.push(format!("Its definition differs: {findings} under <b>Definitions</b>"));
+    }
     lines.extend(differing_rows(table));
     lines.extend(keys(report, table));
     lines.extend(table.columns.iter().map(column));
@@ -159,7 +163,8 @@ fn differing_rows(table: &TableReport) -> Option<String> {
     if !found.is_empty() {
         return Some(list(&found));
     }
-    let unknown = table.missing.is_none() || table.changed.is_none();
+    let unknown =
+        (table.missing.is_none() || table.changed.is_none()) && table.differing_definitions == 0;
     (table.verdict == Verdict::Different && unknown)
         .then(|| "Which rows differ was not looked for; level <b>rows</b> names them.".to_owned())
 }

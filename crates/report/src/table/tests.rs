@@ -43,7 +43,8 @@ fn a_table_whose_rows_were_all_read_and_agree_is_identical() {
 #[test]
 fn every_kind_of_difference_is_one_whatever_else_is_missing() {
     let other = Some(Digest { raw: 8, value: 8 });
-    let changes: [Change; 7] = [
+    let changes: [Change; 8] = [
+        ("definition", |t| t.differing_definitions = 1),
         ("missing", |t| t.missing = Some(1)),
         ("extra", |t| t.extra = Some(1)),
         ("changed", |t| t.changed = Some(1)),

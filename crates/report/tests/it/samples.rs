@@ -29,14 +29,14 @@ pub(crate) fn barrier(tables: u64) -> Barrier {
         lsn: lsn(),
         at: "2026-11-21T16:08:46.120Z".to_owned(),
         source_snapshot: SideSnapshot {
-            id: "00000003-0000001B-1".to_owned(),
+            id: Some("00000003-0000001B-1".to_owned()),
             shows: Some("731984:731991:731985,731988".parse().unwrap()),
         },
         target_snapshot: SideSnapshot {
-            id: "00000007-00000004-1".to_owned(),
+            id: Some("00000007-00000004-1".to_owned()),
             shows: Some("90211:90211:".parse().unwrap()),
         },
-        keys_set_aside: KeysSetAside { equal: 3, different: 0, unsettled: 0 },
+        keys_set_aside: KeysSetAside::default(),
         pause_ms: 11,
         snapshot_age_ms: 41_870,
         tables,
@@ -113,6 +113,7 @@ pub(crate) fn same(schema: &str, table: &str, rows: u64, leaves: usize) -> Table
         target_bytes: Some(rows * 120),
         key_columns: vec!["id".to_owned()],
         leaves: leaves as u64,
+        readings: 1,
         heat_map: Some(HeatMap::of(&cells)),
         ..TableReport::new(schema, table)
     }
@@ -228,6 +229,7 @@ pub(crate) fn different() -> VerifyReport {
     long.key_columns.clear();
     mark(&mut long, &[0], LeafState::Different);
     tables.push(long);
+    tables[3].differing_definitions = 1;
     let mut report = report(tables);
     report.level = Level::Rows;
     report.point = Point::Barrier {
