@@ -137,3 +137,14 @@ fn every_report_fits_the_schema_and_one_with_a_field_missing_or_of_another_type_
 fn the_schema_says_which_numbers_may_exceed_what_a_double_holds() {
     assert!(json_schema().contains("may exceed 2^53"));
 }
+
+#[test]
+fn the_guide_gives_the_same_program_for_the_checksum_as_the_schema() {
+    let guide =
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/guides/reading-a-report.md");
+    let guide = std::fs::read_to_string(guide).unwrap();
+    let program = guide.lines().find(|line| line.starts_with("python3 -c ")).unwrap();
+    let schema: Value = serde_json::from_str(&json_schema()).unwrap();
+    let description = schema["properties"]["checksum"]["description"].as_str().unwrap();
+    assert!(description.contains(program), "{program}\n{description}");
+}
