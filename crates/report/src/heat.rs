@@ -77,18 +77,6 @@ impl HeatMap {
     pub fn worst(&self) -> Option<LeafState> {
         self.states.iter().copied().max()
     }
-
-    /// Neighbouring cells of one state as `(first cell, number of cells, state)`.
-    pub(crate) fn runs(&self) -> Vec<(usize, usize, LeafState)> {
-        let mut first = 0;
-        let stretches = self.states.chunk_by(|one, two| one == two);
-        let located = stretches.map(|stretch| {
-            let run = (first, stretch.len(), stretch[0]);
-            first += stretch.len();
-            run
-        });
-        located.collect()
-    }
 }
 
 fn to_signs<S: Serializer>(states: &[LeafState], serializer: S) -> Result<S::Ok, S::Error> {
@@ -122,10 +110,6 @@ mod tests {
             assert_eq!(map.rows.iter().sum::<u64>(), (0..count as u64).sum::<u64>(), "{count}");
             let differing = map.states.iter().filter(|state| **state == LeafState::Different);
             assert_eq!(differing.count(), usize::from(count > 0), "{count}");
-            assert_eq!(
-                map.runs().iter().map(|(_, length, _)| length).sum::<usize>(),
-                map.rows.len()
-            );
         }
     }
 

@@ -19,9 +19,9 @@ mod heat;
 mod tables;
 mod text;
 
-use crate::words::{bytes, count, counted, duration, time};
+use crate::words::{count, counted};
 use crate::{Point, Side, SideKind, Verdict, VerifyReport, checksum_of};
-use text::Esc;
+use text::{Esc, bytes, duration, time};
 
 const STYLE: &str = include_str!("html/style.css");
 

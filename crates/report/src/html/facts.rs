@@ -5,8 +5,8 @@
 use std::cmp::Reverse;
 
 use super::definition_list;
-use super::text::Esc;
-use crate::words::{bytes, count, counted, duration, time};
+use super::text::{Esc, bytes, duration, time};
+use crate::words::{count, counted};
 use crate::{
     Allowance, Barrier, KeysSetAside, Point, SchemaFinding, SchemaSeverity, SideSnapshot, Verdict,
     VerifyReport,
@@ -161,7 +161,7 @@ fn counted_leaves(number: u64) -> String {
 
 const AT_BARRIER: &str = "<p>The barrier is one position in the source\u{2019}s WAL. The source was read under a snapshot that belongs to \
      it. The stream was held there, with all that committed before it on the target and nothing that came after, until the target\u{2019}s \
-     snapshot was taken; then it went on. Both sides were then read in full, each under its snapshot.</p>\n";
+     snapshot was taken; then it went on. Both sides were then read, each under its snapshot.</p>\n";
 const KEYS_APART: &str = "<p>Keys of transactions that lay between the source\u{2019}s snapshot and the barrier were set aside and compared \
      one by one.</p>\n";
 const SEVERAL: &str = "<p>Snapshots were held for a bounded time, so each range is proven at the barrier that it was read at.</p>\n";

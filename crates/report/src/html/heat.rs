@@ -78,14 +78,25 @@ pub(super) fn cell(table: &TableReport) -> String {
 
 fn picture(map: &HeatMap) -> String {
     let cells = map.states.len();
-    let stretches: String = map.runs().into_iter().map(|run| stretch(map, run)).collect();
+    let looks: String = stretches(&map.states).into_iter().map(|run| stretch(map, run)).collect();
     let between = if cells > CELLS_APART_MAX { 1..1 } else { 1..cells };
     let lines: String = between.map(|cell| format!("M{} 0v20", cell * CELL)).collect();
     let lines = if lines.is_empty() { lines } else { format!("<path d=\"{lines}\"/>") };
     format!(
-        "<svg class=\"heat\" viewBox=\"0 0 {} 20\" preserveAspectRatio=\"none\" aria-hidden=\"true\">{stretches}{lines}</svg>",
+        "<svg class=\"heat\" viewBox=\"0 0 {} 20\" preserveAspectRatio=\"none\" aria-hidden=\"true\">{looks}{lines}</svg>",
         cells * CELL
     )
+}
+
+/// Neighbouring cells of one state as `(first cell, number of cells, state)`.
+fn stretches(states: &[LeafState]) -> Vec<(usize, usize, LeafState)> {
+    let mut first = 0;
+    let located = states.chunk_by(|one, two| one == two).map(|stretch| {
+        let found = (first, stretch.len(), stretch[0]);
+        first += stretch.len();
+        found
+    });
+    located.collect()
 }
 
 fn stretch(map: &HeatMap, (first, length, state): (usize, usize, LeafState)) -> String {
@@ -100,4 +111,29 @@ fn stretch(map: &HeatMap, (first, length, state): (usize, usize, LeafState)) -> 
     let title =
         format!("<title>leaves {from} to {to}: {}, {}</title>", words(state), counted(rows, "row"));
     rect(state, x, width, &title)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_of_one_state_are_one_stretch_and_no_cell_is_lost() {
+        use LeafState::{Different, Same};
+        assert_eq!(
+            stretches(&[Same, Same, Different, Same]),
+            [(0, 2, Same), (2, 1, Different), (3, 1, Same)]
+        );
+        assert_eq!(stretches(&[]), []);
+    }
+
+    #[test]
+    fn what_is_pointed_at_names_its_leaves_and_rows() {
+        let leaves: Vec<_> = (0..256)
+            .map(|leaf| (10, if leaf == 7 { LeafState::Different } else { LeafState::Same }))
+            .collect();
+        let picture = picture(&HeatMap::of(&leaves));
+        assert!(picture.contains("<title>leaves 7 to 8: different, 20 rows</title>"), "{picture}");
+        assert_eq!(picture.matches("<title>").count(), 1);
+    }
 }

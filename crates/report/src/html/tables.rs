@@ -3,9 +3,9 @@
 //! **Invariant:** every table of the report is named once. A table that is not identical always has a row of its own that says
 //! why; identical ones have a row each as long as they are few, and are a list of names and rows otherwise.
 
-use super::text::Esc;
+use super::text::{Esc, time};
 use super::{heat, icon, verdict_word};
-use crate::words::{count, counted, list, time};
+use crate::words::{count, counted, list};
 use crate::{ColumnFinding, Digest, Level, Proof, ShownKey, TableReport, Verdict, VerifyReport};
 
 /// More identical tables than this are a list.
