@@ -117,6 +117,9 @@ fn a_diff_that_lacks_rows_contradicts_the_counts() {
     let mut report = samples::different();
     report.diff.as_mut().unwrap().rows.missing -= 1;
     assert_eq!(report.contradictions(), [Contradiction::DiffRows { tables: 208, file: 207 }]);
+    report.diff.as_mut().unwrap().rows.missing += 2;
+    assert_eq!(report.contradictions(), [Contradiction::DiffRows { tables: 208, file: 209 }]);
+    report.diff.as_mut().unwrap().rows.missing -= 2;
     // A table that was not localised may have any number of rows in it, but not fewer than the others.
     report.tables[0].missing = None;
     report.diff.as_mut().unwrap().rows.missing += 2;

@@ -45,6 +45,7 @@ fn whatever_was_not_compared_makes_the_run_incomplete() {
     for (name, change) in changes {
         let report = changed(change);
         assert_eq!(end(&report), (Verdict::Incomplete, 3), "{name}");
+        assert_eq!(report.shortfall(), Some(Shortfall::NotProven), "{name}");
         let claim = report.claim().join(" ");
         assert!(!claim.starts_with("Source and target hold"), "{name}: {claim}");
         assert!(claim.contains("proven"), "{name}: {claim}");
@@ -154,6 +155,8 @@ fn the_claim_says_in_one_sentence_what_was_proven() {
         first(&samples::different()),
         "Source and target do not hold the same data at LSN 16/B374D848: 3 of 9 tables differ and 1 definition differs."
     );
+    let rest = "The rest holds the same data at LSN 16/B374D848: 5 other tables, 960,030 rows.";
+    assert!(samples::different().claim().iter().any(|sentence| sentence == rest));
     assert_eq!(
         first(&samples::incomplete()),
         "It is not proven that source and target hold the same data: 5 of 500 tables and 1 other object could not be proven."
