@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::outcome::{Outcome, Point};
 use crate::run::Run;
+use crate::scan::interrupted;
 use crate::side::View;
 use crate::{Level, Request, Which};
 
@@ -37,6 +38,8 @@ const ATTEMPTS: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks whether a job that is run here follows.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Between two looks whether the stream waits for us.
+const LOOK_FOR_WAITING: Duration = Duration::from_millis(200);
 
 /// Compares both sides of a job that follows, at one LSN. Where no process runs the job, it is run here up to there.
 ///
@@ -51,11 +54,16 @@ pub async fn verify_at_barrier(request: &Request, stop: &CancellationToken) -> R
     let mut states = run.states();
     let wanted: Vec<usize> = (0..states.len()).collect();
     let state_dir = &request.job.state_dir;
-    let met = match ask_status(state_dir).await? {
-        Some(_) => meet(&run, &Stream::Process(state_dir.clone()), &wanted).await,
-        None => Box::pin(meet_here(&run, &wanted, stop)).await,
+    let meeting = async {
+        match ask_status(state_dir).await? {
+            Some(_) => meet(&run, &Stream::Process(state_dir.clone()), &wanted).await,
+            None => Box::pin(meet_here(&run, &wanted, stop)).await,
+        }
     };
-    let Met { lsn, pause, source, target } = met?;
+    let Met { lsn, pause, source, target } = tokio::select! {
+        met = meeting => met?,
+        () = stop.cancelled() => return Err(interrupted()),
+    };
     let moments = (Some(source.moment()), Some(target.moment()));
     if request.level > Level::Schema {
         run.read((&source, &target), &mut states, &wanted).await?;
@@ -92,7 +100,7 @@ async fn meet_here(run: &Run<'_>, wanted: &[usize], stop: &CancellationToken) ->
     };
     let met = tokio::select! {
         met = meeting => met,
-        ended = &mut running => return Err(ended.err().unwrap_or_else(Error::interrupted)),
+        ended = &mut running => return Err(ended.err().unwrap_or_else(interrupted)),
     };
     stop.cancel();
     running.await?;
@@ -164,9 +172,33 @@ async fn at_barrier(
     // So that the stream moves beyond it although nobody writes.
     let barrier = emit_barrier(&client, "tidemark", "verify").await;
     barrier.map_err(|error| run.source.of(error))?;
-    held.up_to(lsn).await?;
+    tokio::select! {
+        stands = held.up_to(lsn) => stands?,
+        error = in_the_way(run, locked.holder_pid()) => return Err(error),
+    }
     let exported = locked.export().await.map_err(|error| run.target.of(error))?;
     Ok((lsn, exported, held.open()))
+}
+
+/// Waits until somebody on the target waits for our locks. The stream has to empty or alter a table before it can stand at
+/// the barrier: it goes first.
+async fn in_the_way(run: &Run<'_>, holder: i32) -> Error {
+    let waits = "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE $1 = ANY (pg_catalog.pg_blocking_pids(pid)))";
+    let client = match run.target.spec().connect().await {
+        Ok(client) => client,
+        Err(error) => return run.target.of(error),
+    };
+    loop {
+        match client.query_one(waits, &[&holder]).await {
+            Ok(row) if row.get(0) => {
+                let attempt =
+                    "bring both sides to one point: a change of the stream waits for our locks";
+                return Error::new(Kind::Unavailable, attempt).hint("run the same command again");
+            }
+            Ok(_) => tokio::time::sleep(LOOK_FOR_WAITING).await,
+            Err(cause) => return failed(cause),
+        }
+    }
 }
 
 /// Whoever runs the job.

@@ -141,7 +141,7 @@ pub(crate) async fn scan(
     Ok(scan.sums.into_inner().expect("no holder panics"))
 }
 
-fn interrupted() -> Error {
+pub(crate) fn interrupted() -> Error {
     Error::new(Kind::Interrupted, "interrupted: the verification is not finished")
         .hint("run the same command again; nothing was changed on either side")
 }

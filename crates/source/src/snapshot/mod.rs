@@ -267,6 +267,11 @@ impl Locked {
         Ok(Self { options: options.clone(), side, holder, gone })
     }
 
+    /// The backend that holds the locks.
+    pub fn holder_pid(&self) -> i32 {
+        self.holder.backend_pid()
+    }
+
     /// Takes the snapshot, now.
     ///
     /// # Errors

@@ -141,6 +141,8 @@ async fn a_job_that_does_not_run_is_run_to_the_point() {
     let follower = Follower::start(&moving.pair.request.job);
     moving.follows().await;
     follower.stop();
+    // The stream empties a table on its way to the point, which our own locks must not keep it from.
+    moving.pair.source.psql("TRUNCATE keyless").unwrap();
     moving.pair.source.psql(CHANGES).unwrap();
     for _ in 0..2 {
         let outcome = moving.verify().await;
