@@ -44,7 +44,7 @@ pub async fn verify_quiesced(request: &Request, stop: &CancellationToken) -> Res
         let (one, other) = Box::pin(read_once(&run, &mut states, &wanted)).await?;
         moments.0.get_or_insert(one);
         moments.1.get_or_insert(other);
-        wanted.retain(|pair| !states[*pair].open.is_empty());
+        wanted.retain(|pair| states[*pair].wants_reading());
     }
     Ok(run.outcome(states, Point::Quiesced, moments))
 }

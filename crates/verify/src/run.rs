@@ -55,7 +55,7 @@ impl<'a> Run<'a> {
     }
 
     pub(crate) fn states(&self) -> Vec<State> {
-        self.paired.pairs.iter().map(State::new).collect()
+        self.paired.pairs.iter().map(|pair| State::new(pair.leaves.count())).collect()
     }
 
     /// The relations of these pairs on one side.
@@ -96,7 +96,9 @@ impl<'a> Run<'a> {
             self.scan(views.1, states, &there),
         )?;
         for pair in there {
-            states[pair].settle(&ours, &theirs, pair);
+            if let (Some(ours), Some(theirs)) = (ours.get(&pair), theirs.get(&pair)) {
+                states[pair].settle(ours, theirs);
+            }
         }
         Ok(())
     }
