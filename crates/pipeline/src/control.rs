@@ -31,7 +31,7 @@ use tokio::task::JoinSet;
 use crate::job::Job;
 use crate::progress::Progress;
 use crate::status::{Lag, SnapshotStatus, Status, StreamStatus};
-use crate::stream::Ladder;
+use crate::stream::{Closed, Ladder};
 use crate::{Error, Kind, Result};
 
 /// The version of the protocol.
@@ -226,13 +226,14 @@ async fn hold(
         let answer = Answer::error("the job does not follow the source yet");
         return write.write_all(answer.line().as_bytes()).await;
     };
-    if let Err(error) = ladder.gate.close() {
-        return write.write_all(Answer::error(error.message).line().as_bytes()).await;
-    }
-    let _opens = Opens(&ladder);
+    let held = match Closed::of(&ladder) {
+        Ok(held) => held,
+        Err(error) => return write.write_all(Answer::error(error.message).line().as_bytes()).await,
+    };
+    let gate = held.gate();
     let mut line = String::new();
     let mut answer = tokio::select! {
-        stands = ladder.gate.stands() => said(stands),
+        stands = gate.stands() => said(stands),
         // Nothing is to come before the answer: the client has gone.
         _ = lines.read_line(&mut line) => return Ok(()),
     };
@@ -242,22 +243,17 @@ async fn hold(
         if lines.read_line(&mut line).await? == 0 {
             return Ok(());
         }
-        answer = match request(&line) {
-            Ok(Request { command, lsn: Some(lsn), .. }) if command == "up-to" => {
-                said(ladder.gate.up_to(lsn).await.map(|()| lsn))
-            }
+        let asked = request(&line);
+        line.clear();
+        answer = match asked {
+            Ok(Request { command, lsn: Some(lsn), .. }) if command == "up-to" => tokio::select! {
+                stands = gate.up_to(lsn) => said(stands.map(|()| lsn)),
+                // As above: what keeps the stream from there may be the client's own locks.
+                _ = lines.read_line(&mut line) => return Ok(()),
+            },
             Ok(_) => Answer::error("while the stream is held only up-to is understood"),
             Err(wrong) => Answer::error(wrong),
         };
-    }
-}
-
-/// Opens the gate, whatever ends the conversation.
-struct Opens<'a>(&'a Ladder);
-
-impl Drop for Opens<'_> {
-    fn drop(&mut self) {
-        self.0.gate.open();
     }
 }
 
@@ -281,15 +277,7 @@ enum HeldBy {
     /// The process that runs the job.
     Process(BufReader<UnixStream>),
     /// This one.
-    Ladder(Arc<Ladder>),
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if let HeldBy::Ladder(ladder) = &self.by {
-            ladder.gate.open();
-        }
-    }
+    Gate(Closed),
 }
 
 impl Held {
@@ -313,9 +301,9 @@ impl Held {
         let Some(ladder) = progress.ladder().filter(|_| progress.follows()) else {
             return Ok(None);
         };
-        ladder.gate.close()?;
-        let mut held = Self::by(HeldBy::Ladder(Arc::clone(&ladder)));
-        ladder.gate.stands().await?;
+        let closed = Closed::of(&ladder)?;
+        closed.gate().stands().await?;
+        let mut held = Self::by(HeldBy::Gate(closed));
         held.since = Instant::now();
         Ok(Some(held))
     }
@@ -328,7 +316,7 @@ impl Held {
     pub async fn up_to(&mut self, lsn: Lsn) -> Result<()> {
         self.stood += self.since.elapsed();
         match &self.by {
-            HeldBy::Ladder(ladder) => ladder.gate.up_to(lsn).await?,
+            HeldBy::Gate(closed) => closed.gate().up_to(lsn).await?,
             HeldBy::Process(_) => self.ask("up-to", Some(lsn)).await?,
         }
         self.since = Instant::now();
@@ -403,5 +391,40 @@ pub async fn ask_status(state_dir: &Path) -> Result<Option<Status>> {
         (None, error) => {
             Err(Error::new(Kind::Internal, error.unwrap_or_else(|| "empty answer".to_owned())))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{duplex, split};
+
+    use super::*;
+    use crate::progress::Phase;
+    use crate::stream::Order;
+
+    #[tokio::test]
+    async fn a_client_that_goes_away_while_the_stream_is_on_its_way_lets_it_go_on() {
+        let (progress, ladder) = (Arc::new(Progress::default()), Arc::new(Ladder::default()));
+        progress.watch_stream(&ladder);
+        progress.enter(Phase::Follow, "following");
+        let shared = Shared { job: String::new(), progress, ledger: Weak::new(), lanes: 1 };
+        let (client, server) = duplex(1024);
+        let (read, write) = split(server);
+        let serving = async { hold(BufReader::new(read), write, &shared).await.unwrap() };
+        let asking = async {
+            let mut client = BufReader::new(client);
+            let mut line = String::new();
+            client.read_line(&mut line).await.unwrap();
+            assert!(line.contains("0/5"), "{line}");
+            let request = Request::line("up-to", Some(Lsn::new(9)));
+            client.write_all(request.as_bytes()).await.unwrap();
+            while ladder.gate.order() != Order::UpTo(Lsn::new(9)) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let standing = ladder.gate.stand(Lsn::new(5), Order::Hold);
+        let all = async { tokio::join!(serving, asking, standing) };
+        tokio::time::timeout(Duration::from_secs(5), all).await.unwrap();
+        assert_eq!(ladder.gate.order(), Order::Open);
     }
 }

@@ -169,11 +169,18 @@ impl Apply {
                 kept => kept,
             };
             let item = match next {
-                Some(item) if self.is_behind_gate(&item) => {
-                    self.kept = Some(item);
-                    continue;
-                }
-                Some(item) => item,
+                Some(item) => match self.is_behind_gate(&item) {
+                    Some(true) => {
+                        self.kept = Some(item);
+                        continue;
+                    }
+                    Some(false) => item,
+                    None => {
+                        // Whoever asked has to ask again.
+                        self.ladder.gate.open();
+                        item
+                    }
+                },
                 None => {
                     if !self.gathers() {
                         self.send(false).await?;
@@ -222,17 +229,13 @@ impl Apply {
     }
 
     /// Whether an item is not to be applied before the gate opens. Of a transaction whose end nobody knows that cannot be
-    /// said: the gate opens, and whoever asked has to ask again.
-    fn is_behind_gate(&self, item: &Item) -> bool {
-        let Order::UpTo(lsn) = self.ladder.gate.order() else { return false };
+    /// said.
+    fn is_behind_gate(&self, item: &Item) -> Option<bool> {
+        let Order::UpTo(lsn) = self.ladder.gate.order() else { return Some(false) };
         match item {
-            Item::Transaction(queued) => !queued.is_repeated && queued.head.end_lsn > lsn,
-            Item::Ahead(head, reader) if reader.is_decided => head.commit_lsn >= lsn,
-            Item::Ahead(..) => {
-                self.ladder.gate.open();
-                false
-            }
-            Item::Relation(_) | Item::Idle(_) => false,
+            Item::Transaction(queued) => Some(!queued.is_repeated && queued.head.end_lsn > lsn),
+            Item::Ahead(head, reader) => reader.is_decided.then_some(head.commit_lsn >= lsn),
+            Item::Relation(_) | Item::Idle(_) => Some(false),
         }
     }
 

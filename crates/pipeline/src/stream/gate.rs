@@ -11,11 +11,13 @@
 //! First held and then let go on to the position, because the position is known only afterwards, and by then the stream
 //! could have passed it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidemark_model::Lsn;
 use tokio::sync::watch;
 
+use super::ladder::Ladder;
 use crate::{Error, Kind, Result};
 
 /// The longest that the stream is held.
@@ -62,11 +64,11 @@ impl Gate {
         self.order.subscribe().wait_for(|order| *order != Order::Open).await.ok();
     }
 
-    /// Closes the gate; it is the caller's until he opens it.
+    /// Closes the gate; through [`Closed`], which opens it again.
     ///
     /// # Errors
     /// Somebody else has closed it.
-    pub(crate) fn close(&self) -> Result<()> {
+    fn close(&self) -> Result<()> {
         let is_mine = self.order.send_if_modified(|order| {
             let is_open = *order == Order::Open;
             if is_open {
@@ -138,6 +140,31 @@ impl Gate {
             tracing::warn!(at = %at, "the stream was held for too long; it goes on");
             self.open();
         }
+    }
+}
+
+/// A gate that is closed until this is dropped, whatever ends whoever has closed it.
+pub(crate) struct Closed(Arc<Ladder>);
+
+impl Closed {
+    /// Closes the gate of a stream.
+    ///
+    /// # Errors
+    /// Somebody else has closed it.
+    pub(crate) fn of(ladder: &Arc<Ladder>) -> Result<Self> {
+        ladder.gate.close()?;
+        Ok(Self(Arc::clone(ladder)))
+    }
+
+    /// The gate.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.0.gate
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.0.gate.open();
     }
 }
 

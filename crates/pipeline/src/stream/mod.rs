@@ -56,6 +56,9 @@ use crate::snapshot::{Continuation, Point, Report, Run, Tools, blocking, note_er
 use crate::{Error, Kind, NotEmpty, Result, Target};
 
 pub use ddl::DdlPolicy;
+pub(crate) use gate::Closed;
+#[cfg(test)]
+pub(crate) use gate::Order;
 pub(crate) use ladder::{Ladder, LadderView};
 pub(crate) use spool::SpoolError;
 pub(crate) use unfinished::made_run;
