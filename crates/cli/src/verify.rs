@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
+use tidemark_pipeline::Target;
 use tidemark_report::{
     Allowance, Barrier, Digest, DigestMethod, HeatMap, KeysSetAside, LeafState, Level, Point,
     Proof, Reading, SchemaFinding, SchemaSeverity, Scope, Side, SideSnapshot, TableReport,
     VerifyReport, to_html, to_json, to_junit,
 };
 use tidemark_verify::{
-    Concern, Outcome, Progress, Request, SideReport, TableOutcome, verify_at_barrier,
-    verify_quiesced,
+    Outcome, Progress, Request, SideReport, TableOutcome, Which, verify_at_barrier, verify_quiesced,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -44,9 +44,9 @@ pub(crate) fn run(
     let request = Request {
         readers: usize::try_from(readers).unwrap_or(1),
         level: match args.level {
-            LevelArg::Schema => tidemark_verify::Level::Schema,
-            LevelArg::Count => tidemark_verify::Level::Count,
-            LevelArg::Digest => tidemark_verify::Level::Digest,
+            LevelArg::Schema => Level::Schema,
+            LevelArg::Count => Level::Count,
+            LevelArg::Digest => Level::Digest,
         },
         rate: args.rate,
         progress: Arc::default(),
@@ -105,7 +105,8 @@ async fn watched(request: &Request, quiesced: bool, screen: &Screen) -> Result<O
 }
 
 fn line(progress: &Progress) -> String {
-    let (read, expected) = (progress.read(), progress.expected());
+    let read = progress.read(Which::Source) + progress.read(Which::Target);
+    let expected = progress.expected();
     match progress.reading() {
         0 => "bringing both sides to one point\n".to_owned(),
         1 => format!("read {} of about {}\n", output::bytes(read), output::bytes(expected)),
@@ -116,19 +117,16 @@ fn line(progress: &Progress) -> String {
 }
 
 fn report(config: &Config, args: &VerifyArgs, request: &Request, outcome: Outcome) -> VerifyReport {
-    let level = match args.level {
-        LevelArg::Schema => Level::Schema,
-        LevelArg::Count => Level::Count,
-        LevelArg::Digest => Level::Digest,
+    let level = request.level;
+    let target = match &request.job.target {
+        Target::Postgres(target) => target.spec.host_display(),
+        Target::Lake(_) => String::new(),
     };
-    let address = |url: Option<String>| url.map(|url| redact::connection(&url)).unwrap_or_default();
-    let source = config.source.as_ref().map(|source| source.url.reveal().to_owned());
-    let target = config.target.as_ref().map(|target| target.url.redacted());
     let mut report = VerifyReport::new(
         &request.job.name,
         level,
-        side(&outcome.source, address(source)),
-        side(&outcome.target, address(target)),
+        side(&outcome.source, request.job.source.host_display()),
+        side(&outcome.target, target),
     );
     report.tool_version = env!("CARGO_PKG_VERSION").to_owned();
     report.duration_ms = milliseconds(outcome.duration);
@@ -137,7 +135,7 @@ fn report(config: &Config, args: &VerifyArgs, request: &Request, outcome: Outcom
         exclude: request.job.selection.exclude.clone(),
         ..Scope::default()
     };
-    report.point = point(&outcome, &report.finished_at);
+    report.point = point(&outcome, request.progress.read_again());
     report.tables = outcome.tables.iter().map(|table| table_of(table, &outcome, level)).collect();
     report.tables.extend(outcome.alone.iter().map(|name| {
         let because = "only one side has it";
@@ -155,14 +153,24 @@ fn report(config: &Config, args: &VerifyArgs, request: &Request, outcome: Outcom
         canonical_version: tidemark_digest::CANONICAL_VERSION,
         collision_bound: "about 2^-96 for each leaf, for whoever does not know the key".to_owned(),
     };
-    report.reading = Reading {
-        bytes_per_second: per_second(outcome.bytes, outcome.duration),
-        jobs: u32::try_from(request.readers).unwrap_or(u32::MAX),
-        ..Reading::default()
-    };
+    report.reading = reading(request, outcome.duration);
     report.config_hash = config_hash(config);
-    report.command = command();
+    report.command = command(std::env::args().skip(1));
     report
+}
+
+fn reading(request: &Request, duration: Duration) -> Reading {
+    let progress = &request.progress;
+    let [source_bytes, target_bytes] =
+        [Which::Source, Which::Target].map(|side| progress.read(side));
+    Reading {
+        source_bytes,
+        target_bytes,
+        bytes_per_second: per_second(source_bytes + target_bytes, duration),
+        throttled_ms: milliseconds(progress.throttled()),
+        retries: progress.retries(),
+        jobs: u32::try_from(request.readers).unwrap_or(u32::MAX),
+    }
 }
 
 fn side(found: &SideReport, address: String) -> Side {
@@ -175,31 +183,32 @@ fn side(found: &SideReport, address: String) -> Side {
     }
 }
 
-fn point(outcome: &Outcome, at: &str) -> Point {
+fn point(outcome: &Outcome, leaves_read_twice: u64) -> Point {
     let snapshot = |side: &SideReport| {
         let shows = side.read_snapshot.as_ref().and_then(|shown| shown.parse().ok());
         SideSnapshot { id: None, shows }
     };
     let (source_snapshot, target_snapshot) = (snapshot(&outcome.source), snapshot(&outcome.target));
     match outcome.point {
-        tidemark_verify::Point::Barrier { lsn, pause } => Point::Barrier {
+        None => Point::None { reason: "only definitions were compared".to_owned() },
+        Some(tidemark_verify::Point::Barrier { lsn, pause, at, held }) => Point::Barrier {
             barriers: vec![Barrier {
                 lsn,
-                at: at.to_owned(),
+                at: jiff::Timestamp::try_from(at).map(|at| at.to_string()).unwrap_or_default(),
                 source_snapshot,
                 target_snapshot,
                 keys_set_aside: KeysSetAside::default(),
                 pause_ms: milliseconds(pause),
-                snapshot_age_ms: milliseconds(outcome.duration),
+                snapshot_age_ms: milliseconds(held),
                 tables: outcome.tables.len() as u64,
             }],
         },
-        tidemark_verify::Point::Quiesced => Point::Quiesced {
+        Some(tidemark_verify::Point::Quiesced) => Point::Quiesced {
             source_lsn: outcome.source.lsn,
             target_lsn: outcome.target.lsn,
             source_snapshot,
             target_snapshot,
-            leaves_read_twice: outcome.leaves_read_again,
+            leaves_read_twice,
         },
     }
 }
@@ -209,11 +218,11 @@ fn table_of(table: &TableOutcome, outcome: &Outcome, level: Level) -> TableRepor
     report.skipped_reason.clone_from(&table.because);
     report.level = Some(level);
     report.lsn = match outcome.point {
-        tidemark_verify::Point::Barrier { lsn, .. } => Some(lsn),
-        tidemark_verify::Point::Quiesced => None,
+        Some(tidemark_verify::Point::Barrier { lsn, .. }) => Some(lsn),
+        _ => table.lsn,
     };
     let differs = |found: &&tidemark_verify::SchemaFinding| {
-        found.concern == Concern::Different && found.table.as_ref() == Some(&table.name)
+        found.severity == SchemaSeverity::Different && found.table.as_ref() == Some(&table.name)
     };
     report.differing_definitions = outcome.findings.iter().filter(differs).count() as u64;
     report.readings = table.readings;
@@ -244,20 +253,15 @@ fn table_of(table: &TableOutcome, outcome: &Outcome, level: Level) -> TableRepor
 }
 
 fn finding(found: &tidemark_verify::SchemaFinding) -> SchemaFinding {
-    let shown = |text: &String| Some(text.clone()).filter(|text| text != "none");
     SchemaFinding {
         object: match &found.table {
             Some(table) => format!("{table} {}", found.object),
             None => found.object.clone(),
         },
         kind: found.kind.to_owned(),
-        severity: match found.concern {
-            Concern::Different => SchemaSeverity::Different,
-            Concern::Warning => SchemaSeverity::Warning,
-            Concern::Note => SchemaSeverity::Note,
-        },
-        source: shown(&found.source),
-        target: shown(&found.target),
+        severity: found.severity,
+        source: found.source.clone(),
+        target: found.target.clone(),
         fix: None,
     }
 }
@@ -280,12 +284,17 @@ fn config_hash(config: &Config) -> String {
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The command line without its secrets.
-fn command() -> String {
-    let args: Vec<_> = std::env::args_os().collect();
-    let line = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>();
-    let line = line.iter().map(|arg| redact::connection(arg)).collect::<Vec<_>>();
-    line.join(" ")
+/// The command that does the same again, without its secrets.
+fn command(args: impl Iterator<Item = String>) -> String {
+    let quoted = args.map(|arg| {
+        let arg = redact::connection(&arg);
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,%+".contains(c);
+        match !arg.is_empty() && arg.chars().all(is_plain) {
+            true => arg,
+            false => format!("'{}'", arg.replace('\'', "'\\''")),
+        }
+    });
+    std::iter::once("tidemark".to_owned()).chain(quoted).collect::<Vec<_>>().join(" ")
 }
 
 fn write(directory: &Path, report: &VerifyReport) -> Result<(), Failure> {
@@ -319,4 +328,28 @@ fn milliseconds(duration: Duration) -> u64 {
 
 fn per_second(bytes: u64, duration: Duration) -> u64 {
     (bytes as f64 / duration.as_secs_f64().max(0.001)) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::command;
+
+    fn line(args: &[&str]) -> String {
+        command(args.iter().map(|arg| (*arg).to_owned()))
+    }
+
+    #[test]
+    fn the_command_to_run_it_again_can_be_pasted_and_shows_no_secret() {
+        assert_eq!(line(&["verify", "--table", "public.*"]), "tidemark verify --table 'public.*'");
+        assert_eq!(line(&["-c", "it's"]), r"tidemark -c 'it'\''s'");
+        for secret in [
+            vec!["--source", "postgres://a:geheim@h/d"],
+            vec!["--source=postgres://a:geheim@h/d"],
+            vec!["--source", "host=h dbname=d password=geheim"],
+            vec!["--target=host=h password='geheim' dbname=d"],
+            vec!["--target", "postgres://a@h/d?password=geheim"],
+        ] {
+            assert!(!line(&secret).contains("geheim"), "{}", line(&secret));
+        }
+    }
 }

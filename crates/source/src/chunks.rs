@@ -32,6 +32,17 @@ pub fn plan_chunks(relation: &Relation, server_version: u32, chunk_bytes: u64) -
     starts.iter().zip(ends).map(|(&from, to)| ChunkRange::Blocks { from, to }).collect()
 }
 
+/// So many chunks for each reader, if they are not smaller than this.
+const CHUNKS_PER_READER: u64 = 16;
+const CHUNK_BYTES_MIN: u64 = 16 << 20;
+
+/// The size of a chunk of tables that have so many bytes in all: at most the user's, or less where that many would leave
+/// readers without work while the last ones run, so that the tail is a small share of the run.
+pub fn even_chunk_bytes(total: u64, readers: usize, at_most: u64) -> u64 {
+    let share = total / (readers.max(1) as u64 * CHUNKS_PER_READER);
+    share.clamp(CHUNK_BYTES_MIN.min(at_most), at_most)
+}
+
 /// How many chunks of `chunk_bytes` a relation's heap and TOAST make.
 pub fn parts_of(relation: &Relation, chunk_bytes: u64) -> u32 {
     let bytes = relation.heap_bytes.saturating_add(relation.toast_bytes);

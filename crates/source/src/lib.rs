@@ -39,7 +39,7 @@ pub use address::{AddressOf, pooler_behind, pooler_that_refused};
 pub use bounds::{key_bounds, leaf_bounds};
 pub use catalog::{Catalog, Sequence, Server, read_catalog, read_sequences, read_server};
 pub use check::{Needs, check};
-pub use chunks::{copy_statement, estimated_bytes, parts_of, plan_chunks};
+pub use chunks::{copy_statement, estimated_bytes, even_chunk_bytes, parts_of, plan_chunks};
 pub use cleanup::{Given, cleanup};
 pub use error::{Disposition, Error, Result};
 pub use filter::check_filters;

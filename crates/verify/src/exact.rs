@@ -15,12 +15,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use tidemark_model::Lsn;
 use tidemark_pipeline::{
     Error, Held, Kind, Phase, Progress as JobProgress, Result, ask_status, sync,
 };
+use tidemark_report::Level;
 use tidemark_source::{AtPoint, Exported, Hook, Locked, Snapshot, emit_barrier};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +30,7 @@ use crate::outcome::{Outcome, Point};
 use crate::run::Run;
 use crate::scan::interrupted;
 use crate::side::View;
-use crate::{Level, Request, Which};
+use crate::{Request, Which};
 
 /// How often a point is looked for.
 const ATTEMPTS: u32 = 3;
@@ -52,6 +53,10 @@ const LOOK_FOR_WAITING: Duration = Duration::from_millis(200);
 pub async fn verify_at_barrier(request: &Request, stop: &CancellationToken) -> Result<Outcome> {
     let run = Run::open(request, true, stop).await?;
     let mut states = run.states();
+    if request.level == Level::Schema {
+        // No moment is needed for definitions.
+        return Ok(run.outcome(states, None, (None, None)));
+    }
     let wanted: Vec<usize> = (0..states.len()).collect();
     let state_dir = &request.job.state_dir;
     let meeting = async {
@@ -64,10 +69,9 @@ pub async fn verify_at_barrier(request: &Request, stop: &CancellationToken) -> R
         met = meeting => met?,
         () = stop.cancelled() => return Err(interrupted()),
     };
+    let (at, since) = (SystemTime::now(), Instant::now());
     let moments = (Some(source.moment()), Some(target.moment()));
-    if request.level > Level::Schema {
-        run.read((&source, &target), &mut states, &wanted).await?;
-    }
+    run.read((&source, &target), &mut states, &wanted).await?;
     tokio::join!(source.release(), target.release());
     for state in &mut states {
         // Both sides are as of one moment: what differs, differs.
@@ -76,7 +80,8 @@ pub async fn verify_at_barrier(request: &Request, stop: &CancellationToken) -> R
             state.different.extend(open);
         }
     }
-    Ok(run.outcome(states, Point::Barrier { lsn, pause }, moments))
+    let point = Point::Barrier { lsn, pause, at, held: since.elapsed() };
+    Ok(run.outcome(states, Some(point), moments))
 }
 
 /// Both sides at one LSN.

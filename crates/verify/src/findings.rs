@@ -6,18 +6,8 @@
 use std::collections::HashSet;
 
 use tidemark_model::{Column, Generated, Relation, RelationName};
+use tidemark_report::SchemaSeverity;
 use tidemark_source::{Catalog, Sequence};
-
-/// What follows from a finding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Concern {
-    /// The sides are not the same.
-    Different,
-    /// Nothing for the rows; it may matter to whoever uses them.
-    Warning,
-    /// To be known.
-    Note,
-}
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,40 +19,38 @@ pub struct SchemaFinding {
     /// What kind of finding, for scripts.
     pub kind: &'static str,
     /// What follows.
-    pub concern: Concern,
-    /// As the source has it.
-    pub source: String,
-    /// As the target has it.
-    pub target: String,
+    pub severity: SchemaSeverity,
+    /// What the source has.
+    pub source: Option<String>,
+    /// What the target has.
+    pub target: Option<String>,
 }
-
-const NONE: &str = "none";
 
 fn finding(
     table: &RelationName,
-    (kind, concern): (&'static str, Concern),
+    (kind, severity): (&'static str, SchemaSeverity),
     object: impl Into<String>,
-    source: impl Into<String>,
-    target: impl Into<String>,
+    source: Option<&str>,
+    target: Option<&str>,
 ) -> SchemaFinding {
-    let (source, target) = (source.into(), target.into());
+    let owned = |text: Option<&str>| text.map(str::to_owned);
     SchemaFinding {
         table: Some(table.clone()),
         object: object.into(),
         kind,
-        concern,
-        source,
-        target,
+        severity,
+        source: owned(source),
+        target: owned(target),
     }
 }
 
 /// A table that one side has not.
 pub(crate) fn missing_table(name: &RelationName, is_on_source: bool) -> SchemaFinding {
     let (kind, source, target) = match is_on_source {
-        true => ("table-missing", "table", NONE),
-        false => ("table-extra", NONE, "table"),
+        true => ("table-missing", Some("table"), None),
+        false => ("table-extra", None, Some("table")),
     };
-    finding(name, (kind, Concern::Different), "table", source, target)
+    finding(name, (kind, SchemaSeverity::Different), "table", source, target)
 }
 
 /// Columns, keys, indexes and row security of a pair. `columns` are the chosen ones of the source.
@@ -76,18 +64,18 @@ pub(crate) fn of_tables(
         match target.columns.iter().find(|other| other.name == column.name) {
             None => found.push(finding(
                 &source.name,
-                ("column-missing", Concern::Different),
+                ("column-missing", SchemaSeverity::Different),
                 &column.name,
-                &column.type_name,
-                NONE,
+                Some(&column.type_name),
+                None,
             )),
             Some(other) => of_columns(&source.name, column, other, &mut found),
         }
     }
     let is_known = |column: &&Column| source.columns.iter().any(|known| known.name == column.name);
     for column in target.columns.iter().filter(|column| !is_known(column)) {
-        let kind = ("column-extra", Concern::Different);
-        found.push(finding(&source.name, kind, &column.name, NONE, &column.type_name));
+        let kind = ("column-extra", SchemaSeverity::Different);
+        found.push(finding(&source.name, kind, &column.name, None, Some(&column.type_name)));
     }
     of_keys(source, target, &mut found);
     of_indexes(source, target, &mut found);
@@ -97,18 +85,18 @@ pub(crate) fn of_tables(
 fn of_columns(table: &RelationName, one: &Column, other: &Column, found: &mut Vec<SchemaFinding>) {
     if one.type_name != other.type_name {
         // Whether a value was lost by it the rows themselves say.
-        let kind = ("column-type", Concern::Warning);
-        found.push(finding(table, kind, &one.name, &one.type_name, &other.type_name));
+        let kind = ("column-type", SchemaSeverity::Warning);
+        found.push(finding(table, kind, &one.name, Some(&one.type_name), Some(&other.type_name)));
     }
     if one.is_nullable != other.is_nullable {
         let word = |column: &Column| if column.is_nullable { "NULL" } else { "NOT NULL" };
-        let kind = ("column-nullability", Concern::Warning);
-        found.push(finding(table, kind, &one.name, word(one), word(other)));
+        let kind = ("column-nullability", SchemaSeverity::Warning);
+        found.push(finding(table, kind, &one.name, Some(word(one)), Some(word(other))));
     }
     if one.collation != other.collation {
-        let word = |column: &Column| column.collation.clone().unwrap_or_else(|| NONE.to_owned());
-        let kind = ("column-collation", Concern::Note);
-        found.push(finding(table, kind, &one.name, word(one), word(other)));
+        let kind = ("column-collation", SchemaSeverity::Note);
+        let (ours, theirs) = (one.collation.as_deref(), other.collation.as_deref());
+        found.push(finding(table, kind, &one.name, ours, theirs));
     }
     if one.generated != other.generated {
         let word = |column: &Column| match column.generated {
@@ -116,18 +104,18 @@ fn of_columns(table: &RelationName, one: &Column, other: &Column, found: &mut Ve
             Generated::Stored => "generated, stored",
             Generated::Virtual => "generated, virtual",
         };
-        let kind = ("column-generated", Concern::Warning);
-        found.push(finding(table, kind, &one.name, word(one), word(other)));
+        let kind = ("column-generated", SchemaSeverity::Warning);
+        found.push(finding(table, kind, &one.name, Some(word(one)), Some(word(other))));
     }
 }
 
 fn of_keys(source: &Relation, target: &Relation, found: &mut Vec<SchemaFinding>) {
-    let key = |relation: &Relation| {
-        relation.primary_key().map_or(NONE.to_owned(), |key| key.columns.join(", "))
-    };
-    if key(source) != key(target) {
-        let kind = ("primary-key", Concern::Warning);
-        found.push(finding(&source.name, kind, "primary key", key(source), key(target)));
+    let key = |relation: &Relation| relation.primary_key().map(|key| key.columns.join(", "));
+    let (ours, theirs) = (key(source), key(target));
+    if ours != theirs {
+        let kind = ("primary-key", SchemaSeverity::Warning);
+        let (ours, theirs) = (ours.as_deref(), theirs.as_deref());
+        found.push(finding(&source.name, kind, "primary key", ours, theirs));
     }
 }
 
@@ -138,35 +126,40 @@ fn of_indexes(source: &Relation, target: &Relation, found: &mut Vec<SchemaFindin
     };
     let (ours, theirs) = (names(source), names(target));
     for index in source.indexes.iter().filter(|index| !theirs.contains(&index.name)) {
-        let kind = ("index-missing", Concern::Warning);
-        found.push(finding(&source.name, kind, &index.name, &index.definition, NONE));
+        let kind = ("index-missing", SchemaSeverity::Warning);
+        found.push(finding(&source.name, kind, &index.name, Some(&index.definition), None));
     }
     for index in target.indexes.iter().filter(|index| !ours.contains(&index.name)) {
-        let kind = ("index-extra", Concern::Note);
-        found.push(finding(&source.name, kind, &index.name, NONE, &index.definition));
+        let kind = ("index-extra", SchemaSeverity::Note);
+        found.push(finding(&source.name, kind, &index.name, None, Some(&index.definition)));
     }
 }
 
 /// Servers and sequences.
 pub(crate) fn of_sides(source: &Catalog, target: &Catalog) -> Vec<SchemaFinding> {
-    let about = |object: &str, concern, one: &str, other: &str| SchemaFinding {
+    let about = |object: &str, severity, one: &str, other: &str| SchemaFinding {
         table: None,
         object: object.to_owned(),
         kind: "server",
-        concern,
-        source: one.to_owned(),
-        target: other.to_owned(),
+        severity,
+        source: Some(one.to_owned()),
+        target: Some(other.to_owned()),
     };
     let (one, other) = (&source.server, &target.server);
     let mut found = Vec::new();
     if one.version != other.version {
-        found.push(about("server version", Concern::Note, &one.version, &other.version));
+        found.push(about("server version", SchemaSeverity::Note, &one.version, &other.version));
     }
     if one.encoding != other.encoding {
-        found.push(about("encoding", Concern::Warning, &one.encoding, &other.encoding));
+        found.push(about("encoding", SchemaSeverity::Warning, &one.encoding, &other.encoding));
     }
     if one.collation != other.collation {
-        found.push(about("default collation", Concern::Note, &one.collation, &other.collation));
+        found.push(about(
+            "default collation",
+            SchemaSeverity::Note,
+            &one.collation,
+            &other.collation,
+        ));
     }
     found.extend(source.sequences.iter().filter_map(|sequence| {
         let other = target.sequences.iter().find(|other| other.name == sequence.name);
@@ -177,14 +170,14 @@ pub(crate) fn of_sides(source: &Catalog, target: &Catalog) -> Vec<SchemaFinding>
 
 /// The stream does not carry sequences: one that lags behind gives numbers out that rows have already.
 fn of_sequence(source: &Sequence, target: Option<&Sequence>) -> Option<SchemaFinding> {
-    let (kind, value) = match target {
-        None => ("sequence-missing", NONE.to_owned()),
+    let (kind, target) = match target {
+        None => ("sequence-missing", None),
         Some(target) if !(source.can_select && target.can_select) => return None,
         Some(target) if target.last_value >= source.last_value => return None,
-        Some(target) => ("sequence-behind", target.last_value.to_string()),
+        Some(target) => ("sequence-behind", Some(target.last_value.to_string())),
     };
     let table = source.owned_by.as_ref().map(|(table, _)| table.clone());
     let object = source.name.plain();
-    let source = source.last_value.to_string();
-    Some(SchemaFinding { table, object, kind, concern: Concern::Warning, source, target: value })
+    let (severity, source) = (SchemaSeverity::Warning, Some(source.last_value.to_string()));
+    Some(SchemaFinding { table, object, kind, severity, source, target })
 }

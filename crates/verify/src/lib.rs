@@ -23,33 +23,24 @@ mod side;
 mod state;
 
 pub use exact::verify_at_barrier;
-pub use findings::{Concern, SchemaFinding};
-pub use outcome::{Outcome, Point, SideReport, TableOutcome, Verdict};
+pub use findings::SchemaFinding;
+pub use outcome::{Outcome, Point, SideReport, TableOutcome};
 pub use quiesced::verify_quiesced;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tidemark_model::RelationName;
 use tidemark_pipeline::Job;
-
-/// How deep it is looked; each level has the earlier ones in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// Definitions.
-    Schema,
-    /// And the number of rows.
-    Count,
-    /// And the sums of all rows.
-    Digest,
-}
+use tidemark_report::Level;
 
 /// What is verified, and how.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// Both sides, the selection, filters, the memory.
     pub job: Job,
-    /// How deep.
+    /// How deep; `rows` finds no more than `digest` yet.
     pub level: Level,
     /// Sessions that read each side.
     pub readers: usize,
@@ -62,16 +53,33 @@ pub struct Request {
 /// How far a verification is. Counters are written by batch; reading them blocks nobody.
 #[derive(Debug, Default)]
 pub struct Progress {
-    read: AtomicU64,
+    read: [AtomicU64; 2],
     expected: AtomicU64,
     readings: AtomicU64,
     read_again: AtomicU64,
+    retries: AtomicU64,
+    throttled_ms: AtomicU64,
 }
 
 impl Progress {
-    /// Bytes of rows that were read from both sides.
-    pub fn read(&self) -> u64 {
-        self.read.load(Ordering::Relaxed)
+    /// Bytes of rows that were read from a side.
+    pub fn read(&self, which: Which) -> u64 {
+        self.read[which as usize].load(Ordering::Relaxed)
+    }
+
+    /// Chunks that were read again because a connection was lost.
+    pub fn retries(&self) -> u64 {
+        self.retries.load(Ordering::Relaxed)
+    }
+
+    /// Leaves that were read more than once.
+    pub fn read_again(&self) -> u64 {
+        self.read_again.load(Ordering::Relaxed)
+    }
+
+    /// For how long sessions waited because of the rate, all together.
+    pub fn throttled(&self) -> Duration {
+        Duration::from_millis(self.throttled_ms.load(Ordering::Relaxed))
     }
 
     /// About so many there are to read, by the sizes of the tables; what is read a second time counts again.
@@ -89,8 +97,8 @@ impl Progress {
         self.readings.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn add(&self, bytes: u64) {
-        self.read.fetch_add(bytes, Ordering::Relaxed);
+    fn add(&self, which: Which, bytes: u64) {
+        self.read[which as usize].fetch_add(bytes, Ordering::Relaxed);
     }
 }
 

@@ -2,13 +2,14 @@
 //!
 //! **Invariant:** the verdict of the whole is the worst of its parts; what was skipped, or not looked at, leaves it unknown.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tidemark_model::{Lsn, RelationName, RowSum};
+use tidemark_report::{Level, Verdict};
 
+use crate::Skipped;
 use crate::findings::SchemaFinding;
 use crate::side::Side;
-use crate::{Level, Skipped};
 
 /// The moments at which the sides were held against each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,22 +20,13 @@ pub enum Point {
         lsn: Lsn,
         /// For how long nothing was applied because of it.
         pause: Duration,
+        /// When the target stood there.
+        at: SystemTime,
+        /// For how long the snapshots were held.
+        held: Duration,
     },
     /// Each side at a moment of its own, while neither was to change.
     Quiesced,
-}
-
-/// What is known of a table in the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// The same rows, to the bit.
-    Identical,
-    /// The same values in other representations.
-    Equivalent,
-    /// Not the same.
-    Different,
-    /// Not known.
-    Incomplete,
 }
 
 /// What was found out.
@@ -42,8 +34,8 @@ pub enum Verdict {
 pub struct Outcome {
     /// How deep it was looked.
     pub level: Level,
-    /// When.
-    pub point: Point,
+    /// When; none where no row was read.
+    pub point: Option<Point>,
     /// The sides as they were read last.
     pub source: SideReport,
     /// The same of the target.
@@ -56,12 +48,8 @@ pub struct Outcome {
     pub skipped: Vec<Skipped>,
     /// Definitions.
     pub findings: Vec<SchemaFinding>,
-    /// Leaves that were read more than once.
-    pub leaves_read_again: u64,
     /// The digests' key, by its identifier.
     pub key_id: String,
-    /// Bytes of rows that were read from both sides.
-    pub bytes: u64,
     /// From the first connection to the last row.
     pub duration: Duration,
 }
@@ -102,20 +90,17 @@ pub struct TableOutcome {
     pub unsettled: Vec<u32>,
     /// How often its rows were read.
     pub readings: u32,
+    /// The source's position at the last of them.
+    pub lsn: Option<Lsn>,
 }
 
 impl Outcome {
     /// The verdict of the whole: the worst of all, and nothing at all is not known.
     pub fn verdict(&self) -> Verdict {
-        let has = |verdict| self.tables.iter().any(|table| table.verdict == verdict);
-        if has(Verdict::Different) || !self.alone.is_empty() {
-            return Verdict::Different;
-        }
-        let is_whole = self.skipped.is_empty() && !self.tables.is_empty();
-        if has(Verdict::Incomplete) || !is_whole {
-            return Verdict::Incomplete;
-        }
-        if has(Verdict::Equivalent) { Verdict::Equivalent } else { Verdict::Identical }
+        let tables = self.tables.iter().map(|table| table.verdict);
+        let alone = self.alone.iter().map(|_| Verdict::Different);
+        let skipped = self.skipped.iter().map(|_| Verdict::Incomplete);
+        Verdict::of_all(tables.chain(alone).chain(skipped))
     }
 }
 

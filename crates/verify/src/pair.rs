@@ -13,10 +13,11 @@ use tidemark_model::{
     RelationName, SelectColumn, TupleForm, TypeKind, Wire,
 };
 use tidemark_pipeline::{Error, Job, Kind, Result};
+use tidemark_report::{Level, SchemaSeverity};
 use tidemark_source::{Catalog, Selection};
 
-use crate::findings::{self, Concern, SchemaFinding};
-use crate::{Level, Request, Skipped, Which};
+use crate::findings::{self, SchemaFinding};
+use crate::{Request, Skipped, Which};
 
 /// One table on both sides.
 #[derive(Debug, Clone)]
@@ -157,7 +158,7 @@ impl Pair {
         };
         let wanted: Vec<Column> = source.columns.iter().filter(is_wanted).cloned().collect();
         let found = findings::of_tables(source, &wanted, target);
-        let is_other = found.iter().any(|finding| finding.concern == Concern::Different);
+        let is_other = found.iter().any(|finding| finding.severity == SchemaSeverity::Different);
         findings.extend(found);
         let mut both: Vec<(Column, Column)> = wanted
             .into_iter()

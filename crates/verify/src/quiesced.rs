@@ -7,12 +7,13 @@
 use std::time::Duration;
 
 use tidemark_pipeline::Result;
+use tidemark_report::Level;
 use tokio_util::sync::CancellationToken;
 
 use crate::outcome::{Outcome, Point};
 use crate::run::{Moment, Run};
 use crate::state::State;
-use crate::{Level, Request, Which};
+use crate::{Request, Which};
 
 /// Readings of what differs, the first one of everything.
 const READINGS: u32 = 4;
@@ -46,7 +47,8 @@ pub async fn verify_quiesced(request: &Request, stop: &CancellationToken) -> Res
         moments.1.get_or_insert(other);
         wanted.retain(|pair| states[*pair].wants_reading());
     }
-    Ok(run.outcome(states, Point::Quiesced, moments))
+    let point = (reading > 0).then_some(Point::Quiesced);
+    Ok(run.outcome(states, point, moments))
 }
 
 /// One reading under two new snapshots; gives their moments.

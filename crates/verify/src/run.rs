@@ -98,6 +98,7 @@ impl<'a> Run<'a> {
         for pair in there {
             if let (Some(ours), Some(theirs)) = (ours.get(&pair), theirs.get(&pair)) {
                 states[pair].settle(ours, theirs);
+                states[pair].lsn = Some(views.0.moment().0);
             }
         }
         Ok(())
@@ -120,7 +121,7 @@ impl<'a> Run<'a> {
     pub(crate) fn outcome(
         self,
         states: Vec<State>,
-        point: Point,
+        point: Option<Point>,
         (of_source, of_target): (Option<Moment>, Option<Moment>),
     ) -> Outcome {
         let level = self.request.level;
@@ -137,9 +138,7 @@ impl<'a> Run<'a> {
             alone: self.paired.alone,
             skipped: self.paired.skipped,
             findings: self.paired.findings,
-            leaves_read_again: self.tools.progress.read_again.load(Ordering::Relaxed),
             key_id: self.tools.key.id(),
-            bytes: self.tools.progress.read(),
             duration: self.began.elapsed(),
         }
     }

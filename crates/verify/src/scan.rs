@@ -24,9 +24,6 @@ const BATCH_BYTES: usize = 1 << 20;
 const ATTEMPTS: u32 = 6;
 /// Wait before the second try; doubles.
 const BACKOFF: Duration = Duration::from_millis(200);
-/// Chunks are no smaller than this, and so many for each reader where the tables are large enough.
-const CHUNK_BYTES_MIN: u64 = 16 << 20;
-const CHUNKS_PER_READER: u64 = 16;
 
 /// What all scans of one run share.
 pub(crate) struct Tools {
@@ -55,6 +52,17 @@ impl Tools {
     }
 }
 
+impl Tools {
+    /// Waits as the rate asks for.
+    async fn pass(&self, bytes: u64) {
+        let Some(due) = self.throttle.due(bytes) else { return };
+        let wait = due.saturating_duration_since(Instant::now());
+        tokio::time::sleep(wait).await;
+        let waited = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        self.progress.throttled_ms.fetch_add(waited, Ordering::Relaxed);
+    }
+}
+
 /// Lets no more than so many bytes a second pass.
 #[derive(Debug)]
 pub(crate) struct Throttle {
@@ -69,12 +77,11 @@ impl Throttle {
         Self { rate, since: Instant::now(), passed: AtomicU64::new(0) }
     }
 
-    /// Waits until so many more may have passed.
-    async fn pass(&self, bytes: u64) {
-        let Some(rate) = self.rate else { return };
+    /// When so many more may have passed.
+    fn due(&self, bytes: u64) -> Option<Instant> {
+        let rate = self.rate?;
         let passed = self.passed.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let due = Duration::from_secs_f64(passed as f64 / rate.max(1) as f64);
-        tokio::time::sleep_until((self.since + due).into()).await;
+        Some(self.since + Duration::from_secs_f64(passed as f64 / rate.max(1) as f64))
     }
 }
 
@@ -91,10 +98,9 @@ pub(crate) fn plan(
     let by_oid: HashMap<Oid, &Relation> =
         view.tables().iter().map(|relation| (relation.oid, relation)).collect();
     let bytes = |relation: &Relation| relation.heap_bytes + relation.toast_bytes;
-    let all: u64 = view.tables().iter().map(bytes).sum();
-    let share = all / (request.readers.max(1) as u64 * CHUNKS_PER_READER);
-    let most = request.job.chunk_bytes;
-    let chunk_bytes = share.clamp(CHUNK_BYTES_MIN.min(most), most);
+    let total = view.tables().iter().map(bytes).sum();
+    let (readers, at_most) = (request.readers, request.job.chunk_bytes);
+    let chunk_bytes = tidemark_source::even_chunk_bytes(total, readers, at_most);
     let mut pieces: Vec<(u64, Piece)> = Vec::new();
     for (pair, ranges) in wanted {
         let of = &pairs[pair];
@@ -189,7 +195,8 @@ impl Scan<'_> {
                 return Err(error);
             }
             tracing::warn!(relation = %spec.relation, chunk = spec.chunk, attempt, %error, "a connection was lost; the chunk is read again");
-            tokio::time::sleep(BACKOFF * (1 << attempt)).await;
+            self.tools.progress.retries.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(BACKOFF * (1 << (attempt - 1))).await;
             attempt += 1;
         }
     }
@@ -215,8 +222,8 @@ impl Scan<'_> {
         let mut next = copy.next(BATCH_BYTES, &self.tools.budget).await.map_err(of)?;
         while let Some((tuples, reservation)) = next {
             let bytes = tuples.data.len() as u64;
-            self.tools.progress.add(bytes);
-            self.tools.throttle.pass(bytes).await;
+            self.tools.progress.add(self.view.which, bytes);
+            self.tools.pass(bytes).await;
             // The next batch is read while this one is hashed.
             let read = async { copy.next(BATCH_BYTES, &self.tools.budget).await.map_err(of) };
             let hash = self.hash(hasher, tuples, spec);

@@ -3,11 +3,12 @@
 //! **Invariant:** equality is only ever concluded from one reading of all leaves, under one snapshot of each side; a leaf is
 //! different when it differs in two readings and neither side has changed in between, or at one LSN.
 
-use tidemark_model::RowSum;
+use tidemark_model::{Lsn, RowSum};
+use tidemark_report::{Level, Verdict};
 
-use crate::outcome::{TableOutcome, Verdict};
+use crate::Which;
+use crate::outcome::TableOutcome;
 use crate::pair::Pair;
-use crate::{Level, Which};
 
 /// A table while it is compared.
 pub(crate) struct State {
@@ -18,6 +19,8 @@ pub(crate) struct State {
     /// Leaves that differ and hold still.
     pub(crate) different: Vec<u32>,
     pub(crate) readings: u32,
+    /// The source's position at the last of them.
+    pub(crate) lsn: Option<Lsn>,
     pub(crate) gone: Option<Which>,
 }
 
@@ -31,6 +34,7 @@ impl State {
             open: (0..leaves as u32).collect(),
             different: Vec::new(),
             readings: 0,
+            lsn: None,
             gone: None,
         }
     }
@@ -103,6 +107,7 @@ impl State {
             different: self.different,
             unsettled: self.open,
             readings: self.readings,
+            lsn: self.lsn,
         }
     }
 }

@@ -13,10 +13,6 @@ use tidemark_wire::Client;
 
 use crate::job::Job;
 
-/// So many pieces for each reader, if they are not smaller than this.
-const CHUNKS_PER_READER: u64 = 16;
-const CHUNK_BYTES_MIN: u64 = 16 << 20;
-
 pub(super) async fn leaf_bounds(
     client: &Client,
     plans: &[TablePlan],
@@ -41,7 +37,9 @@ pub(super) async fn plan_chunks(
     plans: &[TablePlan],
 ) -> tidemark_source::Result<HashMap<u32, Vec<ChunkRange>>> {
     let version = catalog.server.version_num;
-    let chunk_bytes = effective_chunk_bytes(job, plans);
+    let bytes = |plan: &TablePlan| plan.relation.heap_bytes + plan.relation.toast_bytes;
+    let total = plans.iter().map(bytes).sum();
+    let chunk_bytes = tidemark_source::even_chunk_bytes(total, job.readers, job.chunk_bytes);
     let mut chunks = HashMap::with_capacity(plans.len());
     for plan in plans {
         let relation = &plan.relation;
@@ -54,15 +52,6 @@ pub(super) async fn plan_chunks(
         chunks.insert(relation.oid, ranges);
     }
     Ok(chunks)
-}
-
-/// The user's size, or less where that many would leave readers without work while the last ones run: each reader gets at
-/// least [`CHUNKS_PER_READER`], so that the tail is a small share of the run.
-fn effective_chunk_bytes(job: &Job, plans: &[TablePlan]) -> u64 {
-    let bytes = |plan: &TablePlan| plan.relation.heap_bytes + plan.relation.toast_bytes;
-    let share =
-        plans.iter().map(bytes).sum::<u64>() / (job.readers.max(1) as u64 * CHUNKS_PER_READER);
-    share.clamp(CHUNK_BYTES_MIN.min(job.chunk_bytes), job.chunk_bytes)
 }
 
 pub(super) fn chunk_specs(

@@ -5,8 +5,8 @@
 
 use std::fmt::Write as _;
 
+use tidemark_report::Verdict::{self, Different as D, Equivalent as E, Identical as I};
 use tidemark_testkit::{Cluster, Version, shared};
-use tidemark_verify::Verdict::{self, Different as D, Equivalent as E, Identical as I};
 use tidemark_verify::verify_quiesced as verify;
 use tokio_util::sync::CancellationToken;
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use tidemark_verify::Verdict;
+use tidemark_report::Verdict;
 
 use crate::support::Pair;
 

@@ -5,8 +5,9 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tidemark_report::{Level, SchemaSeverity, Verdict};
 use tidemark_testkit::workload;
-use tidemark_verify::{Concern, Level, Verdict};
+use tidemark_verify::Which;
 
 use crate::support::Pair;
 
@@ -23,7 +24,7 @@ async fn a_copy_is_identical_table_by_table_whatever_the_order_of_its_rows() {
     pair.target.psql("UPDATE t SET a = a WHERE id % 3 = 0; VACUUM FULL t").unwrap();
     let outcome = pair.verify().await;
     assert_eq!(outcome.verdict(), Verdict::Identical, "{outcome:?}");
-    assert!(outcome.tables.len() >= 9 && outcome.bytes > 1 << 20);
+    assert!(outcome.tables.len() >= 9 && pair.request.progress.read(Which::Source) > 1 << 20);
     let found = pair.table("t").await;
     assert_eq!((found.source.count, found.target.count), (20_000, 20_000));
     assert!(found.leaves.len() > 50 && found.readings == 1, "{found:?}");
@@ -67,11 +68,11 @@ async fn a_table_or_a_column_that_one_side_lacks_is_a_difference() {
     pair.target.psql("ALTER TABLE t DROP b; ALTER TABLE t ADD c int; DROP INDEX i").unwrap();
     let outcome = pair.verify().await;
     let kinds: Vec<_> =
-        outcome.findings.iter().map(|finding| (finding.kind, finding.concern)).collect();
+        outcome.findings.iter().map(|finding| (finding.kind, finding.severity)).collect();
     let expected = [
-        ("column-missing", Concern::Different),
-        ("column-extra", Concern::Different),
-        ("index-missing", Concern::Warning),
+        ("column-missing", SchemaSeverity::Different),
+        ("column-extra", SchemaSeverity::Different),
+        ("index-missing", SchemaSeverity::Warning),
     ];
     assert_eq!((outcome.verdict(), kinds), (Verdict::Different, expected.to_vec()));
 }
@@ -138,8 +139,8 @@ async fn a_sequence_that_lags_behind_is_told_and_changes_no_verdict() {
     assert_eq!(outcome.verdict(), Verdict::Identical);
     let found = &outcome.findings[0];
     assert_eq!(
-        (found.kind, found.source.as_str(), found.target.as_str()),
-        ("sequence-behind", "50", "3")
+        (found.kind, found.source.as_deref(), found.target.as_deref()),
+        ("sequence-behind", Some("50"), Some("3"))
     );
 }
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 use tidemark_pipeline::{
     Job, NotEmpty, PostgresTarget, SchemaMode, StreamJob, TableOptions, Target, Triggers,
 };
+use tidemark_report::Level;
 use tidemark_source::Selection;
 use tidemark_testkit::{Database, shared};
-use tidemark_verify::{Level, Outcome, Request, TableOutcome, verify_quiesced};
+use tidemark_verify::{Outcome, Request, TableOutcome, verify_quiesced};
 use tidemark_wire::ConnectSpec;
 use tokio_util::sync::CancellationToken;
 
