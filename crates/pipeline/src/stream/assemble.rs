@@ -10,10 +10,10 @@
 //!
 //! PostgreSQL manual: protocol, "Logical Streaming Replication Protocol"; `src/backend/replication/logical/worker.c`.
 
-use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustc_hash::FxHashMap;
 use tidemark_model::{Lsn, TransactionHead};
 use tidemark_source::{Message, RowKind};
 
@@ -97,7 +97,7 @@ struct Begun {
 struct Open {
     body: Body,
     /// Where the first change of each sub-transaction stands.
-    starts: HashMap<u32, u64>,
+    starts: FxHashMap<u32, u64>,
     /// We brought it to the source ourselves, as the stream of the other direction.
     is_ours: bool,
     /// Another transaction ended since it began to come.
@@ -117,7 +117,7 @@ pub(crate) struct Assembler {
     /// The transaction between Begin and Commit.
     current: Option<(Begun, Open)>,
     /// Transactions in progress, by xid.
-    streamed: HashMap<u32, Open>,
+    streamed: FxHashMap<u32, Open>,
     /// The one whose block of the stream is open.
     streaming: Option<u32>,
     /// The one of them of which parts were taken.
@@ -143,7 +143,7 @@ impl Assembler {
             position,
             epoch: XidEpoch { near: next_xid },
             current: None,
-            streamed: HashMap::new(),
+            streamed: FxHashMap::default(),
             streaming: None,
             given: None,
         }
@@ -166,6 +166,11 @@ impl Assembler {
         }
         self.streamed.clear();
         self.in_memory = 0;
+    }
+
+    /// Whether transactions in progress are being received.
+    pub(crate) fn has_unfinished(&self) -> bool {
+        !self.streamed.is_empty()
     }
 
     /// The answer to a query ends here: what is in progress comes again from its beginning. What was given ahead of that

@@ -208,7 +208,8 @@ impl Feed {
                 self.give_ahead().await?;
             }
             self.queue.tell(false);
-            if let Some(overtaken) = self.assembler.round_ended() {
+            let goes_on = self.assembler.has_unfinished() && rounds.go_on();
+            if !goes_on && let Some(overtaken) = self.assembler.round_ended() {
                 return Err(self.take_back(overtaken).await);
             }
         }

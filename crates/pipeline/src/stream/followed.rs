@@ -11,13 +11,14 @@
 
 use std::collections::HashMap;
 
+use rustc_hash::FxHashMap;
 use tidemark_model::{JoinPoint, Oid, ReadSnapshot, TablePlan};
 
 use super::plant::is_planted;
 
 /// The followed tables, with the snapshots of those that joined where the stream has not been yet.
 #[derive(Debug)]
-pub(crate) struct Followed(HashMap<Oid, Option<ReadSnapshot>>);
+pub(crate) struct Followed(FxHashMap<Oid, Option<ReadSnapshot>>);
 
 impl Followed {
     pub(crate) fn new(plans: &[TablePlan], joins: &HashMap<Oid, JoinPoint>) -> Self {
@@ -52,7 +53,8 @@ mod tests {
 
     #[test]
     fn a_table_that_joined_takes_what_its_snapshot_does_not_show_and_others_take_all() {
-        let followed = Followed(HashMap::from([(1, None), (2, Some("10:20:15".parse().unwrap()))]));
+        let snapshots = [(1, None), (2, Some("10:20:15".parse().unwrap()))];
+        let followed = Followed(snapshots.into_iter().collect());
         let taken = |oid| -> Vec<u64> {
             [9, 14, 15, 19, 20].into_iter().filter(|xid| followed.takes(oid, Some(*xid))).collect()
         };

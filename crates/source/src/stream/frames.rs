@@ -4,14 +4,14 @@
 
 use std::fmt;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use tidemark_model::{Lsn, Reservation, Tuples};
 use tidemark_wire::Messages;
 
 use super::fields::Malformed;
 use super::message::Frame;
 
-/// Some messages of the stream in order, at least one.
+/// Some messages of the stream in order; at least one wherever they are handed out.
 pub struct Frames(Kind);
 
 enum Kind {
@@ -62,6 +62,25 @@ impl Frames {
         }
     }
 
+    /// One of the messages that came as rows.
+    pub(super) fn row(&self, index: usize) -> Option<Result<Frame, Malformed>> {
+        let Kind::Rows(rows, _) = &self.0 else { return None };
+        let to = *rows.ends.get(index)? as usize;
+        let from = index.checked_sub(1).map_or(0, |before| rows.ends[before] as usize);
+        Some(row_of(rows, from, to).and_then(frame_of_row))
+    }
+
+    /// Takes out the first messages of rows; none may be left.
+    pub(super) fn leave_out(&mut self, count: usize) {
+        let Kind::Rows(rows, _) = &mut self.0 else { return };
+        let Some(end) = count.checked_sub(1).and_then(|last| rows.ends.get(last).copied()) else {
+            return;
+        };
+        rows.data = rows.data.slice((end as usize).min(rows.data.len())..);
+        rows.ends.drain(..count);
+        rows.ends.iter_mut().for_each(|other| *other = other.saturating_sub(end));
+    }
+
     /// The messages in order.
     pub fn iter(&self) -> Box<dyn Iterator<Item = Result<Frame, Malformed>> + Send + '_> {
         match &self.0 {
@@ -75,17 +94,20 @@ impl Frames {
 fn rows_of(rows: &Tuples) -> impl Iterator<Item = Result<Bytes, Malformed>> + Send {
     let mut start = 0;
     rows.ends.iter().map(move |&end| {
-        let (from, to) = (start, end as usize);
-        start = to;
-        if from > to || to > rows.data.len() {
-            return Err(Malformed::new("a row outside its buffer"));
-        }
-        Ok(rows.data.slice(from..to))
+        let from = std::mem::replace(&mut start, end as usize);
+        row_of(rows, from, end as usize)
     })
 }
 
+fn row_of(rows: &Tuples, from: usize, to: usize) -> Result<Bytes, Malformed> {
+    if from > to || to > rows.data.len() {
+        return Err(Malformed::new("a row outside its buffer"));
+    }
+    Ok(rows.data.slice(from..to))
+}
+
 /// Field count, then lsn, xid and data, each behind its length.
-fn frame_of_row(row: Bytes) -> Result<Frame, Malformed> {
+fn frame_of_row(mut row: Bytes) -> Result<Frame, Malformed> {
     const DATA: usize = 2 + 4 + 8 + 4 + 4 + 4;
     let malformed = || Malformed::new("a row of the catch-up that is not (lsn, xid, data)");
     let header = row.first_chunk::<DATA>().ok_or_else(malformed)?;
@@ -99,7 +121,8 @@ fn frame_of_row(row: Bytes) -> Result<Frame, Malformed> {
         return Err(malformed());
     }
     let lsn = Lsn::new(u64::from_be_bytes([l0, l1, l2, l3, l4, l5, l6, l7]));
-    Ok(Frame::XLogData { wal_start: lsn, wal_end: lsn, payload: row.slice(DATA..) })
+    row.advance(DATA);
+    Ok(Frame::XLogData { wal_start: lsn, wal_end: lsn, payload: row })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@
 //!
 //! PostgreSQL manual, sections 55.4 (`START_REPLICATION`), 55.5 and 55.9 (message formats).
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use tidemark_model::Lsn;
 
 use super::fields::{Fields, Malformed};
@@ -223,19 +223,25 @@ impl Message {
             b'M' => "Message",
             other => return Err(unknown("message", other)),
         };
-        let mut fields = Fields::new(payload.slice(1..), name);
+        let mut fields = Fields::new(behind_tag(payload), name);
         let message = rest(tag, &mut fields, in_stream)?;
         fields.end()?;
         Ok(message)
     }
 }
 
+/// The same share without its first byte: another share would be counted among threads, for every row.
+fn behind_tag(mut payload: Bytes) -> Bytes {
+    payload.advance(1);
+    payload
+}
+
 /// A message that is kept as it is.
 fn row(payload: Bytes, kind: RowKind, in_stream: bool) -> Result<Message, Malformed> {
     if !in_stream {
-        return Ok(Message::Row { subxid: None, kind, body: payload.slice(1..) });
+        return Ok(Message::Row { subxid: None, kind, body: behind_tag(payload) });
     }
-    let mut fields = Fields::new(payload.slice(1..), kind.name());
+    let mut fields = Fields::new(behind_tag(payload), kind.name());
     let subxid = Some(fields.u32()?);
     Ok(Message::Row { subxid, kind, body: std::mem::take(fields.rest()) })
 }

@@ -27,10 +27,22 @@ async fn open(cluster: &Cluster, options: CatchUpOptions) -> CatchUp {
     CatchUp::open(&spec(&cluster.url("postgres")), options).await.unwrap()
 }
 
+/// Whether a transaction in progress lacks its end.
+fn is_unfinished(messages: &[Vec<Bytes>]) -> bool {
+    let of = |tag| messages.iter().flatten().filter(move |payload| payload[0] == tag);
+    let first_blocks = of(b'S').filter(|payload| payload[5] == 1).count();
+    first_blocks > of(b'c').count()
+}
+
 /// All messages of all rounds, by round.
 async fn rounds(catch_up: &mut CatchUp) -> Vec<Vec<Bytes>> {
+    rounds_and_behind(catch_up).await.0
+}
+
+/// The same, and how many of the rounds went on behind the one before.
+async fn rounds_and_behind(catch_up: &mut CatchUp) -> (Vec<Vec<Bytes>>, u32) {
     let budget = Budget::new(64 << 20);
-    let mut all = Vec::new();
+    let (mut all, mut behind) = (Vec::new(), 0);
     while let Some(mut round) = catch_up.round().await.unwrap() {
         let mut payloads = Vec::new();
         while let Some(frames) = round.next(&budget).await.unwrap() {
@@ -40,8 +52,11 @@ async fn rounds(catch_up: &mut CatchUp) -> Vec<Vec<Bytes>> {
             }));
         }
         all.push(payloads);
+        if is_unfinished(&all) && catch_up.go_on() {
+            behind += 1;
+        }
     }
-    all
+    (all, behind)
 }
 
 fn write(cluster: &Cluster, transactions: u32, first: u32) {
@@ -204,10 +219,60 @@ async fn a_large_transaction_is_given_in_progress_and_small_ones_behind_it_in_ro
     let count = |tag| {
         given.iter().map(|round| round.iter().filter(|p| p[0] == tag).count()).collect::<Vec<_>>()
     };
-    assert_eq!(count(b'c'), [0, 0, 1], "in the third round, which has the rest, too");
-    assert_eq!(count(b'C'), [10, 0, 11]);
-    assert_eq!(count(b'I'), [50, 0, 100_051]);
+    assert_eq!(count(b'c'), [0, 0, 0, 1], "in the fourth round, which has the rest, too");
+    assert_eq!(count(b'C'), [10, 0, 0, 11]);
+    let rows = count(b'I');
+    assert_eq!((rows[0], rows[1], rows[2] + rows[3]), (50, 0, 100_051));
+    assert!(rows[2] > 10_000 && rows[3] > 10_000, "the beginning comes first: {rows:?}");
     assert!(count(b'S')[2] > 10, "in blocks, as it was decoded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_sessions_give_what_one_gives() {
+    for version in [Version::V14, Version::V15, Version::V18] {
+        let cluster = Cluster::builder()
+            .version(version)
+            .setting("max_replication_slots", "3")
+            .setting("logical_decoding_work_mem", "64kB")
+            .start()
+            .unwrap();
+        crate::stream_support::prepare(&cluster, TABLE);
+        // Large ones beside each other, parts of them rolled back, small ones that commit meanwhile.
+        for part in 0..6 {
+            let first = part * 100_000;
+            let rows = |offset: u32, count: u32| {
+                format!(
+                    "INSERT INTO t SELECT g, 'x' FROM generate_series({0}, {0} + {count}) g;",
+                    first + offset
+                )
+            };
+            let large = format!(
+                "BEGIN; {} SAVEPOINT a; {} ROLLBACK TO a; {} COMMIT",
+                rows(0, 9_000),
+                rows(10_000, 3_000),
+                rows(20_000, 9_000)
+            );
+            std::thread::scope(|scope| {
+                scope.spawn(|| cluster.psql("postgres", &large).unwrap());
+                scope.spawn(|| write(&cluster, 20, first + 50_000));
+            });
+        }
+        barrier(&cluster, "end");
+        let bounded = CatchUpOptions { wal_bytes: 64 << 10, last_bytes: 0, ..catch_up() };
+        let mut catching = open(&cluster, bounded.clone()).await;
+        let (by_two, behind) = rounds_and_behind(&mut catching).await;
+        assert!(behind > 0, "{version:?}");
+        catching.close().await;
+        // Now only one copy of the slot can be had.
+        let taken = "SELECT pg_create_physical_replication_slot('taken')";
+        cluster.psql("postgres", taken).unwrap();
+        let mut catching = open(&cluster, bounded).await;
+        let (by_one, behind) = rounds_and_behind(&mut catching).await;
+        assert!(catching.advanced_to() >= catching.goal());
+        catching.close().await;
+        assert_eq!(behind, 0, "{version:?}: one session gives large rounds whole");
+        assert_eq!(by_two.concat(), by_one.concat(), "{version:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,13 +288,9 @@ async fn where_nothing_ends_in_much_wal_the_rest_is_left_to_the_stream() {
     let mut catching = open(&cluster, bounded).await;
     let given = rounds(&mut catching).await;
     assert!(catching.gave_up());
-    let lengths = [given[0].len(), given[1].len(), given[3].len()];
-    assert_eq!(
-        (lengths, given.len()),
-        ([81, 0, 0], 4),
-        "ten transactions, nothing, a large round, nothing"
-    );
-    assert!(given[2].iter().all(|payload| payload[0] != b'c' && payload[0] != b'C'));
+    let lengths = [given[0].len(), given[1].len(), given.last().unwrap().len()];
+    assert_eq!(lengths, [81, 0, 0], "ten transactions, nothing, a large round, nothing");
+    assert!(given[2..].iter().flatten().all(|payload| payload[0] != b'c' && payload[0] != b'C'));
     let advanced = catching.advanced_to();
     assert!(ends(&given[0]).iter().all(|end| *end <= advanced));
     assert!(advanced < catching.goal());

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use tidemark_model::{Oid, RelationName, StreamRelation, TablePlan};
 use tidemark_wire::Client;
 
@@ -15,7 +16,7 @@ use crate::{Disposition, Error, Result};
 /// The descriptions seen so far.
 #[derive(Debug, Clone)]
 pub(super) struct Layouts {
-    plans: HashMap<Oid, Followed>,
+    plans: FxHashMap<Oid, Followed>,
 }
 
 #[derive(Debug, Clone)]
@@ -35,7 +36,7 @@ impl Layouts {
     pub(super) async fn read(client: &Client, plans: &[TablePlan]) -> Result<Self> {
         let names: Vec<&RelationName> = plans.iter().map(|plan| &plan.relation.name).collect();
         let tables = read_tables(client, &names).await?;
-        let mut followed = HashMap::with_capacity(plans.len());
+        let mut followed = FxHashMap::default();
         for plan in plans {
             let table =
                 tables.get(&plan.relation.name).ok_or_else(|| missing(&plan.relation.name))?;

@@ -24,6 +24,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustc_hash::FxHashMap;
 use tidemark_model::{Change, Oid, OldRow, Operation, StreamRelation, Transaction, TupleData};
 
 use super::cells;
@@ -72,7 +73,7 @@ pub(super) struct Net {
 /// A change that no target could apply.
 pub(super) fn reduce(transactions: &[Transaction], layouts: &Layouts) -> Result<Reduced> {
     let mut reduction =
-        Reduction { layouts, parts: Vec::new(), open: Vec::new(), index: HashMap::new() };
+        Reduction { layouts, parts: Vec::new(), open: Vec::new(), index: FxHashMap::default() };
     for transaction in transactions {
         for change in &transaction.changes {
             if !reduction.change(change)? {
@@ -91,7 +92,7 @@ struct Reduction<'a> {
     parts: Vec<Part>,
     /// Tables that were touched since the last barrier, in the order of their first change.
     open: Vec<(Arc<Layout>, Rows)>,
-    index: HashMap<Oid, usize>,
+    index: FxHashMap<Oid, usize>,
 }
 
 enum Rows {

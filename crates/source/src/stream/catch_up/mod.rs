@@ -4,11 +4,12 @@
 //! durable); the copy is temporary and ends with our session.
 //! A round gives whole transactions in commit order, in the same messages as the stream; what it gave is everything up to
 //! [`CatchUp::advanced_to`], so that the stream goes on from there without gap. Only a large round has transactions in
-//! progress, too; one whose end it does not have comes again from its beginning.
+//! progress, too; one whose end it does not have [goes on](CatchUp::go_on), or comes again from its beginning.
 //!
 //! ```text
-//! open: copy the slot -> round: COPY (SELECT .. pg_logical_slot_get_binary_changes(copy, lsn, n)) -> .. -> None
+//! copy.rs: copy the slot -> round: COPY (SELECT .. pg_logical_slot_get_binary_changes(copy, lsn, n)) -> .. -> None
 //!         \- moved to `start`      \- where nothing ends in its WAL: a large round, and then the stream
+//!                                       \- second.rs: all of it, by a session that decodes it at the same time
 //! ```
 //!
 //! Why: `START_REPLICATION` sends every message by itself; a query's answer fills the socket. The server keeps a round in its
@@ -16,22 +17,30 @@
 //! reads the WAL from `restart_lsn` again, which is why rounds grow.
 //!
 //! A large transaction that does not fit into the decoding's memory is written to disk by the server and read back change by
-//! change: four times the time. In progress it is given as it is decoded (measured in `docs/benchmarks.md`); a huge one is
-//! the stream's business, which keeps nothing of it at the server.
+//! change: four times the time. In progress it is given as it is decoded (measured in `docs/benchmarks.md`), its beginning
+//! first, so that the target works while the source decodes the rest. A huge one is the stream's business, which keeps nothing
+//! of it at the server.
 //!
 //! PostgreSQL manual, section 9.28.6 (`pg_copy_logical_replication_slot`, `pg_logical_slot_get_binary_changes`).
+
+mod copy;
+mod round;
+mod second;
 
 use std::pin::pin;
 use std::time::Duration;
 
-use tidemark_model::sql::{Ident, Literal};
-use tidemark_model::{Budget, Lsn, TupleForm};
-use tidemark_wire::{ConnectSpec, CopyOut, Mode, RawConnection};
+use tidemark_model::sql::Ident;
+use tidemark_model::{Lsn, TupleForm};
+use tidemark_wire::ConnectSpec;
 
-use super::connect::{explain, quoted_names};
-use super::frames::Frames;
-use super::slot::{NEW_SNAPSHOT, parse_lsn};
-use crate::{Disposition, Error, Result, sql};
+pub use round::Round;
+
+use super::connect::explain;
+use super::slot::NEW_SNAPSHOT;
+use crate::{Disposition, Error, Result};
+use copy::Copied;
+use second::Second;
 
 /// Messages of the first round: few, so that the target has something to do soon. Each further round is twice as large.
 const MESSAGES: u32 = 20_000;
@@ -45,26 +54,12 @@ const WAL_BYTES: u64 = 32 << 20;
 const WAL_GROWTH: u64 = 4;
 /// WAL that a large round reads at most; what it gives lies in the source's temporary files meanwhile, and takes less.
 const LARGE_BYTES: u64 = 2 << 30;
+/// So much of its WAL is the beginning: a source decodes more than twice as fast as a target loads, and is done with the
+/// whole when the target is done with this.
+const BEGINNING_PERCENT: u64 = 40;
 const ROUND_BYTES: u64 = 64 << 20;
 /// WAL that is left for the last round, which has all of it, however many messages that is.
 const LAST_BYTES: u64 = 24 << 20;
-
-/// The end of what can be decoded.
-const FLUSHED: &str = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
-     ELSE pg_catalog.pg_current_wal_flush_lsn() END)::pg_catalog.text";
-
-/// A transaction that does not fit into the decoding's memory is written to the source's disk and read back change by
-/// change: three times the time. The room is taken only while a large transaction is decoded, and is measured by what the server
-/// has for its own buffers.
-const ROOM: &str = "SELECT pg_catalog.set_config('logical_decoding_work_mem', (GREATEST(\
-     pg_catalog.pg_size_bytes(pg_catalog.current_setting('logical_decoding_work_mem')), \
-     LEAST(1073741824, pg_catalog.pg_size_bytes(pg_catalog.current_setting('shared_buffers')) / 2)) / 1024)::text || 'kB', false)";
-
-/// Beyond what the server is set to, a large round gives transactions as they are decoded, and needs no room for them.
-const NO_ROOM: &str = "RESET logical_decoding_work_mem";
-
-/// Rows that are handed over at once.
-const BATCH_BYTES: usize = 256 * 1024;
 
 /// How a backlog is to be read.
 #[derive(Debug, Clone)]
@@ -120,10 +115,9 @@ impl CatchUpOptions {
 /// Reads the backlog of a slot through a temporary copy of it.
 #[derive(Debug)]
 pub struct CatchUp {
-    raw: RawConnection,
+    spec: ConnectSpec,
     options: CatchUpOptions,
-    /// The temporary slot.
-    copy: String,
+    session: Copied,
     /// The end of the WAL when this began.
     goal: Lsn,
     advanced: Lsn,
@@ -133,6 +127,10 @@ pub struct CatchUp {
     was_large: bool,
     /// What the next round is asked for.
     next: Asked,
+    /// Decodes all of a large round while the session decodes its beginning.
+    second: Option<Second>,
+    /// The next round goes on behind it.
+    goes_on: bool,
 }
 
 /// What a round is asked for.
@@ -142,6 +140,8 @@ enum Asked {
     Messages(u32, Lsn),
     /// Everything up to a position, with transactions in progress.
     Large(Lsn),
+    /// What the second session has behind that.
+    Behind,
     /// Everything up to the goal.
     Rest,
 }
@@ -164,35 +164,21 @@ impl CatchUp {
     /// No free slot or no right ([`Disposition::Refused`]), the slot is missing or invalid, the connection failed.
     pub async fn open(spec: &ConnectSpec, options: CatchUpOptions) -> Result<Self> {
         let spec = spec.clone().with_application_name(&options.application_name);
-        let mut raw = sql::connect_raw(&spec, Mode::Sql).await?;
-        // One of ours may end while the next begins: the process id keeps them apart.
-        let stem: String = options.slot.chars().take(40).collect();
-        let copy = format!("{stem}_catch_up_{}", raw.backend_pid());
-        let on = Ident(&options.slot);
-        let copied = format!(
-            "SELECT pg_catalog.pg_copy_logical_replication_slot({}, {}, true, 'pgoutput')",
-            Literal(&options.slot),
-            Literal(&copy)
-        );
-        sql::raw(&mut raw, "copy the slot", &copied).await.map_err(|error| {
-            let error = explain(error.on(on));
-            if error.has_state(&["53400"]) {
-                return error.hint("catching up needs one more slot: raise max_replication_slots");
-            }
-            error
-        })?;
+        let mut session = Copied::of(&spec, &options.slot, &options.slot).await?;
+        session.take_room().await?;
+        let goal = session.flushed().await?;
         let mut this = Self {
-            raw,
+            spec,
             options,
-            copy,
-            goal: Lsn::ZERO,
+            session,
+            goal,
             advanced: Lsn::ZERO,
             last: Outcome::NotBegun,
             was_large: false,
             next: Asked::Rest,
+            second: None,
+            goes_on: false,
         };
-        this.set(ROOM).await?;
-        this.goal = this.ask(FLUSHED).await?;
         this.skip_to_start().await?;
         this.next = this.asked(this.options.messages, this.options.wal_bytes);
         Ok(this)
@@ -214,6 +200,16 @@ impl CatchUp {
         self.last == Outcome::GaveUp
     }
 
+    /// Whether the next round can give more of the transactions in progress whose end the last one did not have; then it
+    /// does.
+    pub fn go_on(&mut self) -> bool {
+        let was_beginning = matches!(self.next, Asked::Large(_)) && !self.gave_up();
+        let Some(second) = self.second.as_ref().filter(|_| was_beginning) else { return false };
+        second.go_on();
+        self.goes_on = true;
+        true
+    }
+
     /// The next transactions; `None` when all is given that was committed when this began, or when it gave up. A round is
     /// to be read to its end before the next.
     ///
@@ -223,49 +219,24 @@ impl CatchUp {
         match self.last {
             Outcome::GaveUp => return Ok(None),
             Outcome::NotBegun => {}
-            Outcome::Messages(count, bytes) => {
-                let before = self.advanced;
-                self.advanced = self.position().await?;
-                if self.next == Asked::Rest {
-                    return Ok(None);
-                }
-                let read = self.advanced.bytes_since(before);
-                let was = self.next;
-                self.next = match was {
-                    Asked::Large(_) => self.asked(self.options.messages, self.options.wal_bytes),
-                    _ if count > 0 => {
-                        self.was_large = false;
-                        let wal = read.saturating_mul(WAL_GROWTH).max(self.options.wal_bytes);
-                        self.asked(self.larger(count, bytes), wal)
-                    }
-                    _ if self.was_large => {
-                        tracing::info!(
-                            at = %self.advanced,
-                            "no transaction ends in much WAL, one may be huge: going on with the stream"
-                        );
-                        self.last = Outcome::GaveUp;
-                        return Ok(None);
-                    }
-                    _ => {
-                        tracing::debug!(from = %before, to = %self.advanced, "no transaction ends there, one may be large");
-                        self.was_large = true;
-                        Asked::Large(self.to(self.options.large_bytes))
-                    }
-                };
-                match (was, self.next) {
-                    (Asked::Messages(..), Asked::Large(_)) => self.set(NO_ROOM).await?,
-                    (Asked::Large(_), _) => self.set(ROOM).await?,
-                    _ => {}
-                }
-            }
+            Outcome::Messages(..) if std::mem::take(&mut self.goes_on) => self.next = Asked::Behind,
+            Outcome::Messages(count, bytes) => match self.after(count, bytes).await? {
+                Some(next) => self.next = next,
+                None => return Ok(None),
+            },
         }
         if self.advanced >= self.goal {
             return Ok(None);
         }
         self.last = Outcome::Messages(0, 0);
-        let cancel = self.raw.cancel_token();
-        let statement = statement(&self.copy, &self.options, self.next, self.goal);
-        let mut begun = pin!(self.raw.copy_out(&statement, TupleForm::PgBinary));
+        if self.next == Asked::Behind {
+            let Some(second) = self.second.as_mut() else { return Ok(None) };
+            return Ok(Some(Round::behind(second, self.options.patience, &mut self.last)));
+        }
+        let statement = self.session.statement(&self.options, self.next, self.goal);
+        let raw = self.session.raw();
+        let cancel = raw.cancel_token();
+        let mut begun = pin!(raw.copy_out(&statement, TupleForm::PgBinary));
         // The server says nothing before it has the whole round.
         let answer = match tokio::time::timeout(self.options.patience, &mut begun).await {
             Ok(answer) => answer,
@@ -287,12 +258,69 @@ impl CatchUp {
         let copy = answer.map_err(|cause| {
             explain(Error::wire("catch up", cause).on(Ident(&self.options.slot)))
         })?;
-        Ok(Some(Round { copy: Some(copy), outcome: &mut self.last }))
+        Ok(Some(Round::new(copy, self.second.as_ref(), &mut self.last)))
+    }
+
+    /// What is asked for after a round that gave so many messages of so many bytes; `None`: nothing.
+    async fn after(&mut self, count: u64, bytes: u64) -> Result<Option<Asked>> {
+        let before = self.advanced;
+        match (self.next, self.second.take()) {
+            (Asked::Behind, Some(second)) => self.session = second.finish().await?,
+            (_, Some(second)) => second.end().await,
+            (_, None) => {}
+        }
+        self.advanced = self.session.position().await?;
+        Ok(match self.next {
+            Asked::Rest => None,
+            Asked::Large(_) | Asked::Behind => {
+                self.session.take_room().await?;
+                Some(self.asked(self.options.messages, self.options.wal_bytes))
+            }
+            Asked::Messages(..) if count > 0 => {
+                self.was_large = false;
+                let read = self.advanced.bytes_since(before);
+                let wal = read.saturating_mul(WAL_GROWTH).max(self.options.wal_bytes);
+                Some(self.asked(self.larger(count, bytes), wal))
+            }
+            Asked::Messages(..) if self.was_large => {
+                tracing::info!(
+                    at = %self.advanced,
+                    "no transaction ends in much WAL, one may be huge: going on with the stream"
+                );
+                self.last = Outcome::GaveUp;
+                None
+            }
+            Asked::Messages(..) => {
+                tracing::debug!(from = %before, to = %self.advanced, "no transaction ends there, one may be large");
+                Some(self.large().await?)
+            }
+        })
+    }
+
+    /// Begins a large round. Where a second session can be had, it decodes all of it from now on, and the first gives the
+    /// beginning.
+    async fn large(&mut self) -> Result<Asked> {
+        self.was_large = true;
+        self.session.leave_room().await?;
+        let end = self.to(self.options.large_bytes);
+        match Second::begin(&self.spec, &self.options, &self.session, end).await {
+            Ok(second) => {
+                self.second = Some(second);
+                Ok(Asked::Large(self.to(end.bytes_since(self.advanced) / 100 * BEGINNING_PERCENT)))
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a large round is read by one session");
+                Ok(Asked::Large(end))
+            }
+        }
     }
 
     /// Ends the session, and the copy of the slot with it.
     pub async fn close(self) {
-        self.raw.close().await;
+        if let Some(second) = self.second {
+            second.end().await;
+        }
+        self.session.close().await;
     }
 
     /// So many messages of so much WAL, or the rest where that is not much.
@@ -317,27 +345,9 @@ impl CatchUp {
         u32::try_from(messages).unwrap_or(u32::MAX).max(1)
     }
 
-    async fn set(&mut self, memory: &str) -> Result<()> {
-        sql::raw(&mut self.raw, "set the memory of the decoding", memory).await.map(drop)
-    }
-
-    async fn ask(&mut self, text: &str) -> Result<Lsn> {
-        let rows = sql::raw(&mut self.raw, "read a position for catching up", text).await?;
-        let found = rows.into_iter().next().and_then(|row| row.into_iter().next()).flatten();
-        parse_lsn(&found.unwrap_or_default())
-    }
-
-    async fn position(&mut self) -> Result<Lsn> {
-        let text = format!(
-            "SELECT confirmed_flush_lsn::text FROM pg_catalog.pg_replication_slots WHERE slot_name = {}",
-            Literal(&self.copy)
-        );
-        self.ask(&text).await
-    }
-
     /// Moves the copy to the start; what commits before it is not even decoded.
     async fn skip_to_start(&mut self) -> Result<()> {
-        self.advanced = self.position().await?;
+        self.advanced = self.session.position().await?;
         let start = self.options.start;
         if start == Lsn::ZERO || start == self.advanced {
             return Ok(());
@@ -348,65 +358,7 @@ impl CatchUp {
             let error = Error::new(Disposition::SourceCannotContinue, attempt);
             return Err(error.on(Ident(&self.options.slot)).hint(NEW_SNAPSHOT));
         }
-        let text = format!(
-            "SELECT pg_catalog.pg_replication_slot_advance({}, {})",
-            Literal(&self.copy),
-            Literal(&start.to_string())
-        );
-        sql::raw(&mut self.raw, "move the copy of the slot to the start", &text).await?;
-        self.advanced = self.position().await?;
+        self.advanced = self.session.skip_to(start).await?;
         Ok(())
-    }
-}
-
-fn statement(copy: &str, options: &CatchUpOptions, asked: Asked, goal: Lsn) -> String {
-    let binary = if options.binary { ", 'binary', 'true'" } else { "" };
-    let bounds = match asked {
-        Asked::Messages(count, end) => {
-            format!("{}, {}", Literal(&end.to_string()), count.clamp(1, i32::MAX.unsigned_abs()))
-        }
-        Asked::Large(end) => format!("{}, NULL", Literal(&end.to_string())),
-        Asked::Rest => format!("{}, NULL", Literal(&goal.to_string())),
-    };
-    let form = match asked {
-        Asked::Large(_) => "'proto_version', '2', 'streaming', 'on'",
-        Asked::Messages(..) | Asked::Rest => "'proto_version', '1'",
-    };
-    format!(
-        "COPY (SELECT lsn, xid, data FROM pg_catalog.pg_logical_slot_get_binary_changes({}, {bounds}, \
-           {form}, 'publication_names', {}, 'messages', 'true'{binary})) TO STDOUT (FORMAT binary)",
-        Literal(copy),
-        Literal(&quoted_names(&options.publications))
-    )
-}
-
-/// One answer of the server.
-#[derive(Debug)]
-pub struct Round<'a> {
-    copy: Option<CopyOut<'a>>,
-    outcome: &'a mut Outcome,
-}
-
-impl Round<'_> {
-    /// Some messages of the round, `None` after the last.
-    ///
-    /// # Errors
-    /// The server ended the answer with an error, or the connection was lost.
-    ///
-    /// # Cancel safety
-    /// A dropped future loses nothing; call again.
-    pub async fn next(&mut self, budget: &Budget) -> Result<Option<Frames>> {
-        let Some(copy) = self.copy.as_mut() else { return Ok(None) };
-        let answer = copy.next(BATCH_BYTES, budget).await;
-        let answer = answer.map_err(|cause| explain(Error::wire("catch up", cause)))?;
-        let Some((rows, reservation)) = answer else {
-            self.copy = None;
-            return Ok(None);
-        };
-        if let Outcome::Messages(count, bytes) = self.outcome {
-            *count += rows.row_count() as u64;
-            *bytes += rows.data.len() as u64;
-        }
-        Ok(Some(Frames::of_rows(rows, reservation)))
     }
 }
