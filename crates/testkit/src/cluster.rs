@@ -36,7 +36,7 @@ use crate::process;
 use port::PortLease;
 
 pub use builder::{Auth, Builder, Locale};
-pub use shared::{Database, shared};
+pub use shared::{Database, shared, shared_filled};
 pub use template::PASSWORD;
 pub use tls::Tls;
 pub use version::{Installation, Version};
@@ -87,6 +87,24 @@ impl Cluster {
     fn create(builder: Builder) -> Result<Self> {
         let cluster = Self::prepare(builder, |installation, locale, data| {
             template::copy_template(installation, locale, data)
+        })?;
+        cluster.start()?;
+        Ok(cluster)
+    }
+
+    /// A cluster of the default version and settings that `fill` has filled, once per machine: `name` says with what, and is
+    /// another one whenever that changes.
+    ///
+    /// # Errors
+    /// As [`Builder::start`]; what `fill` gives.
+    pub fn start_filled(name: &str, fill: impl FnOnce(&Self) -> Result<()>) -> Result<Self> {
+        let cluster = Self::prepare(Builder::default(), |installation, _, data| {
+            template::copy_filled(installation, name, data, |template| {
+                let cluster = Self::start_default()?;
+                fill(&cluster)?;
+                cluster.stop_fast()?;
+                template::copy_directory(&cluster.data_dir(), template)
+            })
         })?;
         cluster.start()?;
         Ok(cluster)

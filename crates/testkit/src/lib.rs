@@ -27,6 +27,6 @@ pub mod workload;
 
 pub use cluster::{
     Auth, Builder, Cluster, Database, Installation, Locale, PASSWORD, Tls, Version, shared,
-    user_for_files,
+    shared_filled, user_for_files,
 };
 pub use workload::{Storm, StormOptions, StormReport};

@@ -14,7 +14,9 @@ use anyhow::{Context, Result};
 use crate::Cluster;
 
 pub use storm::{Storm, StormOptions, StormReport};
-pub use tpch::{TABLES as TPCH_TABLES, load as load_tpch, load_table as load_tpch_table};
+pub use tpch::{
+    SCHEMA as TPCH_SCHEMA, TABLES as TPCH_TABLES, load as load_tpch, load_table as load_tpch_table,
+};
 pub use writer::{Writer, WriterOptions, WriterReport, check_ledger};
 
 /// One small example of everything that a schema can hold, in the schema `zoo`.

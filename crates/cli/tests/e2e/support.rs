@@ -4,6 +4,7 @@
 //! test started is gone when the test ends.
 
 use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use tidemark_testkit::{Cluster, Database, Version, oracle, shared, workload};
+use tidemark_testkit::{Cluster, Database, Version, oracle, shared_filled, workload};
 
 /// No run on these small databases takes longer.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -37,15 +38,23 @@ pub(crate) fn fill(cluster: &Cluster, database: &str) {
 
 /// A filled database in the shared cluster.
 pub(crate) fn filled() -> Database {
-    static TEMPLATE: Mutex<Option<String>> = Mutex::new(None);
-    let database = shared().unwrap();
-    let cluster = database.cluster();
-    let mut template = TEMPLATE.lock().unwrap_or_else(PoisonError::into_inner);
-    if template.is_none() {
-        cluster.create_database("filled").unwrap();
+    static HAS_FILLED: Mutex<bool> = Mutex::new(false);
+    let fill_one = |cluster: &Cluster| {
+        cluster.create_database("filled")?;
         fill(cluster, "filled");
-        *template = Some("filled".to_owned());
+        Ok(())
+    };
+    let mut content = DefaultHasher::new();
+    (EXTRA, SCALE.to_bits(), workload::TPCH_SCHEMA).hash(&mut content);
+    let name = format!("filled-{:016x}", content.finish());
+    let database = shared_filled(&name, fill_one).unwrap();
+    let cluster = database.cluster();
+    let mut has_filled = HAS_FILLED.lock().unwrap_or_else(PoisonError::into_inner);
+    let there = "SELECT count(*) FROM pg_database WHERE datname = 'filled'";
+    if !*has_filled && cluster.psql("postgres", there).unwrap() == "0" {
+        fill_one(cluster).unwrap();
     }
+    *has_filled = true;
     let name = database.name();
     let sql = format!("DROP DATABASE {name};\nCREATE DATABASE {name} TEMPLATE filled");
     for statement in sql.lines() {

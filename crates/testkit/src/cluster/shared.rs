@@ -63,10 +63,23 @@ impl Drop for Database {
 /// # Errors
 /// When the cluster does not start.
 pub fn shared() -> Result<Database> {
+    shared_from(Cluster::start_default)
+}
+
+/// The same, where the cluster that the first call starts is a [filled](Cluster::start_filled) one. In a cluster that was
+/// started before, nothing is filled.
+///
+/// # Errors
+/// When the cluster does not start, or cannot be filled.
+pub fn shared_filled(name: &str, fill: impl FnOnce(&Cluster) -> Result<()>) -> Result<Database> {
+    shared_from(|| Cluster::start_filled(name, fill))
+}
+
+fn shared_from(start: impl FnOnce() -> Result<Cluster>) -> Result<Database> {
     let mut slot = CLUSTER.lock().unwrap_or_else(PoisonError::into_inner);
     let cluster = match *slot {
         Some(cluster) => cluster,
-        None => *slot.insert(Box::leak(Box::new(Cluster::start_default()?))),
+        None => *slot.insert(Box::leak(Box::new(start()?))),
     };
     drop(slot);
     let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));

@@ -23,6 +23,9 @@ use crate::{Cluster, process};
 pub const TABLES: [&str; 8] =
     ["lineitem", "orders", "partsupp", "part", "customer", "supplier", "nation", "region"];
 
+/// The tables, keys and indexes.
+pub const SCHEMA: &str = include_str!("../../../../testdata/demo/tpch.sql");
+
 /// Loads all eight tables at a scale factor into the schema `public`, then makes keys, indexes and
 /// foreign keys, then analyzes.
 ///
@@ -86,7 +89,7 @@ fn rows<'a, T: Display + 'a>(
 
 /// The schema's statements that `wanted` takes, from the file that `tidemark demo` uses too.
 fn statements(wanted: impl Fn(&str) -> bool) -> String {
-    include_str!("../../../../testdata/demo/tpch.sql")
+    SCHEMA
         .split(";\n")
         .map(|statement| {
             statement.lines().filter(|line| !line.starts_with("--")).collect::<String>()
