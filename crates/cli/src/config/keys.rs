@@ -300,7 +300,7 @@ pub const KEYS: &[Key] = &[
         default: Some("true"),
         otherwise: "",
         example: "true",
-        why: "Whether a backlog of more than 32 MiB of WAL is read by queries on a temporary copy of the slot before the stream begins, which costs the source much less; it takes one more free slot while it lasts. Without it everything comes as a stream.",
+        why: "Whether a backlog of more than 32 MiB of WAL is read by queries on a temporary copy of the slot before the stream begins, which costs the source much less; it takes one more free slot while it lasts, and for a large transaction another one, if there is one. Without it everything comes as a stream.",
     },
     Key {
         path: "stream.heartbeat",

@@ -54,9 +54,9 @@ const WAL_BYTES: u64 = 32 << 20;
 const WAL_GROWTH: u64 = 4;
 /// WAL that a large round reads at most; what it gives lies in the source's temporary files meanwhile, and takes less.
 const LARGE_BYTES: u64 = 2 << 30;
-/// So much of its WAL is the beginning: a source decodes more than twice as fast as a target loads, and is done with the
-/// whole when the target is done with this.
-const BEGINNING_PERCENT: u64 = 40;
+/// So much of its WAL is the beginning: a source decodes more than twice as fast as a target loads, and has decoded the whole
+/// when the target is done with this.
+const BEGINNING_PERCENT: u64 = 25;
 const ROUND_BYTES: u64 = 64 << 20;
 /// WAL that is left for the last round, which has all of it, however many messages that is.
 const LAST_BYTES: u64 = 24 << 20;
