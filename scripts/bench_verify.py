@@ -1,0 +1,215 @@
+"""Compares two copies of the same data by tidemark and by others, in turn.
+
+Started by `scripts/bench verify`. Two PostgreSQL 15 servers on this machine hold TPC-H; the second is a copy that
+tidemark made before anything is measured.
+
+    database     every table of both sides, level digest; beside a 32-bit hash sum per table in the server (what pgcopydb's
+                 `compare data` asks for; a pgcopydb that has the command is measured itself, too) and beside a bare COPY
+                 of both sides to nobody
+    lineitem     the one large table; beside reladiff
+    differences  the same database with 1,000 scattered rows changed on the target, beside the clean one
+    pause        how long the stream stands at the barrier, under pgbench
+"""
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import bench
+from bench import BIN, PGCOPYDB, ROUNDS, TABLES, Part, Server, free_port, measure, run, say, unprivileged
+
+PAUSES = int(os.environ.get("TIDEMARK_BENCH_PAUSES", "21"))
+DIFFERENCES = 1000
+
+
+class VerifyBench:
+    def __init__(self, work):
+        self.work, self.bench, self.target = work, bench.Bench(work), None
+
+    def stop(self):
+        self.bench.stop()
+
+    def copies(self):
+        """Source and target, the same."""
+        if self.target is None:
+            self.bench.servers()
+            demand(self.bench.to_postgres())
+            self.target = self.bench.target
+            self.target.psql("copy", "VACUUM (FREEZE, ANALYZE)")
+            self.target.psql("copy", "CHECKPOINT")
+        return self.urls()
+
+    def urls(self):
+        return self.bench.source.url("tpch"), self.target.url("copy")
+
+    def ours(self, *more, differs=False):
+        source, target = self.copies()
+        result = measure([bench.TIDEMARK, "verify", "--quiesced", "--source", source, "--target", target, "--progress", "none", *more])
+        # 1 is the answer that is expected where rows differ.
+        if differs and result.get("error", "").startswith("exit 1:"):
+            return {key: value for key, value in result.items() if key != "error"}
+        if differs and "error" not in result:
+            result["error"] = "it found no difference"
+        return result
+
+    def both(self, statement, tables):
+        """A statement for each of these tables on both sides, two sessions on each."""
+        lists = [[], []]
+        for number, table in enumerate(tables):
+            lists[number % 2].append(statement.format(table=table))
+        script = ""
+        for url in self.copies():
+            for statements in lists:
+                asked = " ".join(f'-c "{each}"' for each in statements)
+                script += f"{BIN}/psql -XAtq -o /dev/null -d {url} {asked} & "
+        return measure(["sh", "-c", script + "wait"])
+
+    def hash_sums(self, tables):
+        return self.both("SELECT count(*), sum(hashtext(t::text)::bigint) FROM ONLY {table} t", tables)
+
+    def bare_copy(self, tables):
+        return self.both("COPY {table} TO STDOUT (FORMAT binary)", tables)
+
+    def compare_data(self):
+        source, target = self.copies()
+        place = self.work / "pgcopydb"
+        shutil.rmtree(place, ignore_errors=True)
+        return measure([PGCOPYDB, "compare", "data", "--source", source, "--target", target, "--dir", str(place)],
+                       {"PATH": f"{BIN}:{os.environ.get('PATH', '')}"})
+
+    def database(self):
+        self.copies()
+        # The largest first, so that the two sessions end at about the same time.
+        tables = sorted(TABLES, key=lambda table: -int(self.bench.source.psql("tpch", f"SELECT pg_table_size('{table}')")))
+        contenders = {}
+        if PGCOPYDB and "compare" in subprocess.run([PGCOPYDB], capture_output=True, text=True, check=False).stderr:
+            contenders["pgcopydb compare data"] = self.compare_data
+        contenders["hash sums in the server"] = lambda: self.hash_sums(tables)
+        contenders["bare COPY of both"] = lambda: self.bare_copy(tables)
+        contenders["tidemark verify"] = self.ours
+        return Part("database", f"both sides of TPC-H at scale {bench.SCALE:g}, level digest", next(iter(contenders)), contenders).run()
+
+    def lineitem(self):
+        source, target = self.copies()
+        contenders = {"tidemark verify": lambda: self.ours("--table", "public.lineitem")}
+        reladiff = Path(sys.executable).parent / "reladiff"
+        if reladiff.exists():
+            contenders["reladiff"] = lambda: measure([str(reladiff), source, "lineitem", target, "lineitem", "-k", "l_orderkey", "-k", "l_linenumber",
+                                                      "-c", "%", "--threads", "4"])
+        part = Part("lineitem", f"both sides of lineitem at scale {bench.SCALE:g}", "tidemark verify", contenders).run()
+        if not reladiff.exists():
+            part.leave_out("reladiff", "it could not be installed")
+        return part
+
+    def differences(self):
+        self.copies()
+        rows = int(self.target.psql("copy", "SELECT count(*) FROM lineitem"))
+        change = "UPDATE lineitem SET l_quantity = l_quantity {sign} 1 WHERE (l_orderkey, l_linenumber) IN (" \
+                 f"SELECT l_orderkey, l_linenumber FROM (SELECT *, row_number() OVER (ORDER BY l_orderkey, l_linenumber) n FROM lineitem) x WHERE n % {rows // DIFFERENCES} = 0)"
+
+        def other():
+            self.target.psql("copy", change.format(sign="+"))
+            self.target.psql("copy", "CHECKPOINT")
+            found = self.work / "found"
+            shutil.rmtree(found, ignore_errors=True)
+            result = self.ours("--table", "public.lineitem", "--report", str(found), differs=True)
+            self.target.psql("copy", change.format(sign="-"))
+            self.target.psql("copy", "VACUUM lineitem")
+            if "error" not in result:
+                result["keys"] = sum(1 for line in open(found / "diff.ndjson", encoding="utf-8") if '"key"' in line)
+            return result
+
+        contenders = {"the same": lambda: self.ours("--table", "public.lineitem"), "with differences": other}
+        part = Part("differences", f"lineitem with {DIFFERENCES:,} rows changed", "the same", contenders).run()
+        part.figures = {"keys": [sample.get("keys") for sample in part.samples["with differences"]]}
+        part.notes.append(f"keys in diff.ndjson: {part.figures['keys']}")
+        return part
+
+    def pause(self):
+        """A job that follows under pgbench, verified again and again."""
+        servers = {role: Server(self.work / f"pause-{role}", free_port()).init().start() for role in ("source", "target")}
+        follower = load = None
+        try:
+            for server in servers.values():
+                server.psql("postgres", "CREATE DATABASE app")
+            source, target = (servers[role].url("app") for role in ("source", "target"))
+            run(unprivileged([str(BIN / "pgbench"), "-i", "-s", "10", "-q", source]))
+            servers["source"].psql("app", "ALTER TABLE pgbench_history ADD id bigserial PRIMARY KEY")
+            file, state = self.work / "pause.toml", self.work / "pause-state"
+            file.write_text('[job]\nname = "bench"\n')
+            job = ["-c", str(file), "--source", source, "--target", target, "--state-dir", str(state), "--progress", "none"]
+            demand(measure([bench.TIDEMARK, "sync", *job, "--until", "now"]))
+            follower = subprocess.Popen([bench.TIDEMARK, "sync", *job], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            load = subprocess.Popen([str(BIN / "pgbench"), "-n", "-c", "4", "-R", "1000", "-T", "3600", source],
+                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(3)
+            part = Part("pause", "verified under pgbench, 1,000 transactions/s", "tidemark verify", {"tidemark verify": None})
+            pauses = []
+            for _ in range(PAUSES):
+                report = self.work / "pause-report"
+                shutil.rmtree(report, ignore_errors=True)
+                part.samples["tidemark verify"].append(demand(measure([bench.TIDEMARK, "verify", *job, "--report", str(report)])))
+                pauses.append(pause_of(json.loads((report / "report.json").read_text())))
+            part.figures = {"pause_ms": pauses, "median_ms": statistics.median(pauses)}
+            part.notes.append(f"the stream stood for {statistics.median(pauses):.0f} ms (median of {PAUSES}; {min(pauses):.0f} to {max(pauses):.0f})")
+            return part
+        finally:
+            for process in (load, follower):
+                if process:
+                    process.terminate()
+                    process.wait()
+            for server in servers.values():
+                server.stop()
+
+
+def pause_of(report):
+    """Milliseconds that the stream stood."""
+    return max(float(barrier["pause_ms"]) for barrier in report["point"]["barriers"])
+
+
+def demand(result):
+    if "error" in result:
+        sys.exit(result["error"])
+    return result
+
+
+def main():
+    names = ["database", "lineitem", "differences", "pause"]
+    wanted = sys.argv[1:] or names
+    if not set(wanted) <= set(names):
+        sys.exit(f"parts are: {' '.join(names)}")
+    if not bench.TIDEMARK or not Path(bench.TIDEMARK).exists():
+        sys.exit("there is no tidemark binary")
+    work = Path(tempfile.mkdtemp(prefix="tidemark-bench-"))
+    work.chmod(0o755)
+    verify = VerifyBench(work)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, bench.ended)
+    try:
+        parts = [getattr(verify, name)() for name in wanted]
+    finally:
+        verify.stop()
+        shutil.rmtree(work, ignore_errors=True)
+    results = bench.REPO / "bench-results"
+    results.mkdir(exist_ok=True)
+    about = {"machine": bench.machine(), "rounds": ROUNDS, "scale": bench.SCALE, "settings": bench.SETTINGS,
+             "versions": {"tidemark": bench.version_of([bench.TIDEMARK, "--version"])},
+             "parts": [{"name": p.name, "title": p.title, "medians": p.medians(), "samples": p.samples,
+                        "figures": getattr(p, "figures", None)} for p in parts]}
+    file = results / f"verify-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    file.write_text(json.dumps(about, indent=1))
+    print(json.dumps(about["machine"]), json.dumps(about["versions"]), sep="\n")
+    for part in parts:
+        print(part.table())
+    say(f"written: {file}")
+
+
+if __name__ == "__main__":
+    main()
