@@ -1,10 +1,14 @@
 //! What hashing costs per row: TPC-H lineitem in the raw and in the value form, and one column family at a time.
 //!
-//! Run: `cargo bench -p tidemark-digest --bench hash_rows`. Time per row = time per iteration / 8192.
+//! Then the same with a locator, of enough rows to touch most of its cells: `locate/none` is the hasher alone.
+//!
+//! Run: `cargo bench -p tidemark-digest --bench hash_rows`. Time per row = time per iteration / 8192 (locate: / 131072).
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tidemark_digest::{DigestColumn, DigestKey, Forms, LeafBounds, RowHasher};
+use tidemark_digest::{
+    DigestColumn, DigestKey, Forms, KeyPlan, LeafBounds, LocatedForm, Locator, RowHasher,
+};
 use tidemark_model::{Column, DataType, Generated, Identity, TupleForm, Tuples, Wire};
 
 const ROWS: u32 = 8192;
@@ -50,8 +54,12 @@ fn field(type_name: &str, number: u32) -> Vec<u8> {
 }
 
 fn tuples(types: &[&str]) -> Tuples {
+    many_tuples(types, ROWS)
+}
+
+fn many_tuples(types: &[&str], rows: u32) -> Tuples {
     let (mut data, mut ends) = (Vec::new(), Vec::new());
-    for row in 0..ROWS {
+    for row in 0..rows {
         data.extend_from_slice(&(types.len() as u16).to_be_bytes());
         for type_name in types {
             let field = field(type_name, row);
@@ -123,5 +131,58 @@ fn bench(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, bench);
+fn columns_of(columns: &[(&str, &str)]) -> Vec<Column> {
+    let type_name = |of: &str| if of.starts_with("char") { "bpchar" } else { of }.to_owned();
+    columns.iter().map(|(name, of)| column(name, &type_name(of))).collect()
+}
+
+/// The hasher that a scan keeps from batch to batch.
+fn scanner(columns: &[Column], forms: Forms, key: &[usize], locate: Option<u32>) -> RowHasher {
+    let columns: Vec<DigestColumn<'_>> =
+        columns.iter().map(|column| DigestColumn { column, wire: Wire::Own }).collect();
+    let bounds: Vec<String> = (0..100).map(|leaf| (8000 + leaf * 25).to_string()).collect();
+    let leaves = LeafBounds::from_text_bounds(columns[0].column, 0, &bounds);
+    let digest_key = DigestKey::new([7; 32]);
+    let hasher = RowHasher::compile(&columns, TupleForm::PgBinary, forms, &digest_key, leaves)
+        .expect("compiles");
+    let Some(max_differences) = locate else { return hasher };
+    let plan = KeyPlan::of(&columns, key).expect("the key is of the columns");
+    let locator = Locator::new(plan, max_differences, &digest_key);
+    hasher.locate(locator, key, LocatedForm::Value).expect("fits")
+}
+
+/// A name, columns with their types, what is summed, and the numbers of the key columns.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Forms, &'a [usize]);
+
+fn locate(c: &mut Criterion) {
+    const MANY: u32 = 131_072;
+    let mut group = c.benchmark_group("locate");
+    group.throughput(Throughput::Elements(u64::from(MANY)));
+    let six = ["a", "b", "c", "d", "e", "f"].map(|name| (name, "int4"));
+    let uuid = [("id", "uuid"), ("name", "varchar")];
+    let text = [("name", "varchar"), ("n", "int4")];
+    let cases: [Case<'_>; 7] = [
+        ("six int4, raw", &six, Forms::Raw, &[0]),
+        ("lineitem, raw", &LINEITEM, Forms::Raw, &[0, 3]),
+        ("lineitem, raw, no key", &LINEITEM, Forms::Raw, &[]),
+        ("lineitem, value", &LINEITEM, Forms::RawAndValue, &[0, 3]),
+        ("six int4, canonical", &six, Forms::RawCanonical, &[0]),
+        ("uuid, raw", &uuid, Forms::Raw, &[0]),
+        ("varchar key, raw", &text, Forms::Raw, &[0]),
+    ];
+    for (name, of, forms, key) in cases {
+        let types: Vec<&str> = of.iter().map(|(_, of)| *of).collect();
+        let rows = many_tuples(&types, MANY);
+        let columns = columns_of(of);
+        for (size, locate) in [("none", None), ("1000", Some(1000)), ("100000", Some(100_000))] {
+            let mut hasher = scanner(&columns, forms, key, locate);
+            group.bench_with_input(BenchmarkId::new(size, name), &rows, |b, rows| {
+                b.iter(|| hasher.add(rows).expect("is well formed"));
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, bench, locate);
 criterion_main!(benches);

@@ -42,6 +42,19 @@ pub enum Error {
         /// How many were given.
         columns: usize,
     },
+    /// Locators can be merged or compared only if they were made alike.
+    #[error(
+        "merge or compare locators: they differ in key columns, size, digest key or kind of hash"
+    )]
+    OtherLocator,
+    /// The hasher has no locator, or the numbers of its key columns do not fit it.
+    #[error(
+        "locate rows by {columns} key columns: the locator is of another key, or there is none"
+    )]
+    LocatorKey {
+        /// How many were given.
+        columns: usize,
+    },
     /// The text is not a digest key.
     #[error("read a digest key: it is not 64 hexadecimal digits")]
     BadKey,

@@ -12,8 +12,11 @@ use serde::{Deserialize, Serialize};
 use tidemark_model::{Column, LeafSum, RowSum, TupleForm, Tuples, Wire};
 
 use crate::canonical::{Encoder, Form, Quick, RowBuffer, SHORT};
+use crate::locate::{Feeding, Join, KeyPart, Read};
 use crate::program::{Fault, Op};
-use crate::{DigestKey, Error, LeafBounds, Result, is_tuple_stable};
+use crate::{
+    DigestKey, Error, KeyCode, KeyPlan, LeafBounds, LocatedForm, Locator, Result, is_tuple_stable,
+};
 
 /// What is summed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +71,33 @@ struct Cell {
     op: Op,
 }
 
+/// What feeds a locator.
+#[derive(Debug)]
+struct Feed {
+    locator: Feeding,
+    of: LocatedForm,
+    /// In key order.
+    key: Vec<KeyColumn>,
+}
+
+/// A key column: its number in the SELECT list.
+#[derive(Debug)]
+struct KeyColumn {
+    field: usize,
+    op: Op,
+    read: Read,
+}
+
+impl Feed {
+    #[inline]
+    fn hash(&self, sum: &RowSum) -> u128 {
+        match self.of {
+            LocatedForm::Raw => sum.raw,
+            LocatedForm::Value => sum.value,
+        }
+    }
+}
+
 /// A row that cannot be hashed: the column's number if it is one column's fault.
 struct BadRow(Option<usize>, Fault);
 
@@ -102,6 +132,7 @@ pub struct RowHasher {
     key_is_text: bool,
     near: usize,
     sums: Vec<RowSum>,
+    feed: Option<Box<Feed>>,
 }
 
 impl RowHasher {
@@ -153,7 +184,38 @@ impl RowHasher {
             near: 0,
             sums: vec![RowSum::default(); leaves.leaf_count()],
             leaves,
+            feed: None,
         })
+    }
+
+    /// Feeds a locator with every row from now on. `key` are the numbers of the key columns in the SELECT list, in the
+    /// order of the locator's plan.
+    ///
+    /// # Errors
+    /// The locator is of another key, or has seen hashes of another kind.
+    pub fn locate(mut self, mut locator: Locator, key: &[usize], of: LocatedForm) -> Result<Self> {
+        let columns = key.len();
+        let mut found = Vec::with_capacity(columns);
+        for field in key {
+            let cell = self.cells.iter().find(|cell| cell.field == *field);
+            let op = cell.ok_or(Error::LocatorKey { columns })?.op.clone();
+            let is_text = self.form == TupleForm::PgText || op == Op::Text;
+            let read = if is_text { Read::Text } else { Read::Binary };
+            found.push(KeyColumn { field: *field, op, read });
+        }
+        if columns != locator.plan().column_count() {
+            return Err(Error::LocatorKey { columns });
+        }
+        let of = if self.has_value { of } else { LocatedForm::Raw };
+        let scheme = if of == LocatedForm::Value { RawScheme::Canonical } else { self.raw };
+        locator.begin(&self.key, (of, scheme))?;
+        self.feed = Some(Box::new(Feed { locator: Feeding::new(locator), of, key: found }));
+        Ok(self)
+    }
+
+    /// The locator, with all rows so far.
+    pub fn take_locator(&mut self) -> Option<Locator> {
+        self.feed.take().map(|feed| feed.locator.finish())
     }
 
     /// What the raw sum is taken over; kept beside the sum, because only sums of one scheme can be compared.
@@ -173,6 +235,52 @@ impl RowHasher {
     /// # Errors
     /// The batch is not in the form that the hasher was made for, or a row is malformed.
     pub fn add(&mut self, tuples: &Tuples) -> Result<()> {
+        match self.feed.take() {
+            None => self.each(tuples, |hasher, row, window| hasher.add_row(row, window).map(drop)),
+            Some(mut feed) => {
+                let added = self.each(tuples, |hasher, row, window| {
+                    let sum = hasher.add_row(row, window)?;
+                    let hash = feed.hash(&sum);
+                    let code = hasher.key_code(feed.locator.plan(), &feed.key, row, hash)?;
+                    feed.locator.add(code, hash);
+                    Ok(())
+                });
+                self.feed = Some(feed);
+                added
+            }
+        }
+    }
+
+    /// Says of every row of a batch by which name the locator knows it, without adding it to anything: the number of the
+    /// row, its key's code (`None`: it has none) and the row hash. For the second reading of leaves in which there are
+    /// keys that were hashed, and for tables without a key.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add), or there is no locator.
+    pub fn name_rows(
+        &mut self,
+        tuples: &Tuples,
+        mut name: impl FnMut(usize, Option<KeyCode>, u128),
+    ) -> Result<()> {
+        let feed = self.feed.take().ok_or(Error::LocatorKey { columns: 0 })?;
+        let mut number = 0;
+        let named = self.each(tuples, |hasher, row, window| {
+            let hash = feed.hash(&hasher.hash_row(row, window)?);
+            name(number, hasher.key_code(feed.locator.plan(), &feed.key, row, hash)?, hash);
+            number += 1;
+            Ok(())
+        });
+        self.feed = Some(feed);
+        named
+    }
+
+    /// Calls with each row of a batch, and with the row and what follows it.
+    #[inline]
+    fn each(
+        &mut self,
+        tuples: &Tuples,
+        mut row_and_window: impl FnMut(&mut Self, &[u8], &[u8]) -> Result<(), BadRow>,
+    ) -> Result<()> {
         if tuples.form != self.form {
             return Err(Error::OtherForm);
         }
@@ -181,7 +289,7 @@ impl RowHasher {
             let end = end as usize;
             let row = tuples.data.get(start..end).ok_or_else(|| malformed(tuples))?;
             let window = &tuples.data[start..];
-            self.add_row(row, window).map_err(|bad| self.error(number, bad))?;
+            row_and_window(self, row, window).map_err(|bad| self.error(number, bad))?;
             start = end;
         }
         if start == tuples.data.len() { Ok(()) } else { Err(malformed(tuples)) }
@@ -206,8 +314,18 @@ impl RowHasher {
         (self.sum(), leaves)
     }
 
-    #[inline]
-    fn add_row(&mut self, row: &[u8], window: &[u8]) -> Result<(), BadRow> {
+    #[expect(clippy::inline_always, reason = "called once per row from two loops; measured")]
+    #[inline(always)]
+    fn add_row(&mut self, row: &[u8], window: &[u8]) -> Result<RowSum, BadRow> {
+        let sum = self.hash_row(row, window)?;
+        self.sums[self.near] += sum;
+        Ok(sum)
+    }
+
+    /// The hashes of a row; its leaf is `near` then.
+    #[expect(clippy::inline_always, reason = "called once per row from two loops; measured")]
+    #[inline(always)]
+    fn hash_row(&mut self, row: &[u8], window: &[u8]) -> Result<RowSum, BadRow> {
         let raw = match self.raw {
             RawScheme::TextLine => {
                 let line = row.strip_suffix(b"\n").ok_or("a line without its line feed")?;
@@ -233,8 +351,83 @@ impl RowHasher {
         if let Some(index) = self.leaves.key_index() {
             self.near = self.leaf(row, index)?;
         }
-        self.sums[self.near] += RowSum { count: 1, raw, value };
-        Ok(())
+        Ok(RowSum { count: 1, raw, value })
+    }
+
+    /// The code of a row's key, once the row was hashed; `None` if it has none.
+    #[expect(clippy::inline_always, reason = "called once per row from two loops; measured")]
+    #[inline(always)]
+    fn key_code(
+        &mut self,
+        plan: &KeyPlan,
+        key: &[KeyColumn],
+        row: &[u8],
+        hash: u128,
+    ) -> Result<Option<KeyCode>, BadRow> {
+        if key.is_empty() {
+            return Ok(Some(KeyCode::of_row(hash)));
+        }
+        // The usual key, without a detour.
+        if let ([KeyPart::Int8], [column]) = (plan.parts(), key)
+            && column.read == Read::Binary
+        {
+            let number = match *binary_field(row, column.field)?.unwrap_or_default() {
+                [a, b, c, d] => i32::from_be_bytes([a, b, c, d]).into(),
+                [a, b, c, d, e, f, g, h] => i64::from_be_bytes([a, b, c, d, e, f, g, h]),
+                _ => return self.joined_key(plan, key, row),
+            };
+            return Ok(Some(KeyCode::of_number(number)));
+        }
+        if plan.parts().is_empty() {
+            return self.hashed_key(key, row).map(Some);
+        }
+        self.joined_key(plan, key, row)
+    }
+
+    /// The code of a key of values.
+    #[inline]
+    fn joined_key(
+        &self,
+        plan: &KeyPlan,
+        key: &[KeyColumn],
+        row: &[u8],
+    ) -> Result<Option<KeyCode>, BadRow> {
+        let mut join = Join::default();
+        for (part, column) in plan.parts().iter().zip(key) {
+            let blame = |fault| BadRow(Some(column.field), fault);
+            let has_code = if self.form == TupleForm::PgText {
+                let field = text_field(row, column.field)?;
+                join.push(*part, field.as_deref(), column.read)
+            } else {
+                join.push(*part, binary_field(row, column.field)?, column.read)
+            };
+            if !has_code.map_err(blame)? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(join.code()))
+    }
+
+    /// Binary keys are hashed in the canonical value form, so that 1.0 and 1.00 are one key. Of COPY text, which is
+    /// compared as it is, the fields with their escapes.
+    fn hashed_key(&mut self, key: &[KeyColumn], row: &[u8]) -> Result<KeyCode, BadRow> {
+        self.row.clear();
+        for column in key {
+            if self.form == TupleForm::PgText {
+                self.row.append(escaped_field(row, column.field)?);
+                self.row.append(b"\t");
+                continue;
+            }
+            let mut out = Encoder::new(&mut self.row, Form::Value);
+            match binary_field(row, column.field)? {
+                None => out.push_null(column.op.tag()),
+                Some(field) => column
+                    .op
+                    .push(field, &mut out)
+                    .map_err(|fault| BadRow(Some(column.field), fault))?,
+            }
+        }
+        Ok(KeyCode::of_hash(self.near as u32, self.key.hash(self.row.as_slice())))
     }
 
     /// `window` is the row and what follows it in the batch: a short value is copied together with bytes behind it, which
@@ -340,15 +533,19 @@ fn binary_field(row: &[u8], index: usize) -> Result<Option<&[u8]>, Fault> {
     }
 }
 
-/// One field of a line of COPY text without its escapes; `None` is NULL.
-fn text_field(line: &[u8], index: usize) -> Result<Option<std::borrow::Cow<'_, [u8]>>, Fault> {
-    let line = line.strip_suffix(b"\n").unwrap_or(line);
-    let mut rest = line;
+/// One field of a line of COPY text as it is written.
+fn escaped_field(line: &[u8], index: usize) -> Result<&[u8], Fault> {
+    let mut rest = line.strip_suffix(b"\n").unwrap_or(line);
     for _ in 0..index {
         let tab = memchr::memchr(b'\t', rest).ok_or("a line with too few fields")?;
         rest = &rest[tab + 1..];
     }
-    let field = &rest[..memchr::memchr(b'\t', rest).unwrap_or(rest.len())];
+    Ok(&rest[..memchr::memchr(b'\t', rest).unwrap_or(rest.len())])
+}
+
+/// One field of a line of COPY text without its escapes; `None` is NULL.
+fn text_field(line: &[u8], index: usize) -> Result<Option<std::borrow::Cow<'_, [u8]>>, Fault> {
+    let field = escaped_field(line, index)?;
     if field == b"\\N" {
         return Ok(None);
     }

@@ -104,7 +104,7 @@ impl RowBuffer {
 
     /// Makes room and appends.
     #[inline]
-    pub(super) fn append(&mut self, from: &[u8]) {
+    pub(crate) fn append(&mut self, from: &[u8]) {
         self.room(from.len());
         self.put_slice(from);
     }

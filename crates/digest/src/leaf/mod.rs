@@ -6,7 +6,7 @@
 //!
 //! The bounds come from `pg_stats.histogram_bounds`, so they need no scan. PostgreSQL manual, section 54.27 (`pg_stats`).
 
-mod parse;
+pub(crate) mod parse;
 
 use serde::{Deserialize, Serialize};
 use tidemark_model::{Column, DataType, TypeKind};
@@ -93,7 +93,9 @@ impl LeafBounds {
     ) -> Self {
         let Some(kind) = KeyKind::of(key_column) else { return Self::single() };
         let parsed = match kind {
-            KeyKind::Uuid => ascending(bounds, parse::uuid).map(Bounds::Uuid),
+            KeyKind::Uuid => {
+                ascending(bounds, |text| parse::uuid(text.as_bytes())).map(Bounds::Uuid)
+            }
             KeyKind::Text => ascending(bounds, |text| Some(text.to_owned())).map(Bounds::Text),
             _ => ascending(bounds, |text| number_of_text(kind, text)).map(Bounds::Number),
         };
@@ -159,7 +161,9 @@ impl LeafBounds {
                 let number = number_of_text(kind, text).ok_or(UNREADABLE)?;
                 Ok(leaf_among(bounds, near, |bound| *bound <= number))
             }
-            Bounds::Uuid(_) => self.leaf_of_binary(&parse::uuid(text).ok_or(UNREADABLE)?, near),
+            Bounds::Uuid(_) => {
+                self.leaf_of_binary(&parse::uuid(text.as_bytes()).ok_or(UNREADABLE)?, near)
+            }
             Bounds::None | Bounds::Text(_) => Ok(0),
         }
     }

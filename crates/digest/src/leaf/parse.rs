@@ -9,12 +9,14 @@ const EPOCH: i64 = 730_425;
 const DAY: i64 = 86_400_000_000;
 
 /// A uuid as its 16 bytes.
-pub(super) fn uuid(text: &str) -> Option<[u8; 16]> {
-    let digits: String = text.chars().filter(|c| *c != '-').collect();
-    if digits.len() != 32 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
+pub(crate) fn uuid(text: &[u8]) -> Option<[u8; 16]> {
+    let mut uuid = 0_u128;
+    let mut digits = 0;
+    for byte in text.iter().filter(|byte| **byte != b'-') {
+        uuid = uuid << 4 | u128::from(char::from(*byte).to_digit(16)?);
+        digits += 1;
     }
-    u128::from_str_radix(&digits, 16).ok().map(u128::to_be_bytes)
+    (digits == 32).then_some(uuid.to_be_bytes())
 }
 
 /// Days since 2000-01-01; the infinities are the extremes of 32 bits.

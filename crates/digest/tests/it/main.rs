@@ -3,6 +3,7 @@
 
 mod forms;
 mod leaves;
+mod locate;
 mod malformed;
 mod postgres;
 mod sums;
