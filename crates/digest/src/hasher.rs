@@ -98,6 +98,19 @@ impl Feed {
     }
 }
 
+/// What a locator knows of one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NamedRow {
+    /// Its number in the batch.
+    pub row: usize,
+    /// Its leaf.
+    pub leaf: u32,
+    /// The code of its key; `None` if it has none.
+    pub code: Option<KeyCode>,
+    /// Its hashes.
+    pub sum: RowSum,
+}
+
 /// A row that cannot be hashed: the column's number if it is one column's fault.
 struct BadRow(Option<usize>, Fault);
 
@@ -251,22 +264,19 @@ impl RowHasher {
         }
     }
 
-    /// Says of every row of a batch by which name the locator knows it, without adding it to anything: the number of the
-    /// row, its key's code (`None`: it has none) and the row hash. For the second reading of leaves in which there are
-    /// keys that were hashed, and for tables without a key.
+    /// Says of every row of a batch by which name the locator knows it, without adding it to anything. For the second
+    /// reading of leaves in which there are keys that were hashed, and for tables without a key.
     ///
     /// # Errors
     /// As [`add`](Self::add), or there is no locator.
-    pub fn name_rows(
-        &mut self,
-        tuples: &Tuples,
-        mut name: impl FnMut(usize, Option<KeyCode>, u128),
-    ) -> Result<()> {
+    pub fn name_rows(&mut self, tuples: &Tuples, mut name: impl FnMut(NamedRow)) -> Result<()> {
         let feed = self.feed.take().ok_or(Error::LocatorKey { columns: 0 })?;
         let mut number = 0;
         let named = self.each(tuples, |hasher, row, window| {
-            let hash = feed.hash(&hasher.hash_row(row, window)?);
-            name(number, hasher.key_code(feed.locator.plan(), &feed.key, row, hash)?, hash);
+            let sum = hasher.hash_row(row, window)?;
+            let leaf = hasher.near as u32;
+            let code = hasher.key_code(feed.locator.plan(), &feed.key, row, feed.hash(&sum))?;
+            name(NamedRow { row: number, leaf, code, sum });
             number += 1;
             Ok(())
         });

@@ -21,7 +21,7 @@ mod stable;
 pub mod canonical;
 
 pub use error::Error;
-pub use hasher::{DigestColumn, Forms, RawScheme, RowHasher, has_value_form};
+pub use hasher::{DigestColumn, Forms, NamedRow, RawScheme, RowHasher, has_value_form};
 pub use key::DigestKey;
 pub use leaf::LeafBounds;
 pub use locate::{

@@ -15,6 +15,11 @@ use crate::{DigestColumn, Error, Result};
 pub struct KeyCode(pub(super) u128);
 
 impl KeyCode {
+    /// The 128 bits.
+    pub const fn number(self) -> u128 {
+        self.0
+    }
+
     /// Of a row of a table without a key.
     #[inline]
     pub(crate) fn of_row(hash: u128) -> Self {

@@ -206,7 +206,7 @@ fn a_long_key_names_its_leaf_and_the_second_reading_finds_its_rows() {
     let mut target = side(&rows(&[("zebra", 4), ("lemon", 9), ("apple", 1)]));
     let sum = source.sum();
     let mut names = Vec::new();
-    source.name_rows(&ours, |row, code, _hash| names.push((row, code))).unwrap();
+    source.name_rows(&ours, |named| names.push((named.row, named.code))).unwrap();
     assert_eq!(source.sum(), sum, "naming adds nothing");
     let located = source.take_locator().unwrap().compare(&target.take_locator().unwrap()).unwrap();
     assert!(located.is_complete);
@@ -221,7 +221,7 @@ fn a_long_key_names_its_leaf_and_the_second_reading_finds_its_rows() {
         .collect();
     found.sort_unstable_by_key(|(row, ..)| *row);
     assert_eq!(found, [(Some(1), 1, Side::Both), (Some(2), 1, Side::OnlySource)]);
-    assert!(matches!(source.name_rows(&ours, |_, _, _| {}), Err(Error::LocatorKey { .. })));
+    assert!(matches!(source.name_rows(&ours, |_| {}), Err(Error::LocatorKey { .. })));
 }
 
 #[test]
