@@ -12,6 +12,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tidemark_model::Lsn;
 
+use crate::config::Redact;
+
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
     .usage(AnsiColor::Green.on_default().bold())
@@ -192,6 +194,7 @@ Examples:
   tidemark verify --report /tmp/report
   tidemark verify --table 'public.orders*' --rate 50MiB
   tidemark verify --quiesced --source postgres://app@db1/shop --target postgres://app@db2/shop
+  tidemark verify --level rows --redact none --report /tmp/report
   tidemark verify --level count --json | jq .verdict")]
     Verify(VerifyArgs),
     /// Show how far a job is, also while another process runs it.
@@ -318,10 +321,10 @@ pub enum NotEmpty {
 /// Arguments of `verify`.
 #[derive(Debug, Clone, Args)]
 pub struct VerifyArgs {
-    /// How deep: each level has the earlier ones in it, and only digest proves anything about rows.
+    /// How deep: each level has the earlier ones in it, and only digest and rows prove anything about rows.
     #[arg(long, value_name = "LEVEL", default_value = "digest")]
     pub level: LevelArg,
-    /// Directory for report.json, report.html and report.junit.xml.
+    /// Directory for report.json, report.html, report.junit.xml and diff.ndjson, which names every row that differs.
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
     /// Nobody writes to either side: compare them without a job, each at a moment of its own.
@@ -336,7 +339,10 @@ pub struct VerifyArgs {
     /// Deviations that do not count; may be given more than once or as a list.
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     pub allow: Vec<AllowArg>,
-    /// Print the report as JSON.
+    /// What is hidden of the rows that differ [default: verify.redact, which is values].
+    #[arg(long, value_name = "WHAT")]
+    pub redact: Option<Redact>,
+    /// Print the report as JSON; the rows that differ are in it by their numbers, first and last key only.
     #[arg(long)]
     pub json: bool,
 }
@@ -348,8 +354,10 @@ pub enum LevelArg {
     Schema,
     /// And numbers of rows.
     Count,
-    /// And sums over every row.
+    /// And sums over every row; the rows that differ are named.
     Digest,
+    /// And every column of the rows that differ.
+    Rows,
 }
 
 /// What does not count as a difference.

@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** only this module writes to stdout. A reader that went away ends the program quietly and well.
 
+use std::collections::HashMap;
 use std::io::{self, Write as _};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use comfy_table::{
 };
 use serde::Serialize;
 use tidemark_model::{Finding, RelationName, Severity};
-use tidemark_report::{Point, SchemaSeverity, VerifyReport};
+use tidemark_report::{DiffKind, Point, SchemaSeverity, ShownKey, TableReport, VerifyReport};
 
 use crate::exit::{ExitCode, Failure};
 
@@ -108,8 +109,42 @@ pub fn summary(summary: &Summary, color: bool) -> String {
     text
 }
 
+/// By the name of a table: some of the rows that differ, as the redaction lets them be seen.
+pub type Examples = HashMap<String, Vec<(DiffKind, ShownKey)>>;
+
+/// How many rows of a table differ, the first of them, and where the others are.
+fn differing_rows(table: &TableReport, some: &[(DiffKind, ShownKey)], is_in_file: bool) -> String {
+    let kinds = [
+        (table.missing, "missing"),
+        (table.extra, "extra"),
+        (table.changed, "changed"),
+        (table.equivalent, "equivalent"),
+        (table.lossy, "lossy"),
+    ];
+    let there =
+        kinds.iter().filter_map(|(rows, kind)| Some((rows.filter(|rows| *rows > 0)?, kind)));
+    let total: u64 = there.clone().map(|(rows, _)| rows).sum();
+    if total == 0 {
+        return String::new();
+    }
+    let counts: Vec<String> = there.map(|(rows, kind)| format!("{} {kind}", count(rows))).collect();
+    let mut text = format!("{}: {}\n", table.plain_name(), counts.join(", "));
+    for (kind, key) in some {
+        let columns = key.columns().map(|(column, shown)| format!("{column}={}", shown.as_text()));
+        let columns: Vec<String> = columns.collect();
+        text.push_str(&format!("  {} {}\n", kind.word(), columns.join(" ")));
+    }
+    if total > some.len() as u64 {
+        text.push_str(match is_in_file {
+            true => "  all of them are in diff.ndjson\n",
+            false => "  --report DIR writes all of them to diff.ndjson\n",
+        });
+    }
+    text
+}
+
 /// What a verification found: the verdict, a line for each table, what was found of definitions.
-pub fn verified(report: &VerifyReport, color: bool) -> String {
+pub fn verified(report: &VerifyReport, examples: &Examples, color: bool) -> String {
     let mut table = table(color);
     let titles = ["table", "verdict", "source rows", "target rows", "digest", "leaves", "differ"];
     table.set_header(titles.map(|title| header(title, color)));
@@ -135,6 +170,10 @@ pub fn verified(report: &VerifyReport, color: bool) -> String {
     for one in report.tables.iter().filter(|one| one.skipped_reason.is_some()) {
         let reason = one.skipped_reason.as_deref().unwrap_or_default();
         text.push_str(&format!("{}: {reason}\n", one.plain_name()));
+    }
+    for one in &report.tables {
+        let some = examples.get(&one.plain_name()).map(Vec::as_slice).unwrap_or_default();
+        text.push_str(&differing_rows(one, some, report.diff.is_some()));
     }
     for found in report.schema_findings.iter().filter(|f| f.severity > SchemaSeverity::Note) {
         let side = |side: &Option<String>| side.clone().unwrap_or_else(|| "nothing".to_owned());

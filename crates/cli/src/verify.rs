@@ -3,6 +3,8 @@
 //! **Invariant:** the report holds what the verification found and nothing else; its verdict is derived by `report`, and the
 //! exit code follows from it. Files are written under another name first, so that a report is whole or not there.
 
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,24 +13,29 @@ use sha2::{Digest as _, Sha256};
 use tidemark_pipeline::Target;
 use tidemark_report::{
     Allowance, Barrier, Digest, DigestMethod, HeatMap, KeysSetAside, LeafState, Level, Point,
-    Proof, Reading, SchemaFinding, SchemaSeverity, Scope, Side, SideSnapshot, TableReport,
-    VerifyReport, to_html, to_json, to_junit,
+    Proof, Reading, Redaction, Redactor, SchemaFinding, SchemaSeverity, Scope, Side, SideSnapshot,
+    TableReport, Verdict, VerifyReport, to_html, to_json, to_junit,
 };
 use tidemark_verify::{
-    Outcome, Progress, Request, SideReport, TableOutcome, Which, verify_at_barrier, verify_quiesced,
+    Lines, Outcome, Progress, Request, SideReport, TableOutcome, Which, verify_at_barrier,
+    verify_quiesced,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{AllowArg, LevelArg, NotEmpty, VerifyArgs};
-use crate::config::Config;
+use crate::config::{Config, Redact};
 use crate::exit::{ExitCode, Failure};
 use crate::job;
 use crate::jobs::{Signals, runtime};
 use crate::log::Screen;
+use crate::output::Examples;
 use crate::{output, redact};
 
 /// Between two lines of progress.
 const SAY_EVERY: Duration = Duration::from_secs(5);
+
+/// The rows that differ, beside the report.
+const DIFF: &str = "diff.ndjson";
 
 /// Runs the command.
 ///
@@ -40,6 +47,11 @@ pub(crate) fn run(
     screen: &Screen,
 ) -> Result<ExitCode, Failure> {
     let job = job::job(config, NotEmpty::Refuse, !args.quiesced)?;
+    let redaction = match args.redact.unwrap_or(config.redact) {
+        Redact::None => Redaction::None,
+        Redact::Values => Redaction::Values,
+        Redact::Keys => Redaction::Keys,
+    };
     let readers = args.jobs.unwrap_or(config.snapshot.readers);
     let request = Request {
         readers: usize::try_from(readers).unwrap_or(1),
@@ -47,14 +59,21 @@ pub(crate) fn run(
             LevelArg::Schema => Level::Schema,
             LevelArg::Count => Level::Count,
             LevelArg::Digest => Level::Digest,
+            LevelArg::Rows => Level::Rows,
         },
         rate: args.rate,
         progress: Arc::default(),
+        lines: lines(args.report.as_deref(), redaction)?,
         job,
     };
     let started_at = jiff::Timestamp::now();
-    let outcome = runtime()?.block_on(watched(&request, args.quiesced, screen))?;
+    let outcome = runtime()?.block_on(watched(&request, args.quiesced, screen));
+    let outcome = outcome.inspect_err(|_| forget(args.report.as_deref()))?;
+    let examples = examples(&outcome);
+    let diff = request.lines.finish(DIFF)?;
     let mut report = report(config, args, &request, outcome);
+    report.redaction = redaction;
+    report.diff = (args.report.is_some() && request.level.reads_rows()).then_some(diff);
     report.started_at = started_at.to_string();
     report.finished_at = jiff::Timestamp::now().to_string();
     report.judge();
@@ -63,7 +82,7 @@ pub(crate) fn run(
     }
     match args.json {
         true => output::print(&to_json(&report).map_err(unwritten)?)?,
-        false => output::print(&output::verified(&report, screen.color_stdout))?,
+        false => output::print(&output::verified(&report, &examples, screen.color_stdout))?,
     }
     if let Some(directory) = &args.report {
         screen.say(&format!("report: {}\n", directory.join("report.html").display()));
@@ -74,6 +93,36 @@ pub(crate) fn run(
         tidemark_report::Outcome::Incomplete => ExitCode::Incomplete,
         tidemark_report::Outcome::NotAllowed => ExitCode::NotAllowed,
     })
+}
+
+/// Of a verification that failed no rows are left lying about.
+fn forget(directory: Option<&Path>) {
+    if let Some(directory) = directory {
+        std::fs::remove_file(directory.join(unfinished(DIFF))).ok();
+    }
+}
+
+/// Some rows of each table that differs, as people read them.
+fn examples(outcome: &Outcome) -> Examples {
+    let of_table = |table: &TableOutcome| {
+        let named = table.named.as_ref()?;
+        Some((table.name.plain(), named.examples.clone()))
+    };
+    outcome.tables.iter().filter_map(of_table).collect()
+}
+
+/// Lines into the report's directory, under another name until the report is written; without one nobody reads them.
+fn lines(directory: Option<&Path>, redaction: Redaction) -> Result<Lines, Failure> {
+    let file: Box<dyn Write + Send> = match directory {
+        None => Box::new(std::io::sink()),
+        Some(directory) => {
+            let path = directory.join(unfinished(DIFF));
+            let made = std::fs::create_dir_all(directory).and_then(|()| File::create(&path));
+            Box::new(BufWriter::new(made.map_err(|error| unwritable(&path, &error))?))
+        }
+    };
+    // Of this report alone, so that the hashes of two reports cannot be linked.
+    Ok(Lines::new(file, Redactor::new(redaction, rand::random())))
 }
 
 /// Verifies, and says how far it is.
@@ -216,6 +265,9 @@ fn point(outcome: &Outcome, leaves_read_twice: u64) -> Point {
 fn table_of(table: &TableOutcome, outcome: &Outcome, level: Level) -> TableReport {
     let mut report = TableReport::new(&table.name.schema, &table.name.name);
     report.skipped_reason.clone_from(&table.because);
+    if let (Verdict::Different, Some(because)) = (table.verdict, &table.unnamed) {
+        report.skipped_reason = Some(format!("the rows that differ are not all named: {because}"));
+    }
     report.level = Some(level);
     report.lsn = match outcome.point {
         Some(tidemark_verify::Point::Barrier { lsn, .. }) => Some(lsn),
@@ -233,6 +285,17 @@ fn table_of(table: &TableOutcome, outcome: &Outcome, level: Level) -> TableRepor
     report.target_rows = Some(table.target.count);
     if !level.reads_rows() {
         return report;
+    }
+    report.key_columns.clone_from(&table.key_columns);
+    if let Some(named) = &table.named {
+        let rows = &named.rows;
+        report.missing = Some(rows.missing);
+        report.extra = Some(rows.extra);
+        report.changed = Some(rows.changed);
+        report.equivalent = Some(rows.equivalent);
+        report.lossy = Some(rows.lossy);
+        (report.first_key, report.last_key) = named.ends.clone().unzip();
+        report.columns.clone_from(&named.columns);
     }
     report.proof = Some(Proof::Full);
     report.source_digest = Some(Digest::from(table.source));
@@ -297,25 +360,41 @@ fn command(args: impl Iterator<Item = String>) -> String {
     std::iter::once("tidemark".to_owned()).chain(quoted).collect::<Vec<_>>().join(" ")
 }
 
+fn unfinished(name: &str) -> String {
+    format!(".{name}.part")
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(ExitCode::Unavailable, format!("write the report {}", path.display()))
+        .because(error)
+        .hint("make room, or name another directory with --report")
+}
+
 fn write(directory: &Path, report: &VerifyReport) -> Result<(), Failure> {
-    let failed = |path: &Path, error: &std::io::Error| {
-        Failure::new(ExitCode::Unavailable, format!("write the report {}", path.display()))
-            .because(error)
-            .hint("make room, or name another directory with --report")
-    };
-    std::fs::create_dir_all(directory).map_err(|error| failed(directory, &error))?;
     let files = [
         ("report.json", to_json(report).map_err(unwritten)?),
         ("report.html", to_html(report)),
         ("report.junit.xml", to_junit(report)),
     ];
+    let path = directory.join(DIFF);
+    // An earlier report's rows are none of this one's.
+    let placed = match report.diff.is_some() {
+        true => std::fs::rename(directory.join(unfinished(DIFF)), &path),
+        false => std::fs::remove_file(directory.join(unfinished(DIFF)))
+            .and_then(|()| std::fs::remove_file(&path).or_else(unless_gone)),
+    };
+    placed.map_err(|error| unwritable(&path, &error))?;
     for (name, text) in files {
-        let (path, unfinished) = (directory.join(name), directory.join(format!(".{name}.part")));
+        let (path, unfinished) = (directory.join(name), directory.join(unfinished(name)));
         std::fs::write(&unfinished, text)
             .and_then(|()| std::fs::rename(&unfinished, &path))
-            .map_err(|error| failed(&path, &error))?;
+            .map_err(|error| unwritable(&path, &error))?;
     }
     Ok(())
+}
+
+fn unless_gone(error: std::io::Error) -> std::io::Result<()> {
+    if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 fn unwritten(error: tidemark_report::Error) -> Failure {

@@ -33,6 +33,19 @@ pub enum DiffKind {
     Lossy,
 }
 
+impl DiffKind {
+    /// The word as it is in `diff.ndjson`.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Extra => "extra",
+            Self::Changed => "changed",
+            Self::Equivalent => "equivalent",
+            Self::Lossy => "lossy",
+        }
+    }
+}
+
 /// A column of a row that differs, as it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ColumnDifference {

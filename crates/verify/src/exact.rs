@@ -72,7 +72,6 @@ pub async fn verify_at_barrier(request: &Request, stop: &CancellationToken) -> R
     let (at, since) = (SystemTime::now(), Instant::now());
     let moments = (Some(source.moment()), Some(target.moment()));
     run.read((&source, &target), &mut states, &wanted).await?;
-    tokio::join!(source.release(), target.release());
     for state in &mut states {
         // Both sides are as of one moment: what differs, differs.
         let open = std::mem::take(&mut state.open);
@@ -80,6 +79,8 @@ pub async fn verify_at_barrier(request: &Request, stop: &CancellationToken) -> R
             state.different.extend(open);
         }
     }
+    run.name((&source, &target), &mut states, &wanted).await?;
+    tokio::join!(source.release(), target.release());
     let point = Point::Barrier { lsn, pause, at, held: since.elapsed() };
     Ok(run.outcome(states, Some(point), moments))
 }

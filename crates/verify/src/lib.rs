@@ -7,16 +7,23 @@
 //! ```text
 //! pair: both catalogs -> Pair per table, findings about definitions
 //!   exact: both sides at one LSN of a job that follows  |  quiesced: each side at a moment of its own
-//!     run: scan of both sides at once -> sums by leaf -> state: what is settled
+//!     run: reading of both sides at once -> sums by leaf -> state: what is settled
+//!       naming: the rows that differ, from the reading itself or read again -> lines
 //! ```
 //!
 //! **Not here:** what a report looks like (`report`), which job is verified (`cli`).
 
+mod again;
+mod aside;
+mod classify;
 mod exact;
 mod findings;
+mod lines;
+mod naming;
 mod outcome;
 mod pair;
 mod quiesced;
+mod reading;
 mod run;
 mod scan;
 mod side;
@@ -24,6 +31,8 @@ mod state;
 
 pub use exact::verify_at_barrier;
 pub use findings::SchemaFinding;
+pub use lines::Lines;
+pub use naming::Named;
 pub use outcome::{Outcome, Point, SideReport, TableOutcome};
 pub use quiesced::verify_quiesced;
 
@@ -40,7 +49,7 @@ use tidemark_report::Level;
 pub struct Request {
     /// Both sides, the selection, filters, the memory.
     pub job: Job,
-    /// How deep; `rows` finds no more than `digest` yet.
+    /// How deep; `digest` names the rows that differ, `rows` looks at their columns too.
     pub level: Level,
     /// Sessions that read each side.
     pub readers: usize,
@@ -48,6 +57,8 @@ pub struct Request {
     pub rate: Option<u64>,
     /// For whoever watches.
     pub progress: Arc<Progress>,
+    /// Takes the rows that differ.
+    pub lines: Lines,
 }
 
 /// How far a verification is. Counters are written by batch; reading them blocks nobody.

@@ -9,6 +9,7 @@ use tidemark_report::{Level, Verdict};
 
 use crate::Skipped;
 use crate::findings::SchemaFinding;
+use crate::naming::Named;
 use crate::side::Side;
 
 /// The moments at which the sides were held against each other.
@@ -92,6 +93,12 @@ pub struct TableOutcome {
     pub readings: u32,
     /// The source's position at the last of them.
     pub lsn: Option<Lsn>,
+    /// The columns that a row is known by; none: rows are compared as a multiset.
+    pub key_columns: Vec<String>,
+    /// The rows that differ; none where they were not looked for, or not all found.
+    pub named: Option<Named>,
+    /// Why they were not all found.
+    pub unnamed: Option<String>,
 }
 
 impl Outcome {

@@ -6,8 +6,10 @@
 use std::collections::HashMap;
 
 use tidemark_digest::{
-    DigestColumn, DigestKey, Forms, LeafBounds, RawScheme, RowHasher, has_value_form,
+    DigestColumn, DigestKey, Forms, KeyPlan, LeafBounds, LocatedForm, Locator, RawScheme,
+    RowHasher, has_value_form,
 };
+use tidemark_model::sql::{Ident, Literal};
 use tidemark_model::{
     ChunkRange, ChunkSpec, Column, DataType, Oid, Persistence, Relation, RelationKind,
     RelationName, SelectColumn, TupleForm, TypeKind, Wire,
@@ -27,7 +29,10 @@ pub(crate) struct Pair {
     /// Of the source's rows only these were moved.
     filter: Option<String>,
     select: Vec<SelectColumn>,
-    forms: Forms,
+    pub(crate) forms: Forms,
+    /// The columns that a row is known by, by their numbers in the SELECT list; none: rows are compared as a multiset.
+    pub(crate) key: Vec<usize>,
+    plan: KeyPlan,
     pub(crate) leaves: Leaves,
     /// Definitions differ so that the table cannot be the same whatever its rows are.
     pub(crate) is_other: bool,
@@ -38,7 +43,17 @@ pub(crate) struct Pair {
 pub(crate) struct Half {
     pub(crate) relation: Relation,
     /// In the order of the SELECT list.
-    columns: Vec<Column>,
+    pub(crate) columns: Vec<Column>,
+}
+
+/// What is selected beside the columns that are hashed, as text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shows {
+    Nothing,
+    /// The columns of the key, in its order.
+    Key,
+    /// All columns.
+    Row,
 }
 
 /// The leaves of a pair.
@@ -174,6 +189,7 @@ impl Pair {
         let select = both.iter().map(|(one, other)| select_of(one, other)).collect::<Vec<_>>();
         let text = bounds.remove(&source.oid);
         let leaves = leaves_of(&both, text);
+        let key = key_of(source, &both);
         let (ours, theirs) = both.into_iter().unzip();
         let mut pair = Self {
             source: Half { relation: source.clone(), columns: ours },
@@ -181,10 +197,14 @@ impl Pair {
             filter: options.and_then(|options| options.filter.clone()),
             select,
             forms: Forms::Raw,
+            plan: KeyPlan::of(&[], &[]).map_err(|cause| unhashable(&source.name, cause))?,
+            key,
             leaves,
             is_other,
         };
         pair.forms = pair.forms_of_both()?;
+        let plan = KeyPlan::of(&pair.digest_columns(Which::Source), &pair.key);
+        pair.plan = plan.map_err(|cause| unhashable(pair.name(), cause))?;
         Ok(pair)
     }
 
@@ -223,7 +243,22 @@ impl Pair {
         Ok(self.compile(which, forms, &key, LeafBounds::single())?.raw_scheme())
     }
 
-    fn digest_columns(&self, which: Which) -> Vec<DigestColumn<'_>> {
+    /// Whether rows are read for more than to be counted.
+    pub(crate) fn is_hashed(&self) -> bool {
+        !self.select.is_empty()
+    }
+
+    /// Whether a row may have an equal one that looks different.
+    pub(crate) fn has_value_form(&self) -> bool {
+        matches!(self.forms, Forms::RawAndValue | Forms::CanonicalAndValue)
+    }
+
+    /// Whether a locator gives the values of the key.
+    pub(crate) fn has_verbatim_key(&self) -> bool {
+        self.plan.is_verbatim()
+    }
+
+    pub(crate) fn digest_columns(&self, which: Which) -> Vec<DigestColumn<'_>> {
         let columns = self.half(which).columns.iter().zip(&self.select);
         columns.map(|(column, select)| DigestColumn { column, wire: select.wire }).collect()
     }
@@ -241,10 +276,22 @@ impl Pair {
         leaves: LeafBounds,
     ) -> Result<RowHasher> {
         let columns = self.digest_columns(which);
-        RowHasher::compile(&columns, TupleForm::PgBinary, forms, key, leaves).map_err(|cause| {
-            let message = format!("prepare to hash the rows of {}", self.name());
-            Error::new(Kind::Internal, message).because(cause)
-        })
+        RowHasher::compile(&columns, TupleForm::PgBinary, forms, key, leaves)
+            .map_err(|cause| unhashable(self.name(), cause))
+    }
+
+    /// A hasher that feeds a locator with room for so many differing rows: by their exact forms, so that those which are
+    /// only equivalent are named too.
+    pub(crate) fn locating_hasher(
+        &self,
+        which: Which,
+        key: &DigestKey,
+        differences: u32,
+    ) -> Result<RowHasher> {
+        let locator = Locator::new(self.plan.clone(), differences, key);
+        self.hasher(which, key)?
+            .locate(locator, &self.key, LocatedForm::Raw)
+            .map_err(|cause| unhashable(self.name(), cause))
     }
 
     /// The chunk that reads this range of one side.
@@ -265,6 +312,83 @@ impl Pair {
         }
     }
 
+    /// The columns that such a chunk selects as text behind the others.
+    pub(crate) fn shown(&self, shows: Shows) -> Vec<usize> {
+        match shows {
+            Shows::Nothing => Vec::new(),
+            Shows::Key => self.key.clone(),
+            Shows::Row => (0..self.select.len()).collect(),
+        }
+    }
+
+    /// Whether rows can be asked for by the text of their key: the operators are found with an empty `search_path`, and one
+    /// type holds the values of both sides.
+    pub(crate) fn is_found_by_key(&self) -> bool {
+        let mut types = self.key.iter().map(|at| self.key_type(*at));
+        !self.key.is_empty() && types.all(|found| found.is_some())
+    }
+
+    /// The columns that a row is found by: those of its key, or all.
+    pub(crate) fn known_by(&self) -> Vec<usize> {
+        if self.key.is_empty() { self.shown(Shows::Row) } else { self.key.clone() }
+    }
+
+    /// The condition that these keys meet on one side, and perhaps others that are equal to the server.
+    pub(crate) fn has_key(&self, which: Which, keys: &[Vec<Option<String>>]) -> String {
+        let is_whole = keys.iter().flatten().all(Option::is_some);
+        if !self.is_found_by_key() || !is_whole {
+            let each = keys.iter().map(|key| format!("({})", self.is_row(which, key)));
+            return format!("({})", each.collect::<Vec<_>>().join(" OR "));
+        }
+        let tuple = |parts: Vec<String>| format!("({})", parts.join(", "));
+        let columns = self.key.iter().map(|at| &self.half(which).columns[*at].name);
+        let names = tuple(columns.map(|name| Ident(name).to_string()).collect());
+        let types = self.key.iter().map(|at| self.key_type(*at).unwrap_or("pg_catalog.text"));
+        let values = keys.iter().map(|key| {
+            let literals = key.iter().flatten().zip(types.clone());
+            tuple(literals.map(|(text, of)| format!("{}::{of}", Literal(text))).collect())
+        });
+        format!("{names} IN (VALUES {})", values.collect::<Vec<_>>().join(", "))
+    }
+
+    /// The condition that a row with this key meets, or without a key this row; by an index where there may be one.
+    pub(crate) fn is_row(&self, which: Which, key: &[Option<String>]) -> String {
+        let condition = |(at, text): (&usize, &Option<String>)| {
+            let name = Ident(&self.half(which).columns[*at].name);
+            match (text, self.key_type(*at).filter(|_| !self.key.is_empty())) {
+                (None, _) => format!("{name} IS NULL"),
+                (Some(text), Some(of)) => {
+                    format!("{name} OPERATOR(pg_catalog.=) {}::{of}", Literal(text))
+                }
+                // Not every type has an equality.
+                (Some(text), None) => {
+                    format!("{name}::pg_catalog.text OPERATOR(pg_catalog.=) {}", Literal(text))
+                }
+            }
+        };
+        let known_by = self.known_by();
+        known_by.iter().zip(key).map(condition).collect::<Vec<_>>().join(" AND ")
+    }
+
+    /// The type that a key column's values can be written in on both sides.
+    fn key_type(&self, at: usize) -> Option<&str> {
+        let (one, other) = (&self.source.columns[at], &self.target.columns[at]);
+        let is_integer = |column: &Column| {
+            ["int2", "int4", "int8"].iter().any(|name| column.data_type.is_builtin(name))
+        };
+        let base = match &one.data_type.kind {
+            TypeKind::Domain { base, .. } => base,
+            _ => &one.data_type,
+        };
+        let is_plain = base.schema == "pg_catalog" || matches!(base.kind, TypeKind::Enum(_));
+        match () {
+            () if is_integer(one) && is_integer(other) => Some("pg_catalog.int8"),
+            () if one.type_name != other.type_name => None,
+            () if is_plain && !stands_for_a_name(base) => Some(&one.type_name),
+            () => None,
+        }
+    }
+
     /// The ranges that hold these leaves on both sides; none where only the whole table does.
     pub(crate) fn ranges_of(&self, leaves: &[u32]) -> Option<Vec<ChunkRange>> {
         let (column, bounds) = self.leaves.text.as_ref()?;
@@ -282,6 +406,17 @@ impl Pair {
         };
         Some(leaves.iter().map(range).collect())
     }
+}
+
+/// The first key of the source whose columns are all compared, the primary key before others.
+fn key_of(source: &Relation, both: &[(Column, Column)]) -> Vec<usize> {
+    let position = |name: &String| both.iter().position(|(column, _)| column.name == *name);
+    let keys = source.keys.iter().filter(|key| !key.columns.is_empty());
+    keys.filter_map(|key| key.columns.iter().map(position).collect()).next().unwrap_or_default()
+}
+
+fn unhashable(name: &RelationName, cause: tidemark_digest::Error) -> Error {
+    Error::new(Kind::Internal, format!("prepare to hash the rows of {name}")).because(cause)
 }
 
 /// In binary where both sides have it. An OID that stands for a name is another one on each cluster: there the name is read.

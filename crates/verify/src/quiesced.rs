@@ -63,6 +63,7 @@ async fn read_once(
     )?;
     let moments = (one.moment(), other.moment());
     run.read((&one, &other), states, wanted).await?;
+    run.name((&one, &other), states, wanted).await?;
     tokio::join!(one.release(), other.release());
     Ok(moments)
 }

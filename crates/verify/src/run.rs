@@ -2,6 +2,8 @@
 //!
 //! **Invariant:** nothing is written to either side.
 
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -9,9 +11,11 @@ use tidemark_model::Lsn;
 use tidemark_pipeline::{Error, Kind, Result, Target};
 use tokio_util::sync::CancellationToken;
 
+use crate::naming::name;
 use crate::outcome::{Outcome, Point, TableOutcome, side_report};
 use crate::pair::{Paired, pair};
-use crate::scan::{Sums, Tools, plan, scan};
+use crate::reading::Reading;
+use crate::scan::{Piece, Tools, plan, scan};
 use crate::side::{Side, View};
 use crate::state::State;
 use crate::{Request, Which};
@@ -91,20 +95,60 @@ impl<'a> Run<'a> {
         let again = there.iter().filter(|pair| states[**pair].readings == 1);
         let leaves = again.map(|pair| states[*pair].open.len() as u64);
         self.tools.progress.read_again.fetch_add(leaves.sum(), Ordering::Relaxed);
-        let (ours, theirs) = tokio::try_join!(
-            self.scan(views.0, states, &there),
-            self.scan(views.1, states, &there),
+        let [ours, theirs] = [views.0, views.1].map(|view| self.pieces(view, states, &there));
+        let sizes: HashMap<usize, u64> = there
+            .iter()
+            .map(|pair| (*pair, self.size(views.0, *pair).max(self.size(views.1, *pair))))
+            .collect();
+        let room = self.request.job.memory / 4;
+        let of = (self.paired.pairs.as_slice(), &self.tools.key);
+        let reading = Reading::new(of, [&ours, &theirs], room, |pair| sizes[&pair]);
+        tokio::try_join!(
+            scan(&self.tools, views.0, ours, &reading),
+            scan(&self.tools, views.1, theirs, &reading),
         )?;
-        for pair in there {
-            if let (Some(ours), Some(theirs)) = (ours.get(&pair), theirs.get(&pair)) {
-                states[pair].settle(ours, theirs);
-                states[pair].lsn = Some(views.0.moment().0);
+        for (pair, found) in reading.finish()? {
+            let state = &mut states[pair];
+            let read = state.open.clone();
+            let is_whole = read.len() == state.source.len();
+            let has_read = is_whole || self.paired.pairs[pair].ranges_of(&read).is_some();
+            state.settle(&found.source, &found.target);
+            // Of leaves that were read beside those in question nothing is to be named.
+            state.keys = found.keys.filter(|_| has_read).map(|keys| (keys, read));
+            state.lsn = Some(views.0.moment().0);
+        }
+        Ok(())
+    }
+
+    /// Names the differing rows of these pairs under the snapshots that were read last, where the verdict stands.
+    pub(crate) async fn name(
+        &self,
+        views: (&View, &View),
+        states: &mut [State],
+        wanted: &[usize],
+    ) -> Result<()> {
+        for pair in wanted.iter().copied().filter(|pair| self.paired.pairs[*pair].is_hashed()) {
+            if states[pair].gone.is_none() && states[pair].wants_names() {
+                name(self, [views.0, views.1], pair, &mut states[pair]).await?;
             }
         }
         Ok(())
     }
 
-    async fn scan(&self, view: &View, states: &[State], wanted: &[usize]) -> Result<Sums> {
+    /// Where rows are put aside that do not fit into memory.
+    pub(crate) fn spill_directory(&self) -> PathBuf {
+        let state_dir = &self.request.job.state_dir;
+        if state_dir.is_dir() { state_dir.clone() } else { std::env::temp_dir() }
+    }
+
+    /// Bytes of a table that are to be read.
+    fn size(&self, view: &View, pair: usize) -> u64 {
+        let oid = self.paired.pairs[pair].half(view.which).relation.oid;
+        let table = view.tables().iter().find(|table| table.oid == oid);
+        table.map_or(0, |table| table.heap_bytes + table.toast_bytes)
+    }
+
+    fn pieces(&self, view: &View, states: &[State], wanted: &[usize]) -> Vec<Piece> {
         let some = |pair: &usize| {
             let state = &states[*pair];
             let ranges = match state.readings {
@@ -113,8 +157,7 @@ impl<'a> Run<'a> {
             };
             (*pair, ranges)
         };
-        let pieces = plan(self.request, view, &self.paired.pairs, wanted.iter().map(some));
-        scan(&self.tools, view, (&self.paired.pairs, pieces), self.request.readers).await
+        plan(self.request, view, &self.paired.pairs, wanted.iter().map(some))
     }
 
     /// What came of it.

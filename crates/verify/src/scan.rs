@@ -1,6 +1,6 @@
-//! Reads chunks of one moment of a side and sums their rows by leaf.
+//! Reads chunks of one moment of a side and hands their rows over.
 //!
-//! **Invariant:** a chunk counts only when the server said how many rows it sent and as many were hashed; a chunk whose
+//! **Invariant:** a chunk counts only when the server said how many rows it sent and as many were taken; a chunk whose
 //! connection was lost counts for nothing and is read again under the same snapshot.
 
 use std::collections::{HashMap, VecDeque};
@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tidemark_digest::{DigestKey, RowHasher};
-use tidemark_model::{Budget, ChunkRange, ChunkSpec, Cpu, LeafSum, Oid, Relation, RowSum, Tuples};
+use tidemark_model::{Budget, ChunkRange, ChunkSpec, Cpu, Oid, Relation, Tuples};
 use tidemark_pipeline::{Error, Kind, Result};
 use tidemark_source::Reader;
 use tokio_util::sync::CancellationToken;
 
 use crate::pair::Pair;
 use crate::side::View;
-use crate::{Progress, Request};
+use crate::{Progress, Request, Which};
 
 /// Bytes of rows that are hashed at a time.
 const BATCH_BYTES: usize = 1 << 20;
@@ -33,6 +33,8 @@ pub(crate) struct Tools {
     pub(crate) throttle: Throttle,
     pub(crate) progress: Arc<Progress>,
     pub(crate) stop: CancellationToken,
+    /// Sessions that read each side.
+    pub(crate) readers: usize,
 }
 
 impl Tools {
@@ -48,6 +50,7 @@ impl Tools {
             throttle: Throttle::new(request.rate),
             progress: Arc::clone(&request.progress),
             stop: stop.clone(),
+            readers: request.readers,
         })
     }
 }
@@ -115,36 +118,44 @@ pub(crate) fn plan(
     pieces.into_iter().map(|(_, piece)| piece).collect()
 }
 
-/// What was found of the tables: sums by leaf, all of them, also of those without rows.
-pub(crate) type Sums = HashMap<usize, Vec<RowSum>>;
+/// What becomes of the chunks of a scan.
+pub(crate) trait Take: Sync {
+    /// What takes the rows of one chunk.
+    type Chunk: TakeRows;
+
+    /// A chunk is about to be read, perhaps not for the first time.
+    fn begin(&self, which: Which, pair: usize) -> Result<Self::Chunk>;
+
+    /// It was read to its end.
+    fn end(&self, which: Which, pair: usize, chunk: Self::Chunk) -> Result<()>;
+}
+
+/// What takes the rows of one chunk.
+pub(crate) trait TakeRows: Sized + Send + 'static {
+    /// The next rows. An error says what was attempted with them, not of which table.
+    fn add(&mut self, tuples: &Tuples) -> Result<()>;
+
+    /// So many rows it has taken.
+    fn rows(&self) -> u64;
+}
 
 /// Reads all pieces with so many sessions.
 ///
 /// # Errors
 /// The snapshot or the server is lost, or a value cannot be read.
-pub(crate) async fn scan(
+pub(crate) async fn scan<T: Take>(
     tools: &Tools,
     view: &View,
-    (pairs, pieces): (&[Pair], Vec<Piece>),
-    readers: usize,
-) -> Result<Sums> {
-    let sums = pieces
-        .iter()
-        .map(|(pair, _)| (*pair, vec![RowSum::default(); pairs[*pair].leaves.count()]));
-    let scan = Scan {
-        tools,
-        view,
-        pairs,
-        sums: Mutex::new(sums.collect()),
-        queue: Mutex::new(pieces.into()),
-    };
-    let workers = (0..readers.max(1)).map(|_| scan.work());
+    pieces: Vec<Piece>,
+    taker: &T,
+) -> Result<()> {
+    let scan = Scan { tools, view, taker, queue: Mutex::new(pieces.into()) };
+    let workers = (0..tools.readers.max(1)).map(|_| scan.work());
     tokio::select! {
         biased;
-        () = tools.stop.cancelled() => return Err(interrupted()),
-        worked = futures::future::try_join_all(workers) => worked?,
-    };
-    Ok(scan.sums.into_inner().expect("no holder panics"))
+        () = tools.stop.cancelled() => Err(interrupted()),
+        worked = futures::future::try_join_all(workers) => worked.map(drop),
+    }
 }
 
 pub(crate) fn interrupted() -> Error {
@@ -152,24 +163,19 @@ pub(crate) fn interrupted() -> Error {
         .hint("run the same command again; nothing was changed on either side")
 }
 
-struct Scan<'a> {
+struct Scan<'a, T> {
     tools: &'a Tools,
     view: &'a View,
-    pairs: &'a [Pair],
-    sums: Mutex<Sums>,
+    taker: &'a T,
     queue: Mutex<VecDeque<Piece>>,
 }
 
-impl Scan<'_> {
+impl<T: Take> Scan<'_, T> {
     async fn work(&self) -> Result<()> {
         let mut reader = None;
         while let Some((pair, spec)) = self.next() {
-            let leaves = self.piece(&mut reader, pair, &spec).await?;
-            let mut sums = self.sums.lock().expect("no holder panics");
-            let table = sums.get_mut(&pair).expect("every piece has its table");
-            for LeafSum { leaf, sum } in leaves {
-                table[leaf as usize] += sum;
-            }
+            let chunk = self.piece(&mut reader, pair, &spec).await?;
+            self.taker.end(self.view.which, pair, chunk)?;
         }
         Ok(())
     }
@@ -183,11 +189,11 @@ impl Scan<'_> {
         reader: &mut Option<Reader>,
         pair: usize,
         spec: &ChunkSpec,
-    ) -> Result<Vec<LeafSum>> {
+    ) -> Result<T::Chunk> {
         let mut attempt = 1;
         loop {
             let error = match self.attempt(reader, pair, spec).await {
-                Ok(leaves) => return Ok(leaves),
+                Ok(chunk) => return Ok(chunk),
                 Err(error) => error,
             };
             *reader = None;
@@ -206,8 +212,8 @@ impl Scan<'_> {
         reader: &mut Option<Reader>,
         pair: usize,
         spec: &ChunkSpec,
-    ) -> Result<Vec<LeafSum>> {
-        let mut hasher = self.pairs[pair].hasher(self.view.which, &self.tools.key)?;
+    ) -> Result<T::Chunk> {
+        let mut chunk = self.taker.begin(self.view.which, pair)?;
         let reader = match reader {
             Some(reader) => reader,
             None => reader.insert(self.view.reader().await?),
@@ -224,38 +230,48 @@ impl Scan<'_> {
             let bytes = tuples.data.len() as u64;
             self.tools.progress.add(self.view.which, bytes);
             self.tools.pass(bytes).await;
-            // The next batch is read while this one is hashed.
+            // The next batch is read while this one is taken.
             let read = async { copy.next(BATCH_BYTES, &self.tools.budget).await.map_err(of) };
-            let hash = self.hash(hasher, tuples, spec);
-            (next, hasher) = tokio::try_join!(read, hash)?;
+            let take = self.take(chunk, tuples, spec);
+            (next, chunk) = tokio::try_join!(read, take)?;
             drop(reservation);
         }
         let said = copy.rows().unwrap_or_default();
-        let (sum, leaves) = hasher.finish();
-        if sum.count == said {
-            return Ok(leaves);
+        let arrived = chunk.rows();
+        if arrived == said {
+            return Ok(chunk);
         }
         let message = format!(
-            "verify the {}: chunk {} of {}: the server announced {said} rows, {} arrived",
+            "verify the {}: chunk {} of {}: the server announced {said} rows, {arrived} arrived",
             self.view.which.word(),
             spec.chunk,
             spec.relation,
-            sum.count
         );
         Err(Error::new(Kind::Internal, message))
     }
 
-    async fn hash(
+    async fn take(
         &self,
-        mut hasher: RowHasher,
+        mut chunk: T::Chunk,
         tuples: Tuples,
         spec: &ChunkSpec,
-    ) -> Result<RowHasher> {
-        let hashed = self.tools.cpu.run(move || hasher.add(&tuples).map(|()| hasher)).await;
-        hashed.map_err(|cause| {
+    ) -> Result<T::Chunk> {
+        let taken = self.tools.cpu.run(move || chunk.add(&tuples).map(|()| chunk)).await;
+        taken.map_err(|mut error| {
             let side = self.view.which.word();
-            let message = format!("verify the {side}: hash the rows of {}", spec.relation);
-            Error::new(Kind::Internal, message).because(cause)
+            error.message = format!("verify the {side}: {} of {}", error.message, spec.relation);
+            error
         })
+    }
+}
+
+impl TakeRows for RowHasher {
+    fn add(&mut self, tuples: &Tuples) -> Result<()> {
+        Self::add(self, tuples)
+            .map_err(|cause| Error::new(Kind::Internal, "hash the rows").because(cause))
+    }
+
+    fn rows(&self) -> u64 {
+        self.sum().count
     }
 }

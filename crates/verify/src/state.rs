@@ -3,10 +3,12 @@
 //! **Invariant:** equality is only ever concluded from one reading of all leaves, under one snapshot of each side; a leaf is
 //! different when it differs in two readings and neither side has changed in between, or at one LSN.
 
+use tidemark_digest::Differences;
 use tidemark_model::{Lsn, RowSum};
 use tidemark_report::{Level, Verdict};
 
 use crate::Which;
+use crate::naming::{Excess, Named};
 use crate::outcome::TableOutcome;
 use crate::pair::Pair;
 
@@ -22,6 +24,11 @@ pub(crate) struct State {
     /// The source's position at the last of them.
     pub(crate) lsn: Option<Lsn>,
     pub(crate) gone: Option<Which>,
+    /// The keys that differed in the last reading, where a locator told them all, and the leaves that were read.
+    pub(crate) keys: Option<(Differences, Vec<u32>)>,
+    pub(crate) named: Option<Named>,
+    /// Why the differing rows are not all named.
+    pub(crate) unnamed: Option<String>,
 }
 
 impl State {
@@ -36,12 +43,48 @@ impl State {
             readings: 0,
             lsn: None,
             gone: None,
+            keys: None,
+            named: None,
+            unnamed: None,
         }
     }
 
     /// Whether another reading may tell more.
     pub(crate) fn wants_reading(&self) -> bool {
         !self.open.is_empty() && self.different.is_empty()
+    }
+
+    /// Whether there are rows to be named: their verdict stands, and they are not the same.
+    pub(crate) fn wants_names(&self) -> bool {
+        let is_settled = self.open.is_empty() || !self.different.is_empty();
+        let is_unknown = self.named.is_none() && self.unnamed.is_none();
+        self.readings > 0 && is_settled && is_unknown && !self.leaves_that_differ().is_empty()
+    }
+
+    /// The leaves whose rows are not the same, be it in their representation only; not those of which nothing is known.
+    pub(crate) fn leaves_that_differ(&self) -> Vec<u32> {
+        let both = (0_u32..).zip(self.source.iter().zip(&self.target));
+        let differ = both.filter(|(leaf, (one, other))| one != other && !self.open.contains(leaf));
+        differ.map(|(leaf, _)| leaf).collect()
+    }
+
+    /// The keys of these leaves, where a locator told them all.
+    pub(crate) fn take_keys(&mut self, leaves: &[u32]) -> Option<Differences> {
+        let (keys, read) = self.keys.take()?;
+        let has_read_all = leaves.iter().all(|leaf| read.binary_search(leaf).is_ok());
+        (self.open.is_empty() && has_read_all).then_some(keys)
+    }
+
+    /// What the source has more of in them.
+    pub(crate) fn excess(&self) -> Excess {
+        let mut excess = Excess::default();
+        for leaf in self.leaves_that_differ() {
+            let (one, other) = (self.source[leaf as usize], self.target[leaf as usize]);
+            excess.rows = excess.rows.wrapping_add(one.count.wrapping_sub(other.count));
+            excess.raw = excess.raw.wrapping_add(one.raw.wrapping_sub(other.raw));
+            excess.value = excess.value.wrapping_add(one.value.wrapping_sub(other.value));
+        }
+        excess
     }
 
     /// Takes a reading of the open leaves in. What differs as it did before is different. What has changed since the reading
@@ -77,10 +120,15 @@ impl State {
         };
         let (source, target) = (total(&self.source), total(&self.target));
         let is_exact = self.source == self.target;
+        // What no sum can tell: every differing row was looked at, and the source calls it equal.
+        let is_equal_to_sql = level == Level::Rows
+            && self.open.is_empty()
+            && self.named.as_ref().is_some_and(Named::is_equivalent);
         let (verdict, because) = match self.gone {
             _ if pair.is_other => {
                 (Verdict::Different, Some("its columns are not the same".to_owned()))
             }
+            _ if is_equal_to_sql => (Verdict::Equivalent, None),
             _ if !self.different.is_empty() => (Verdict::Different, None),
             Some(which) => {
                 let because =
@@ -108,6 +156,12 @@ impl State {
             unsettled: self.open,
             readings: self.readings,
             lsn: self.lsn,
+            key_columns: pair.key.iter().map(|at| pair.source.columns[*at].name.clone()).collect(),
+            named: match verdict {
+                Verdict::Identical => Some(Named::default()),
+                _ => self.named,
+            },
+            unnamed: self.unnamed,
         }
     }
 }

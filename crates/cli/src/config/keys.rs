@@ -81,7 +81,7 @@ pub struct Section {
 }
 
 /// The sections of this version, in the order of the file.
-pub const SECTIONS: [Section; 10] = [
+pub const SECTIONS: [Section; 11] = [
     Section { name: "job", repeated: false, why: "The job and where its state is kept." },
     Section { name: "source", repeated: false, why: "Where the data comes from." },
     Section { name: "target", repeated: false, why: "Where the data goes." },
@@ -99,6 +99,7 @@ pub const SECTIONS: [Section; 10] = [
     },
     Section { name: "parquet", repeated: false, why: "How Parquet files are written." },
     Section { name: "limits", repeated: false, why: "What the process may use." },
+    Section { name: "verify", repeated: false, why: "What a verification shows of the rows." },
     Section { name: "serve", repeated: false, why: "What monitoring may ask, over HTTP." },
 ];
 
@@ -113,6 +114,8 @@ pub const COMPRESSION: &[&str] = &["zstd", "lz4", "snappy", "none"];
 
 /// The choices of `stream.ddl`.
 pub const DDL: &[&str] = &["additive", "stop-table", "stop"];
+/// The choices of `verify.redact`.
+pub const REDACT: &[&str] = &["none", "values", "keys"];
 /// The choices of `limits.on_full`.
 pub const ON_FULL: &[&str] = &["wait", "drop-slot"];
 
@@ -367,6 +370,14 @@ pub const KEYS: &[Key] = &[
         why: "What happens when the spool is full and the source keeps too much: wait leaves the WAL on the source, drop-slot gives the slot up so that the source's disk lives (exit code 6; a new snapshot is needed then).",
     },
     Key {
+        path: "verify.redact",
+        kind: Kind::Choice(REDACT),
+        default: Some("values"),
+        otherwise: "",
+        example: r#""values""#,
+        why: "What reports and diff.ndjson hide of the rows that differ: none shows everything, values shows keys and puts a keyed hash in the place of every other value (of a table without a key that is all of them), keys hides keys too. Equal values of one column have equal hashes within a report. --redact of the command line wins.",
+    },
+    Key {
         path: "serve.listen",
         kind: Kind::Text,
         default: None,
@@ -378,8 +389,6 @@ pub const KEYS: &[Key] = &[
 
 /// Keys and sections of the design that come with a later version: refused, but not as a misspelling.
 pub const LATER: &[&str] = &[
-    "verify",
-    "verify.redact",
     "verify.allow",
     "wave",
     "wave.name",

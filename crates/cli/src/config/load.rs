@@ -19,9 +19,9 @@ use super::glob::{Selection, TableGlob};
 use super::keys::{Kind, key};
 use super::raw::{RawLimits, RawParquet, RawSnapshot, RawSource, RawStream, RawTable, RawTarget};
 use super::{
-    Compression, Config, Ddl, InForce, Job, Limits, OnFull, Origin, Parquet, SchemaMode, Snapshot,
-    Source, Stream, Table, Target, TargetUrl, Triggers, check_job_name, fitted_job_name, units,
-    url,
+    Compression, Config, Ddl, InForce, Job, Limits, OnFull, Origin, Parquet, Redact, SchemaMode,
+    Snapshot, Source, Stream, Table, Target, TargetUrl, Triggers, check_job_name, fitted_job_name,
+    units, url,
 };
 use crate::args::Global;
 use crate::redact;
@@ -116,6 +116,12 @@ impl Resolver<'_> {
             let why = "would drop the slot that source.slot names, which is not ours";
             return Err(self.wrong(&Found { key, text, origin: Origin::File }, why));
         }
+        let redact = self.choice("verify.redact", raw.verify.redact, |word| match word {
+            "none" => Some(Redact::None),
+            "values" => Some(Redact::Values),
+            "keys" => Some(Redact::Keys),
+            _ => None,
+        })?;
         let listen = self.listen(raw.serve.listen)?;
         Ok(Config {
             job,
@@ -127,6 +133,7 @@ impl Resolver<'_> {
             stream,
             parquet,
             limits,
+            redact,
             listen,
             in_force: self.in_force,
             file: None,

@@ -54,12 +54,25 @@ pub struct Config {
     pub parquet: Parquet,
     /// `[limits]`
     pub limits: Limits,
+    /// `verify.redact`
+    pub redact: Redact,
     /// `serve.listen`
     pub listen: Option<SocketAddr>,
     /// Where each value comes from, for `config check`; without secrets.
     pub in_force: Vec<InForce>,
     /// The file that was read, if there was one.
     pub file: Option<PathBuf>,
+}
+
+/// What is hidden of the rows that differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Redact {
+    /// Nothing.
+    None,
+    /// Values outside the key.
+    Values,
+    /// Values and keys.
+    Keys,
 }
 
 /// `[job]`

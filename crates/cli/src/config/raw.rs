@@ -28,8 +28,18 @@ pub struct RawConfig {
     pub parquet: RawParquet,
     /// `[limits]`
     pub limits: RawLimits,
+    /// `[verify]`
+    pub verify: RawVerify,
     /// `[serve]`
     pub serve: RawServe,
+}
+
+/// `[verify]`
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawVerify {
+    /// `redact`
+    pub redact: Option<String>,
 }
 
 /// `[serve]`

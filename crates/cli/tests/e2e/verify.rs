@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use crate::follow::{Pair, follows, passes};
@@ -50,7 +51,19 @@ fn a_job_is_verified_at_one_lsn_while_it_runs_and_after_it_was_stopped() {
     let report = report_in(&place);
     let pet = table(&report, "pet");
     assert_eq!((&pet["verdict"], &pet["differing_leaves"]), (&"different".into(), &1.into()));
+    assert_eq!((&pet["changed"], &pet["missing"]), (&1.into(), &0.into()));
+    assert_eq!((&pet["first_key"], &pet["key_columns"][0]), (&json!({"id": 5}), &"id".into()));
+    assert!(ran.stdout.contains("pet: 1 changed\n  changed id=5\n"), "{}", ran.stdout);
+    let lines = fs::read(place.join("diff.ndjson")).unwrap();
+    let line: Value = serde_json::from_slice(&lines).unwrap();
+    assert_eq!((&line["kind"], &line["key"]), (&"changed".into(), &json!({"id": 5})));
+    assert_eq!(report["diff"]["lines"], 1);
+    let sha256: String = Sha256::digest(&lines).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(report["diff"]["sha256"], sha256);
     assert_eq!(table(&report, "keyless")["verdict"], "identical");
+    // An earlier report's rows are not left beside one that has none.
+    job.run(&["verify", "--level", "schema", "--report", place.to_str().unwrap()]).expect(0);
+    assert!(!place.join("diff.ndjson").exists() && report_in(&place)["diff"].is_null());
     writer.stop().unwrap();
 }
 
@@ -80,4 +93,40 @@ fn two_databases_without_a_job_are_compared_where_they_stand_still() {
     pair.source.psql("CREATE TABLE only_here (a int)").unwrap();
     let ran = job.run(&["verify", "--quiesced"]).expect(1);
     assert!(ran.stdout.contains("only_here"), "{}", ran.stdout);
+}
+
+/// All that a report's directory holds.
+fn all_of(place: &Path) -> String {
+    let files =
+        fs::read_dir(place).unwrap().map(|file| fs::read_to_string(file.unwrap().path()).unwrap());
+    files.collect()
+}
+
+#[test]
+fn what_is_to_be_hidden_is_in_no_file_of_the_report_and_not_on_the_terminal() {
+    let (pair, directory) = (Pair::new("hidden"), TempDir::new().unwrap());
+    let rows = "CREATE TABLE person (name text PRIMARY KEY, card text); INSERT INTO person VALUES ('key-ann', 'card-1'), ('key-bob', 'card-2'); \
+        CREATE TABLE note (body text); INSERT INTO note VALUES ('card-3')";
+    pair.source.psql(rows).unwrap();
+    pair.target.psql(rows).unwrap();
+    pair.target.psql("UPDATE person SET card = 'card-9'; UPDATE note SET body = 'card-8'").unwrap();
+    let job = Job::new("hidden", &pair.source.url(), &pair.target.url());
+    for (redact, hides_keys, hides_values) in
+        [(None, false, true), (Some("keys"), true, true), (Some("none"), false, false)]
+    {
+        for level in ["digest", "rows"] {
+            let place = directory.path().join(format!("{redact:?}-{level}"));
+            let mut args =
+                vec!["verify", "--quiesced", "--level", level, "--table", "public.person"];
+            args.extend(["--table", "public.note", "--report", place.to_str().unwrap()]);
+            args.extend(redact.iter().flat_map(|what| ["--redact", what]));
+            let ran = job.run(&args).expect(1);
+            let all = all_of(&place) + &ran.stdout + &ran.stderr;
+            assert_eq!(!all.contains("key-"), hides_keys, "{redact:?} {level}: {all}");
+            assert_eq!(!all.contains("card-"), hides_values, "{redact:?} {level}: {all}");
+            let report = report_in(&place);
+            assert_eq!(report["redaction"], redact.unwrap_or("values"));
+            assert_eq!(report["diff"]["lines"], 4);
+        }
+    }
 }

@@ -82,7 +82,7 @@ fn a_misspelt_key_is_named_with_its_place_and_the_one_that_was_meant() {
 #[test]
 fn a_key_of_a_later_version_is_no_misspelling() {
     for (more, key) in [
-        ("[verify]\nredact = \"keys\"\n", "[verify]"),
+        ("[verify]\nallow = []\n", "verify.allow"),
         ("[[wave]]\nname = \"pilot\"\n", "[wave]"),
         ("[cutover]\n", "[cutover]"),
     ] {

@@ -7,5 +7,6 @@
 mod cases;
 mod generated;
 mod moving;
+mod naming;
 mod pairs;
 mod support;

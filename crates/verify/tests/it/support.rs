@@ -6,10 +6,10 @@ use std::time::Duration;
 use tidemark_pipeline::{
     Job, NotEmpty, PostgresTarget, SchemaMode, StreamJob, TableOptions, Target, Triggers,
 };
-use tidemark_report::Level;
+use tidemark_report::{Level, Redaction, Redactor};
 use tidemark_source::Selection;
 use tidemark_testkit::{Database, shared};
-use tidemark_verify::{Outcome, Request, TableOutcome, verify_quiesced};
+use tidemark_verify::{Lines, Outcome, Request, TableOutcome, verify_quiesced};
 use tidemark_wire::ConnectSpec;
 use tokio_util::sync::CancellationToken;
 
@@ -63,7 +63,8 @@ pub(crate) fn request(source: &str, target: &str) -> Request {
         stream: StreamJob::default(),
         tool_version: "test".to_owned(),
     };
-    Request { job, level: Level::Digest, readers: 2, rate: None, progress: Arc::default() }
+    let lines = Lines::new(Box::new(std::io::sink()), Redactor::new(Redaction::None, [0; 32]));
+    Request { job, level: Level::Digest, readers: 2, rate: None, progress: Arc::default(), lines }
 }
 
 pub(crate) fn table(outcome: &Outcome, name: &str) -> TableOutcome {
