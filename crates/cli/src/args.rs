@@ -21,7 +21,7 @@ const STYLES: Styles = Styles::styled()
     .placeholder(AnsiColor::Cyan.on_default());
 
 /// Commands of the design that this version does not have.
-pub const LATER_COMMANDS: [&str; 5] = ["repair", "delta", "cutover", "fallback", "complete"];
+pub const LATER_COMMANDS: [&str; 4] = ["delta", "cutover", "fallback", "complete"];
 
 /// Move a live PostgreSQL database to PostgreSQL or Parquet.
 ///
@@ -197,6 +197,16 @@ Examples:
   tidemark verify --level rows --redact none --report /tmp/report
   tidemark verify --level count --json | jq .verdict")]
     Verify(VerifyArgs),
+    /// Make the rows that a report calls different what the source has.
+    ///
+    /// Every row is read again on both sides first, at one LSN of a job while its stream stands there, or of two databases
+    /// that stand still where the report is of such. What differs no longer, or in another way, is left alone. Without
+    /// --apply nothing is written: the statements are printed, with the values that the source has now.
+    #[command(after_long_help = "\
+Examples:
+  tidemark repair report
+  tidemark repair report/report.json --apply")]
+    Repair(RepairArgs),
     /// Show how far a job is, also while another process runs it.
     #[command(after_help = "\
 Examples:
@@ -316,6 +326,17 @@ pub enum NotEmpty {
     Append,
     /// Empty the chosen tables first; needs --yes.
     Truncate,
+}
+
+/// Arguments of `repair`.
+#[derive(Debug, Clone, Args)]
+pub struct RepairArgs {
+    /// The report: its directory, or its report.json with diff.ndjson beside it.
+    #[arg(value_name = "REPORT")]
+    pub report: PathBuf,
+    /// Write to the target, and look at the same rows again.
+    #[arg(long)]
+    pub apply: bool,
 }
 
 /// Arguments of `verify`.

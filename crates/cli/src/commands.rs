@@ -14,6 +14,7 @@ use crate::jobs;
 use crate::log::Screen;
 use crate::output;
 use crate::redact;
+use crate::repair;
 use crate::verify;
 
 /// Runs one command.
@@ -31,6 +32,7 @@ pub fn run(cli: &Cli, screen: &Screen) -> Result<ExitCode, Failure> {
         }
         Command::Check(args) => jobs::check(&load(&cli.global, Needs::Both)?, args, screen),
         Command::Verify(args) => verify::run(&load(&cli.global, Needs::Both)?, args, screen),
+        Command::Repair(args) => repair::run(&load(&cli.global, Needs::Both)?, args, screen),
         Command::Status(args) => jobs::status(&load(&cli.global, Needs::Job)?, args),
         Command::Reset(args) => {
             if !args.yes {

@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod output;
 pub mod progress;
 pub mod redact;
+mod repair;
 mod serve;
 mod start;
 mod verify;

@@ -58,17 +58,8 @@ pub async fn verify_at_barrier(request: &Request, stop: &CancellationToken) -> R
         return Ok(run.outcome(states, None, (None, None)));
     }
     let wanted: Vec<usize> = (0..states.len()).collect();
-    let state_dir = &request.job.state_dir;
-    let meeting = async {
-        match ask_status(state_dir).await? {
-            Some(_) => meet(&run, &Stream::Process(state_dir.clone()), &wanted).await,
-            None => Box::pin(meet_here(&run, &wanted, stop)).await,
-        }
-    };
-    let Met { lsn, pause, source, target } = tokio::select! {
-        met = meeting => met?,
-        () = stop.cancelled() => return Err(interrupted()),
-    };
+    let met = at_one_point(&run, (&wanted, Stays::UntilExported), stop, async |met| Ok(met));
+    let Met { lsn, pause, source, target, .. } = met.await?;
     let (at, since) = (SystemTime::now(), Instant::now());
     let moments = (Some(source.moment()), Some(target.moment()));
     run.read((&source, &target), &mut states, &wanted).await?;
@@ -86,15 +77,61 @@ pub async fn verify_at_barrier(request: &Request, stop: &CancellationToken) -> R
 }
 
 /// Both sides at one LSN.
-struct Met {
+pub(crate) struct Met {
     lsn: Lsn,
+    /// For how long the stream stood, if it goes on already.
     pause: Duration,
-    source: View,
-    target: View,
+    /// What holds it, if it does not.
+    held: Option<Held>,
+    pub(crate) source: View,
+    pub(crate) target: View,
+}
+
+impl Met {
+    /// Lets the stream go on and the snapshots go.
+    pub(crate) async fn release(self) {
+        drop(self.held);
+        tokio::join!(self.source.release(), self.target.release());
+    }
+}
+
+/// For how long the stream stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stays {
+    /// Until the target has taken its snapshot.
+    UntilExported,
+    /// Until what was met is dropped.
+    WithThePoint,
+}
+
+/// Brings these pairs to one LSN on both sides, and does there what is to be done; where no process runs the job, it runs
+/// here meanwhile.
+pub(crate) async fn at_one_point<T>(
+    run: &Run<'_>,
+    wanted: (&[usize], Stays),
+    stop: &CancellationToken,
+    work: impl AsyncFnOnce(Met) -> Result<T>,
+) -> Result<T> {
+    let state_dir = &run.request.job.state_dir;
+    let meeting = async {
+        match ask_status(state_dir).await? {
+            Some(_) => work(meet(run, &Stream::Process(state_dir.clone()), wanted).await?).await,
+            None => Box::pin(meet_here(run, wanted, stop, work)).await,
+        }
+    };
+    tokio::select! {
+        met = meeting => met,
+        () = stop.cancelled() => Err(interrupted()),
+    }
 }
 
 /// Runs the job itself for as long as it takes.
-async fn meet_here(run: &Run<'_>, wanted: &[usize], stop: &CancellationToken) -> Result<Met> {
+async fn meet_here<T>(
+    run: &Run<'_>,
+    wanted: (&[usize], Stays),
+    stop: &CancellationToken,
+    work: impl AsyncFnOnce(Met) -> Result<T>,
+) -> Result<T> {
     refuse_other_than_following(run).await?;
     let (progress, stop) = (Arc::new(JobProgress::default()), stop.child_token());
     let mut running = std::pin::pin!(sync(&run.request.job, &progress, None, &stop));
@@ -102,18 +139,18 @@ async fn meet_here(run: &Run<'_>, wanted: &[usize], stop: &CancellationToken) ->
         while progress.view().phase != Phase::Follow {
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        meet(run, &Stream::Here(Arc::clone(&progress)), wanted).await
+        work(meet(run, &Stream::Here(Arc::clone(&progress)), wanted).await?).await
     };
-    let met = tokio::select! {
-        met = meeting => met,
+    let done = tokio::select! {
+        done = meeting => done,
         ended = &mut running => return Err(ended.err().unwrap_or_else(interrupted)),
     };
     stop.cancel();
     running.await?;
-    met
+    done
 }
 
-async fn meet(run: &Run<'_>, stream: &Stream, wanted: &[usize]) -> Result<Met> {
+async fn meet(run: &Run<'_>, stream: &Stream, wanted: (&[usize], Stays)) -> Result<Met> {
     let mut attempt = 1;
     loop {
         match Box::pin(meet_once(run, stream, wanted)).await {
@@ -126,7 +163,11 @@ async fn meet(run: &Run<'_>, stream: &Stream, wanted: &[usize]) -> Result<Met> {
     }
 }
 
-async fn meet_once(run: &Run<'_>, stream: &Stream, wanted: &[usize]) -> Result<Met> {
+async fn meet_once(
+    run: &Run<'_>,
+    stream: &Stream,
+    (wanted, stays): (&[usize], Stays),
+) -> Result<Met> {
     let (source, target) = (&run.source, &run.target);
     let there = run.relations(Which::Target, wanted);
     let locked = Locked::take(target.spec(), &target.options(there)).await;
@@ -140,20 +181,35 @@ async fn meet_once(run: &Run<'_>, stream: &Stream, wanted: &[usize]) -> Result<M
         let taken = Snapshot::take(source.spec(), &options).await;
         taken.map_err(|error| source.of(error))
     };
-    let at_barrier = at_barrier(run, locked, finding, &holding);
+    let at_barrier = async {
+        let (lsn, exported, held) = at_barrier(run, locked, finding, &holding).await?;
+        Ok((
+            lsn,
+            exported,
+            match stays {
+                Stays::UntilExported => Err(held.open()),
+                Stays::WithThePoint => Ok(held),
+            },
+        ))
+    };
     let met = tokio::try_join!(taken, at_barrier);
     // Whatever became of it, the stream goes on.
     let held = holding.lock().await.take();
     if let (Err(_), Some(Err(error))) = (&met, held) {
         return Err(error);
     }
-    let (snapshot, (lsn, exported, pause)) = met?;
+    let (snapshot, (lsn, exported, held)) = met?;
     if snapshot.lsn() != lsn {
         let attempt = "bring both sides to one point: the source's snapshot was taken again";
         return Err(Error::new(Kind::Unavailable, attempt).hint("run the same command again"));
     }
     let shown = exported.finish().await.map_err(|error| target.of(error))?;
-    Ok(Met { lsn, pause, source: source.shows(snapshot), target: target.shows(shown) })
+    let (pause, held) = match held {
+        Ok(held) => (Duration::ZERO, Some(held)),
+        Err(pause) => (pause, None),
+    };
+    let (source, target) = (source.shows(snapshot), target.shows(shown));
+    Ok(Met { lsn, pause, held, source, target })
 }
 
 /// What holds the stream, once it was tried.
@@ -165,7 +221,7 @@ async fn at_barrier(
     locked: Locked,
     mut finding: watch::Receiver<Option<Lsn>>,
     holding: &Holding,
-) -> Result<(Lsn, Exported, Duration)> {
+) -> Result<(Lsn, Exported, Held)> {
     let client = run.source.spec().connect().await.map_err(|error| run.source.of(error))?;
     let lsn = match finding.wait_for(Option::is_some).await {
         Ok(found) => found.unwrap_or(Lsn::ZERO),
@@ -183,7 +239,7 @@ async fn at_barrier(
         error = in_the_way(run, locked.holder_pid()) => return Err(error),
     }
     let exported = locked.export().await.map_err(|error| run.target.of(error))?;
-    Ok((lsn, exported, held.open()))
+    Ok((lsn, exported, held))
 }
 
 /// Waits until somebody on the target waits for our locks. The stream has to empty or alter a table before it can stand at

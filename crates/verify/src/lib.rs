@@ -24,6 +24,7 @@ mod outcome;
 mod pair;
 mod quiesced;
 mod reading;
+mod repair;
 mod run;
 mod scan;
 mod side;
@@ -35,6 +36,7 @@ pub use lines::Lines;
 pub use naming::Named;
 pub use outcome::{Outcome, Point, SideReport, TableOutcome};
 pub use quiesced::verify_quiesced;
+pub use repair::{How, Repaired, Suspect, repair};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -130,3 +130,37 @@ fn what_is_to_be_hidden_is_in_no_file_of_the_report_and_not_on_the_terminal() {
         }
     }
 }
+
+#[test]
+fn a_report_is_repaired_by_its_directory_and_not_when_it_was_cut_or_hides_the_keys() {
+    let (pair, directory) = (Pair::new("mended"), TempDir::new().unwrap());
+    let rows = "CREATE TABLE mended (id int PRIMARY KEY, a text); INSERT INTO mended SELECT i, 'r' FROM generate_series(1, 9) i";
+    pair.source.psql(rows).unwrap();
+    pair.target.psql(rows).unwrap();
+    pair.target
+        .psql("UPDATE mended SET a = 'x' WHERE id = 2; DELETE FROM mended WHERE id = 3")
+        .unwrap();
+    let job = Job::new("mended", &pair.source.url(), &pair.target.url());
+    let place = directory.path().join("report");
+    let place = place.to_str().unwrap();
+    let verify = ["verify", "--quiesced", "--table", "public.mended", "--report", place];
+    let hidden = verify.iter().copied().chain(["--redact", "keys"]).collect::<Vec<_>>();
+    job.run(&hidden).expect(1);
+    let refused = job.run(&["repair", place]).expect(2);
+    assert!(refused.stderr.contains("--redact"), "{}", refused.stderr);
+
+    job.run(&verify).expect(1);
+    let ran = job.run(&["repair", place]).expect(0);
+    assert!(ran.stdout.contains("INSERT INTO \"public\".\"mended\""), "{}", ran.stdout);
+    job.run(&verify).expect(1);
+    let json = format!("{place}/report.json");
+    let ran = job.run(&["repair", &json, "--apply"]).expect(0);
+    assert!(ran.stdout.is_empty() && ran.stderr.contains("2 rows written"), "{}", ran.stderr);
+    job.run(&["repair", place, "--apply"]).expect(0);
+    let lines = Path::new(place).join("diff.ndjson");
+    let whole = fs::read_to_string(&lines).unwrap();
+    fs::write(&lines, whole.lines().next().unwrap()).unwrap();
+    let refused = job.run(&["repair", place, "--apply"]).expect(2);
+    assert!(refused.stderr.contains("diff.ndjson"), "{}", refused.stderr);
+    job.run(&verify).expect(0);
+}

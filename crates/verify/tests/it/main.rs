@@ -9,4 +9,5 @@ mod generated;
 mod moving;
 mod naming;
 mod pairs;
+mod repairs;
 mod support;

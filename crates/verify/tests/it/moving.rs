@@ -16,6 +16,8 @@ use tidemark_wire::ConnectSpec;
 use tokio_util::sync::CancellationToken;
 
 use crate::naming::Kept;
+use crate::pairs::Restless;
+use crate::repairs::{how, repaired, suspects};
 use crate::support::Pair;
 
 /// A job in a thread of its own, as another process would run it.
@@ -140,6 +142,43 @@ async fn a_pair_that_never_rests_is_identical_at_every_point_and_what_was_plante
     assert_eq!((outcome.verdict(), found.verdict), (Verdict::Different, Verdict::Different));
     writer.stop().unwrap();
     follower.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_planted_is_repaired_between_the_changes_of_the_stream() {
+    let moving = Moving::new("repaired");
+    let (source, target) = (&moving.pair.source, &moving.pair.target);
+    let writer = moving.writer();
+    let mut follower = Some(Follower::start(&moving.pair.request.job));
+    moving.follows().await;
+    moving.verify().await;
+    let planted = "UPDATE pet SET name = 'other', body = 'x' WHERE id % 50 = 1; DELETE FROM pet WHERE id % 50 = 2; \
+        INSERT INTO pet SELECT -i, 'new' FROM generate_series(1, 9) i; DELETE FROM keyless WHERE note = 'n3'";
+    let stop = CancellationToken::new();
+    // While the job runs, and when it was stopped.
+    for _ in 0..2 {
+        target.psql(planted).unwrap();
+        let mut request = moving.pair.request.clone();
+        let kept = Kept::new(&mut request, Redaction::None);
+        let before = verify_at_barrier(&request, &stop).await.unwrap();
+        assert_eq!(before.verdict(), Verdict::Different);
+        // A newer value is what is written, and what the stream brings of the others is not undone.
+        source.psql("UPDATE pet SET name = 'later' WHERE id % 100 = 1").unwrap();
+        let restless = Restless::start(
+            &moving.pair,
+            "UPDATE pet SET name = clock_timestamp()::text WHERE id % 50 = 1",
+        );
+        let how = how(&moving.pair, true, true).await;
+        let (done, _) = repaired(&moving.pair.request, how, &suspects(&kept)).await;
+        assert!(done.written > 100 && done.left == 0, "{done:?}");
+        drop(restless);
+        let after = verify_at_barrier(&moving.pair.request, &stop).await.unwrap();
+        assert_eq!(after.verdict(), Verdict::Identical, "{after:?}");
+        if let Some(follower) = follower.take() {
+            follower.stop();
+        }
+    }
+    writer.stop().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -144,14 +144,14 @@ async fn a_sequence_that_lags_behind_is_told_and_changes_no_verdict() {
     );
 }
 
-/// Writes to one row of the source until it is dropped.
-struct Restless {
+/// Writes to the source until it is dropped.
+pub(crate) struct Restless {
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Restless {
-    fn start(pair: &Pair) -> Self {
+    pub(crate) fn start(pair: &Pair, sql: &'static str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (seen, mut command) =
             (Arc::clone(&stop), pair.source.cluster().psql_command(pair.source.name()));
@@ -159,8 +159,8 @@ impl Restless {
         let mut input = child.stdin.take().unwrap();
         let thread = std::thread::spawn(move || {
             while !seen.load(Ordering::Relaxed) {
-                writeln!(input, "UPDATE t SET n = n + 1 WHERE id = 77; SELECT pg_sleep(0.01);")
-                    .unwrap();
+                // Padded, so that few are on their way to psql when it is to stop.
+                writeln!(input, "{sql}; SELECT pg_sleep(0.01); {:8000}", "").unwrap();
             }
             drop(input);
             child.wait().unwrap();
@@ -181,7 +181,7 @@ async fn what_does_not_hold_still_is_neither_equal_nor_different() {
     let pair = Pair::new();
     pair.both(ROWS);
     let before = pair.source.psql("SELECT n FROM t WHERE id = 77").unwrap();
-    let restless = Restless::start(&pair);
+    let restless = Restless::start(&pair, "UPDATE t SET n = n + 1 WHERE id = 77");
     let moved = || pair.source.psql("SELECT n FROM t WHERE id = 77").unwrap() != before;
     while !moved() {}
     let found = pair.table("t").await;

@@ -1,0 +1,155 @@
+//! `tidemark repair`: from a report to the rows that it calls different.
+//!
+//! **Invariant:** a report that was edited or cut, or is of other databases, repairs nothing.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+use tidemark_model::RelationName;
+use tidemark_pipeline::{Error, Kind, Target};
+use tidemark_report::{
+    DiffFile, DiffLine, DiffReader, Level, Point, Redaction, Redactor, VerifyReport, check_json,
+};
+use tidemark_verify::{How, Lines, Repaired, Request, Suspect, repair};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{NotEmpty, RepairArgs};
+use crate::config::Config;
+use crate::exit::{ExitCode, Failure};
+use crate::jobs::{Signals, runtime};
+use crate::log::Screen;
+use crate::{job, output};
+
+/// Runs the command.
+///
+/// # Errors
+/// The report cannot be used, a side cannot be read, or the target refuses a row.
+pub(crate) fn run(
+    config: &Config,
+    args: &RepairArgs,
+    screen: &Screen,
+) -> Result<ExitCode, Failure> {
+    let place = match args.report.is_dir() {
+        true => args.report.join("report.json"),
+        false => args.report.clone(),
+    };
+    let (report, diff) = read(&place)?;
+    let moves = matches!(report.point, Point::Barrier { .. });
+    let job = job::job(config, NotEmpty::Refuse, moves)?;
+    if !matches!(job.target, Target::Postgres(_)) {
+        return Err(Failure::usage(
+            "repair a Parquet target: only PostgreSQL targets can be repaired",
+        ));
+    }
+    let request = Request {
+        readers: 1,
+        level: Level::Rows,
+        rate: None,
+        progress: Arc::default(),
+        lines: Lines::new(
+            Box::new(std::io::sink()),
+            Redactor::new(Redaction::Keys, rand::random()),
+        ),
+        job,
+    };
+    let sides = [&report.source, &report.target]
+        .map(|side| (side.system_identifier.clone(), side.database.clone()));
+    let how = How { sides, applies: args.apply, moves };
+    let lines = File::open(&diff)
+        .map_err(|error| Failure::usage(format!("read {}", diff.display())).because(&error))?;
+    let lines = DiffReader::new(BufReader::new(lines));
+    let mut hidden = 0;
+    let mut suspects = lines.filter_map(|line| match line {
+        Err(error) => Some(Err(Error::new(Kind::Usage, "read diff.ndjson").because(error))),
+        Ok(line) => suspect(line).map(Ok).or_else(|| {
+            hidden += 1;
+            None
+        }),
+    });
+    let mut say = |sql: &str| {
+        output::print(&format!("{sql};\n"))
+            .map_err(|_| Error::new(Kind::Unavailable, "print the statements"))
+    };
+    let stop = CancellationToken::new();
+    let repaired = runtime()?.block_on(async {
+        let mut signals = Signals::new()?;
+        tokio::select! {
+            repaired = repair(&request, how, &mut suspects, &mut say, &stop) => Ok(repaired?),
+            () = signals.next() => Err(Failure::from(Error::interrupted())),
+        }
+    })?;
+    drop(suspects);
+    Ok(told(repaired, hidden, args.apply, screen))
+}
+
+/// The report, and where its rows are; both as they were written.
+fn read(place: &Path) -> Result<(VerifyReport, PathBuf), Failure> {
+    let unusable = |error: &(dyn std::error::Error + 'static)| {
+        Failure::usage(format!("repair by {}", place.display()))
+            .because(error)
+            .hint("verify again with --report DIR, and name that directory")
+    };
+    let text = std::fs::read_to_string(place).map_err(|error| unusable(&error))?;
+    let report = check_json(&text).map_err(|error| unusable(&error))?;
+    let Some(diff) = &report.diff else {
+        return Err(Failure::usage(format!("repair by {}: it names no rows", place.display()))
+            .hint("verify with --level digest or rows, and --report DIR"));
+    };
+    if report.redaction == Redaction::Keys {
+        return Err(Failure::usage(format!("repair by {}: its keys are hidden", place.display()))
+            .hint("verify again with --redact values or none"));
+    }
+    let path = place.with_file_name(&diff.name);
+    is_whole(&path, diff).map_err(|error| unusable(&*error))?;
+    Ok((report, path))
+}
+
+/// Nothing is repaired by a file that was cut or edited.
+fn is_whole(path: &Path, diff: &DiffFile) -> Result<(), Box<dyn std::error::Error>> {
+    let mut lines = DiffReader::new(BufReader::new(File::open(path)?));
+    for line in &mut lines {
+        line?;
+    }
+    Ok(lines.finish(diff)?)
+}
+
+/// What a line says of a row; nothing where its key is hidden, as that of a table without a key is with its values.
+fn suspect(line: DiffLine) -> Option<Suspect> {
+    let key = line.key.columns().map(|(column, shown)| {
+        let text = match shown.as_json() {
+            Value::Null => None,
+            Value::Object(_) => return None,
+            Value::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        };
+        Some((column.to_owned(), text))
+    });
+    let key: Option<Vec<_>> = key.collect();
+    let table = RelationName::new(line.schema.clone(), line.table.clone());
+    Some(Suspect { table, kind: line.kind, key: key? })
+}
+
+fn told(repaired: Repaired, hidden: u64, applied: bool, screen: &Screen) -> ExitCode {
+    let Repaired { written, healed, stale, left } = repaired;
+    let done = if applied { "written" } else { "to be written, with --apply" };
+    screen.say(&format!("{written} rows {done}; {healed} are equal by now\n"));
+    if stale > 0 {
+        screen.say(&format!(
+            "{stale} differ in another way by now and were left alone: verify again\n"
+        ));
+    }
+    if hidden > 0 {
+        screen.say(&format!("{hidden} lines hide the row of a table without a key: verify again with --redact none\n"));
+    }
+    if left > 0 {
+        screen.say(&format!("{left} rows still differ after they were written: a trigger, a generated column, or another writer on the target\n"));
+    }
+    match () {
+        () if left > 0 => ExitCode::Different,
+        () if stale + hidden > 0 => ExitCode::Incomplete,
+        () => ExitCode::Done,
+    }
+}

@@ -1,0 +1,364 @@
+//! Makes the rows that a report calls different what the source has.
+//!
+//! **Invariant:** nothing that a report says is written: every row is read again on both sides first, as of one point, and a
+//! finding that does not hold any more is left alone. What is written is one transaction for each part, in which every
+//! statement touches exactly the rows that it is meant for; then the same rows are read again, and a difference that is left
+//! is told. Of a pair that moves the stream stands from the reading to the last look, so that no change of it comes in
+//! between, and none is undone.
+
+use std::collections::HashMap;
+
+use tidemark_model::sql::{Ident, Literal};
+use tidemark_model::{Generated, Identity, RelationName};
+use tidemark_pipeline::{Error, Kind, Result, Target, Triggers};
+use tidemark_report::DiffKind;
+use tokio_util::sync::CancellationToken;
+
+use crate::again::{Ask, fields, read_again};
+use crate::classify::Classify;
+use crate::exact::{Met, Stays, at_one_point};
+use crate::naming::{Found, matched};
+use crate::pair::{Pair, Shows};
+use crate::run::Run;
+use crate::side::View;
+use crate::{Request, Which};
+
+/// Rows that are read, written and read again at a time; the stream stands for as long.
+const PART: usize = 500;
+
+/// A row that a report calls different.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Suspect {
+    /// Its table.
+    pub table: RelationName,
+    /// In which way it differs.
+    pub kind: DiffKind,
+    /// The columns of its key, or of a table without a key all of them, with their text.
+    pub key: Vec<(String, Option<String>)>,
+}
+
+/// Which pair is repaired, and whether it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct How {
+    /// System identifier and database of the source and of the target that the findings are of.
+    pub sides: [(Option<String>, Option<String>); 2],
+    /// Write to the target.
+    pub applies: bool,
+    /// A job keeps the two in step.
+    pub moves: bool,
+}
+
+/// What became of the findings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Repaired {
+    /// Rows that were written, or would be.
+    pub written: u64,
+    /// Findings whose rows are equal by now.
+    pub healed: u64,
+    /// Findings whose rows differ in another way by now, which are left alone.
+    pub stale: u64,
+    /// Rows that still differ after they were written.
+    pub left: u64,
+}
+
+/// Repairs these rows, or says what it would do: the statements, one by one.
+///
+/// # Errors
+/// A side cannot be read, or the target refuses a row: of that part nothing is written.
+///
+/// # Cancel safety
+/// Safe: a part that is not committed is undone, and the stream goes on.
+pub async fn repair(
+    request: &Request,
+    how: How,
+    suspects: &mut (dyn Iterator<Item = Result<Suspect>> + Send),
+    say: &mut (dyn FnMut(&str) -> Result<()> + Send),
+    stop: &CancellationToken,
+) -> Result<Repaired> {
+    let run = Run::open(request, how.moves, stop).await?;
+    refuse_others(&run, &how)?;
+    let mut repair = Repair { run: &run, how, say, stop, done: Repaired::default() };
+    let mut part: Vec<Suspect> = Vec::new();
+    for suspect in suspects {
+        let suspect = suspect?;
+        if part.len() == PART || part.first().is_some_and(|first| first.table != suspect.table) {
+            Box::pin(repair.part(std::mem::take(&mut part))).await?;
+        }
+        part.push(suspect);
+    }
+    Box::pin(repair.part(part)).await?;
+    Ok(repair.done)
+}
+
+fn refuse_others(run: &Run<'_>, how: &How) -> Result<()> {
+    for (side, (system, database)) in [&run.source, &run.target].into_iter().zip(&how.sides) {
+        let server = &side.catalog.server;
+        let is_other = *system != Some(server.system_identifier.to_string())
+            || *database != Some(server.database.clone());
+        if is_other {
+            let which = side.which.word();
+            let message = format!(
+                "repair: the report is of another {which} than database {:?}",
+                server.database
+            );
+            return Err(Error::new(Kind::Usage, message)
+                .hint("verify these two, and repair by that report"));
+        }
+    }
+    Ok(())
+}
+
+struct Repair<'a> {
+    run: &'a Run<'a>,
+    how: How,
+    say: &'a mut (dyn FnMut(&str) -> Result<()> + Send),
+    stop: &'a CancellationToken,
+    done: Repaired,
+}
+
+/// A row, by the text of its key or by all of its text.
+type Key = Vec<Option<String>>;
+
+impl Repair<'_> {
+    async fn part(&mut self, suspects: Vec<Suspect>) -> Result<()> {
+        let Some(first) = suspects.first() else { return Ok(()) };
+        let pairs = &self.run.paired.pairs;
+        let number =
+            pairs.iter().position(|pair| *pair.name() == first.table).ok_or_else(|| {
+                Error::new(
+                    Kind::Usage,
+                    format!(
+                        "repair {}: it is not among the chosen tables that both sides have",
+                        first.table
+                    ),
+                )
+                .hint("give the selection that the report was made with")
+            })?;
+        let keys = keys_of(&pairs[number], suspects)?;
+        let (run, stop, applies) = (self.run, self.stop, self.how.applies);
+        if self.how.moves {
+            let stays = if applies { Stays::WithThePoint } else { Stays::UntilExported };
+            let repair = async |met: Met| {
+                let done = self.at(number, [&met.source, &met.target], keys).await;
+                met.release().await;
+                done
+            };
+            return Box::pin(at_one_point(run, (&[number], stays), stop, repair)).await;
+        }
+        let (source, target) = tokio::try_join!(
+            run.source.view(run.relations(Which::Source, &[number])),
+            run.target.view(run.relations(Which::Target, &[number])),
+        )?;
+        self.at(number, [&source, &target], keys).await?;
+        tokio::join!(source.release(), target.release());
+        Ok(())
+    }
+
+    /// Both sides are as of one point, and nobody else writes these rows.
+    async fn at(
+        &mut self,
+        number: usize,
+        views: [&View; 2],
+        keys: HashMap<Key, DiffKind>,
+    ) -> Result<()> {
+        let pair = &self.run.paired.pairs[number];
+        let asked: Vec<Key> = keys.keys().cloned().collect();
+        let mut found = self.differences(number, views, &asked).await?;
+        let mut open = keys;
+        let mut stands = Vec::new();
+        for one in found.drain(..) {
+            let key = key_of(pair, &one);
+            match open.remove(&key) {
+                Some(kind) if is_same_kind(kind, one.kind) => stands.push((key, one)),
+                // Another representation of one of several equal rows.
+                None => stands.push((key, one)),
+                Some(_) => self.done.stale += 1,
+            }
+        }
+        self.done.healed += open.len() as u64;
+        let statements: Vec<(String, u64)> =
+            stands.iter().map(|(key, one)| statement(pair, key, one)).collect();
+        self.done.written += statements.iter().map(|(_, rows)| rows).sum::<u64>();
+        if !self.how.applies {
+            return statements.iter().try_for_each(|(sql, _)| (self.say)(sql));
+        }
+        if statements.is_empty() {
+            return Ok(());
+        }
+        self.write(pair, &statements).await?;
+        let after = self.run.target.view(self.run.relations(Which::Target, &[number])).await?;
+        let keys: Vec<Key> = stands.into_iter().map(|(key, _)| key).collect();
+        let left = self.differences(number, [views[0], &after], &keys).await?;
+        after.release().await;
+        self.done.left += left.len() as u64;
+        Ok(())
+    }
+
+    /// What differs now among the rows with these keys, with their columns.
+    async fn differences(
+        &self,
+        number: usize,
+        views: [&View; 2],
+        keys: &[Key],
+    ) -> Result<Vec<Found>> {
+        let (ask, run) = (Ask::Keys(keys.to_vec()), self.run);
+        let mut aside = Box::pin(read_again(run, views, number, (ask, Shows::Row))).await?;
+        let (mut groups, mut found) = (aside.groups()?, Vec::new());
+        while let Some(group) = groups.next()? {
+            found.extend(matched(group));
+        }
+        let mut classify = Classify::open(run, &run.paired.pairs[number]).await?;
+        classify.columns(&mut found)?;
+        Ok(found)
+    }
+
+    async fn write(&self, pair: &Pair, statements: &[(String, u64)]) -> Result<()> {
+        let target = &self.run.target;
+        let mut client = target.spec().connect().await.map_err(|error| target.of(error))?;
+        let refused = |cause| refused(pair, &cause);
+        let transaction = client.transaction().await.map_err(refused)?;
+        transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await.map_err(refused)?;
+        let Target::Postgres(of_target) = &self.run.request.job.target else { return Ok(()) };
+        if of_target.triggers == Triggers::Replica {
+            let replica = "SET LOCAL session_replication_role = replica";
+            transaction.batch_execute(replica).await.map_err(refused)?;
+        }
+        for (sql, rows) in statements {
+            if transaction.execute(sql.as_str(), &[]).await.map_err(refused)? != *rows {
+                let message =
+                    format!("repair {}: another number of rows than was read", pair.name());
+                return Err(Error::new(Kind::TargetRefused, message)
+                    .hint("somebody else writes to the target, or a trigger has its say; nothing of this part was written"));
+            }
+        }
+        transaction.commit().await.map_err(refused)
+    }
+}
+
+/// The server's words may quote a value, so only its code is told.
+fn refused(pair: &Pair, cause: &tidemark_wire::tokio_postgres::Error) -> Error {
+    let why = match cause.as_db_error() {
+        Some(error) => {
+            let constraint = error
+                .constraint()
+                .map_or(String::new(), |name| format!(", constraint {}", Ident(name)));
+            format!("the target refused it (SQLSTATE {}{constraint})", error.code().code())
+        }
+        None => "the connection was lost".to_owned(),
+    };
+    Error::new(Kind::TargetRefused, format!("repair {}: {why}", pair.name())).hint(
+        "nothing of this part was written; mend what is in the way, and run the same command again",
+    )
+}
+
+/// The keys in the order in which the pair knows its rows.
+fn keys_of(pair: &Pair, suspects: Vec<Suspect>) -> Result<HashMap<Key, DiffKind>> {
+    let names: Vec<&str> =
+        pair.known_by().iter().map(|at| pair.source.columns[*at].name.as_str()).collect();
+    let keys = suspects.into_iter().map(|suspect| {
+        let mut values: HashMap<String, Option<String>> = suspect.key.into_iter().collect();
+        let key: Option<Key> = names.iter().map(|name| values.remove(*name)).collect();
+        match key {
+            Some(key) if values.is_empty() => Ok((key, suspect.kind)),
+            _ => Err(Error::new(
+                Kind::Usage,
+                format!("repair {}: it has another key than when the report was made", pair.name()),
+            )
+            .hint("verify again, and repair by that report")),
+        }
+    });
+    keys.collect()
+}
+
+/// A missing row that was found among the extra ones, say, is another finding.
+fn is_same_kind(reported: DiffKind, found: DiffKind) -> bool {
+    let is_on_both = |kind| !matches!(kind, DiffKind::Missing | DiffKind::Extra);
+    reported == found || is_on_both(reported) && is_on_both(found)
+}
+
+/// All columns as text, of the side's row.
+fn texts<'a>(pair: &Pair, body: &'a [u8]) -> Vec<Option<&'a str>> {
+    let fields = fields(body, Shows::Row).into_iter().skip(pair.source.columns.len());
+    fields.map(|field| field.and_then(|text| std::str::from_utf8(text).ok())).collect()
+}
+
+/// As the report names the row.
+fn key_of(pair: &Pair, found: &Found) -> Key {
+    let [source, target] = &found.bodies;
+    let body = source.as_ref().or(target.as_ref()).map(|body| &**body).unwrap_or_default();
+    let texts = texts(pair, body);
+    pair.known_by().iter().map(|at| texts.get(*at).copied().flatten().map(str::to_owned)).collect()
+}
+
+/// The statement that makes the target's row what the source's is, and how many rows it touches.
+fn statement(pair: &Pair, key: &[Option<String>], found: &Found) -> (String, u64) {
+    let [source, target] = &found.bodies;
+    let [source, target] =
+        [source, target].map(|body| body.as_deref().map(|body| texts(pair, body)));
+    let table = &pair.target.relation.name;
+    let columns = &pair.target.columns;
+    let literal = |at: usize, texts: &[Option<&str>]| match texts.get(at).copied().flatten() {
+        Some(text) => format!("{}::{}", Literal(text), columns[at].type_name),
+        None => "NULL".to_owned(),
+    };
+    let is_written = |at: &usize| columns[*at].generated == Generated::No;
+    let sql = match (source, target) {
+        (Some(source), None) => {
+            let written: Vec<usize> = (0..columns.len()).filter(is_written).collect();
+            let names: Vec<String> =
+                written.iter().map(|at| Ident(&columns[*at].name).to_string()).collect();
+            let values: Vec<String> = written.iter().map(|at| literal(*at, &source)).collect();
+            format!(
+                "INSERT INTO {table} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM pg_catalog.generate_series(1, {})",
+                names.join(", "),
+                values.join(", "),
+                found.copies
+            )
+        }
+        (Some(source), Some(target)) => {
+            let changes = found.columns.iter().map(|(at, _)| *at).filter(is_written);
+            let changes = changes.filter(|at| columns[*at].identity != Identity::Always);
+            let changes = changes
+                .map(|at| format!("{} = {}", Ident(&columns[at].name), literal(at, &source)));
+            let changes = changes.collect::<Vec<_>>().join(", ");
+            if changes.is_empty() {
+                // Only what the target makes itself differs: the look afterwards will tell.
+                return (format!("-- {table}: a generated column differs"), 0);
+            }
+            let row = owned(&target);
+            format!("UPDATE ONLY {table} SET {changes} WHERE {}", some_of(pair, &row, found.copies))
+        }
+        (None, Some(target)) => {
+            format!(
+                "DELETE FROM ONLY {table} WHERE {}",
+                some_of(pair, &owned(&target), found.copies)
+            )
+        }
+        (None, None) => format!("-- nothing to do for {}", key.len()),
+    };
+    (sql, found.copies)
+}
+
+fn owned(texts: &[Option<&str>]) -> Key {
+    texts.iter().map(|text| text.map(str::to_owned)).collect()
+}
+
+/// So many of the rows that are exactly this one.
+fn some_of(pair: &Pair, row: &[Option<String>], copies: u64) -> String {
+    let key: Key = pair.known_by().iter().map(|at| row.get(*at).cloned().flatten()).collect();
+    let texts = pair.target.columns.iter().zip(row).map(|(column, text)| {
+        let name = Ident(&column.name);
+        match text {
+            None => format!("{name} IS NULL"),
+            Some(text) => {
+                format!("{name}::pg_catalog.text OPERATOR(pg_catalog.=) {}", Literal(text))
+            }
+        }
+    });
+    let table = &pair.target.relation.name;
+    format!(
+        "ctid IN (SELECT ctid FROM ONLY {table} WHERE {} AND {} LIMIT {copies})",
+        pair.is_row(Which::Target, &key),
+        texts.collect::<Vec<_>>().join(" AND ")
+    )
+}
