@@ -148,11 +148,16 @@ async fn a_pair_that_never_rests_is_identical_at_every_point_and_what_was_plante
 async fn what_was_planted_is_repaired_between_the_changes_of_the_stream() {
     let moving = Moving::new("repaired");
     let (source, target) = (&moving.pair.source, &moving.pair.target);
+    // Out of line, so that a change of the name does not bring it.
+    source
+        .psql("ALTER TABLE pet ALTER body SET STORAGE EXTERNAL; UPDATE pet SET body = body || '.'")
+        .unwrap();
     let writer = moving.writer();
     let mut follower = Some(Follower::start(&moving.pair.request.job));
     moving.follows().await;
     moving.verify().await;
-    let planted = "UPDATE pet SET name = 'other', body = 'x' WHERE id % 50 = 1; DELETE FROM pet WHERE id % 50 = 2; \
+    // Enough for several parts, in each of which the stream has something to bring.
+    let planted = "UPDATE pet SET body = 'x' || id WHERE id <= 1500; DELETE FROM pet WHERE id % 50 = 2; \
         INSERT INTO pet SELECT -i, 'new' FROM generate_series(1, 9) i; DELETE FROM keyless WHERE note = 'n3'";
     let stop = CancellationToken::new();
     // While the job runs, and when it was stopped.
@@ -166,11 +171,11 @@ async fn what_was_planted_is_repaired_between_the_changes_of_the_stream() {
         source.psql("UPDATE pet SET name = 'later' WHERE id % 100 = 1").unwrap();
         let restless = Restless::start(
             &moving.pair,
-            "UPDATE pet SET name = clock_timestamp()::text WHERE id % 50 = 1",
+            "UPDATE pet SET name = clock_timestamp()::text WHERE id % 5 = 1",
         );
         let how = how(&moving.pair, true, true).await;
         let (done, _) = repaired(&moving.pair.request, how, &suspects(&kept)).await;
-        assert!(done.written > 100 && done.left == 0, "{done:?}");
+        assert!(done.written > 1500 && done.left == 0, "{done:?}");
         drop(restless);
         let after = verify_at_barrier(&moving.pair.request, &stop).await.unwrap();
         assert_eq!(after.verdict(), Verdict::Identical, "{after:?}");
