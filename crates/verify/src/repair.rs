@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::again::{Ask, fields, read_again};
 use crate::classify::Classify;
 use crate::exact::{Met, Stays, at_one_point};
-use crate::naming::{Found, matched};
+use crate::naming::{Found, defect, matched};
 use crate::pair::{Pair, Shows};
 use crate::run::Run;
 use crate::side::View;
@@ -167,7 +167,7 @@ impl Repair<'_> {
         let mut open = keys;
         let mut stands = Vec::new();
         for one in found.drain(..) {
-            let key = key_of(pair, &one);
+            let key = key_of(pair, &one)?;
             match open.remove(&key) {
                 Some(kind) if is_same_kind(kind, one.kind) => stands.push((key, one)),
                 // Another representation of one of several equal rows.
@@ -176,8 +176,9 @@ impl Repair<'_> {
             }
         }
         self.done.healed += open.len() as u64;
-        let statements: Vec<(String, u64)> =
-            stands.iter().map(|(key, one)| statement(pair, key, one)).collect();
+        let statements: Result<Vec<(String, u64)>> =
+            stands.iter().map(|(_, one)| statement(pair, one)).collect();
+        let statements = statements?;
         self.done.written += statements.iter().map(|(_, rows)| rows).sum::<u64>();
         if !self.how.applies {
             return statements.iter().try_for_each(|(sql, _)| (self.say)(sql));
@@ -276,25 +277,30 @@ fn is_same_kind(reported: DiffKind, found: DiffKind) -> bool {
     reported == found || is_on_both(reported) && is_on_both(found)
 }
 
-/// All columns as text, of the side's row.
-fn texts<'a>(pair: &Pair, body: &'a [u8]) -> Vec<Option<&'a str>> {
+/// All columns as text, of the side's row. What is no text must not be taken for NULL: it would be written.
+fn texts<'a>(pair: &Pair, body: &'a [u8]) -> Result<Vec<Option<&'a str>>> {
     let fields = fields(body, Shows::Row).into_iter().skip(pair.source.columns.len());
-    fields.map(|field| field.and_then(|text| std::str::from_utf8(text).ok())).collect()
+    let text = |field: Option<&'a [u8]>| field.map(std::str::from_utf8).transpose();
+    fields.map(text).collect::<std::result::Result<_, _>>().map_err(|cause| {
+        let message = format!("repair {}: a value that is not UTF-8", pair.name());
+        Error::new(Kind::Internal, message).because(cause)
+    })
 }
 
 /// As the report names the row.
-fn key_of(pair: &Pair, found: &Found) -> Key {
+fn key_of(pair: &Pair, found: &Found) -> Result<Key> {
     let [source, target] = &found.bodies;
     let body = source.as_ref().or(target.as_ref()).map(|body| &**body).unwrap_or_default();
-    let texts = texts(pair, body);
-    pair.known_by().iter().map(|at| texts.get(*at).copied().flatten().map(str::to_owned)).collect()
+    let texts = texts(pair, body)?;
+    let text = |at: &usize| texts.get(*at).copied().flatten().map(str::to_owned);
+    Ok(pair.known_by().iter().map(text).collect())
 }
 
 /// The statement that makes the target's row what the source's is, and how many rows it touches.
-fn statement(pair: &Pair, key: &[Option<String>], found: &Found) -> (String, u64) {
+fn statement(pair: &Pair, found: &Found) -> Result<(String, u64)> {
     let [source, target] = &found.bodies;
-    let [source, target] =
-        [source, target].map(|body| body.as_deref().map(|body| texts(pair, body)));
+    let source = source.as_deref().map(|body| texts(pair, body)).transpose()?;
+    let target = target.as_deref().map(|body| texts(pair, body)).transpose()?;
     let table = &pair.target.relation.name;
     let columns = &pair.target.columns;
     let literal = |at: usize, texts: &[Option<&str>]| match texts.get(at).copied().flatten() {
@@ -323,7 +329,7 @@ fn statement(pair: &Pair, key: &[Option<String>], found: &Found) -> (String, u64
             let changes = changes.collect::<Vec<_>>().join(", ");
             if changes.is_empty() {
                 // Only what the target makes itself differs: the look afterwards will tell.
-                return (format!("-- {table}: a generated column differs"), 0);
+                return Ok((format!("-- {table}: a generated column differs"), 0));
             }
             let row = owned(&target);
             format!("UPDATE ONLY {table} SET {changes} WHERE {}", some_of(pair, &row, found.copies))
@@ -334,9 +340,9 @@ fn statement(pair: &Pair, key: &[Option<String>], found: &Found) -> (String, u64
                 some_of(pair, &owned(&target), found.copies)
             )
         }
-        (None, None) => format!("-- nothing to do for {}", key.len()),
+        (None, None) => return Err(defect("a row of neither side")),
     };
-    (sql, found.copies)
+    Ok((sql, found.copies))
 }
 
 fn owned(texts: &[Option<&str>]) -> Key {
