@@ -192,6 +192,23 @@ impl Feed {
             Err(error) => return Err(self.undecodable(error)),
         };
         tracing::debug!(from = %self.assembler.position(), to = %rounds.goal(), "catching up");
+        let read = self.read_rounds(&mut rounds).await;
+        // All that committed before it was given.
+        let reached = rounds.advanced_to().max(self.assembler.position());
+        let gave_up = rounds.gave_up();
+        // Also after an error: what the server still decodes for us would keep a slot from the next attempt.
+        rounds.close().await;
+        read?;
+        self.ladder.set_received(reached);
+        self.queue.set_idle(reached);
+        if !gave_up {
+            self.advance_slot(reached).await;
+        }
+        Ok(())
+    }
+
+    /// Takes all rounds to the queue, up to where the job ends.
+    async fn read_rounds(&mut self, rounds: &mut CatchUp) -> Result<()> {
         while !self.ladder.ends_at(self.assembler.position())
             && let Some(mut round) =
                 rounds.round().await.map_err(|error| self.undecodable(error))?
@@ -212,15 +229,6 @@ impl Feed {
             if !goes_on && let Some(overtaken) = self.assembler.round_ended() {
                 return Err(self.take_back(overtaken).await);
             }
-        }
-        // All that committed before it was given.
-        let reached = rounds.advanced_to().max(self.assembler.position());
-        let gave_up = rounds.gave_up();
-        rounds.close().await;
-        self.ladder.set_received(reached);
-        self.queue.set_idle(reached);
-        if !gave_up {
-            self.advance_slot(reached).await;
         }
         Ok(())
     }

@@ -129,8 +129,6 @@ pub struct CatchUp {
     next: Asked,
     /// Decodes all of a large round while the session decodes its beginning.
     second: Option<Second>,
-    /// The next round goes on behind it.
-    goes_on: bool,
 }
 
 /// What a round is asked for.
@@ -149,7 +147,7 @@ enum Asked {
 /// What became of a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
-    /// There was none yet.
+    /// The next one is decided: there was none yet, or it goes on behind the last.
     NotBegun,
     /// So many messages came, of so many bytes.
     Messages(u64, u64),
@@ -177,7 +175,6 @@ impl CatchUp {
             was_large: false,
             next: Asked::Rest,
             second: None,
-            goes_on: false,
         };
         this.skip_to_start().await?;
         this.next = this.asked(this.options.messages, this.options.wal_bytes);
@@ -206,7 +203,7 @@ impl CatchUp {
         let was_beginning = matches!(self.next, Asked::Large(_)) && !self.gave_up();
         let Some(second) = self.second.as_ref().filter(|_| was_beginning) else { return false };
         second.go_on();
-        self.goes_on = true;
+        (self.next, self.last) = (Asked::Behind, Outcome::NotBegun);
         true
     }
 
@@ -219,7 +216,6 @@ impl CatchUp {
         match self.last {
             Outcome::GaveUp => return Ok(None),
             Outcome::NotBegun => {}
-            Outcome::Messages(..) if std::mem::take(&mut self.goes_on) => self.next = Asked::Behind,
             Outcome::Messages(count, bytes) => match self.after(count, bytes).await? {
                 Some(next) => self.next = next,
                 None => return Ok(None),
