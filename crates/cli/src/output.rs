@@ -114,20 +114,13 @@ pub type Examples = HashMap<String, Vec<(DiffKind, ShownKey)>>;
 
 /// How many rows of a table differ, the first of them, and where the others are.
 fn differing_rows(table: &TableReport, some: &[(DiffKind, ShownKey)], is_in_file: bool) -> String {
-    let kinds = [
-        (table.missing, "missing"),
-        (table.extra, "extra"),
-        (table.changed, "changed"),
-        (table.equivalent, "equivalent"),
-        (table.lossy, "lossy"),
-    ];
-    let there =
-        kinds.iter().filter_map(|(rows, kind)| Some((rows.filter(|rows| *rows > 0)?, kind)));
-    let total: u64 = there.clone().map(|(rows, _)| rows).sum();
+    let total: u64 = table.differing_rows().map(|(_, rows)| rows).sum();
     if total == 0 {
         return String::new();
     }
-    let counts: Vec<String> = there.map(|(rows, kind)| format!("{} {kind}", count(rows))).collect();
+    let counts =
+        table.differing_rows().map(|(kind, rows)| format!("{} {}", count(rows), kind.word()));
+    let counts: Vec<String> = counts.collect();
     let mut text = format!("{}: {}\n", table.plain_name(), counts.join(", "));
     for (kind, key) in some {
         let columns = key.columns().map(|(column, shown)| format!("{column}={}", shown.as_text()));

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tidemark_model::{Lsn, RowSum};
 
-use crate::{Deviations, HeatMap, LeafState, Level, Proof, Shortfall, ShownKey, Verdict};
+use crate::{Deviations, DiffKind, HeatMap, LeafState, Level, Proof, Shortfall, ShownKey, Verdict};
 
 /// The keyed sums over all rows of one side; comparable under one key only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -223,6 +223,18 @@ impl TableReport {
         let some = |count: Option<u64>| count.unwrap_or(0) > 0;
         let lossy = some(self.lossy);
         Deviations { lossy, equivalent: some(self.equivalent) || self.deviates() && !lossy }
+    }
+
+    /// How many rows differ in which way, of the ways that there are.
+    pub fn differing_rows(&self) -> impl Iterator<Item = (DiffKind, u64)> {
+        let kinds = [
+            (DiffKind::Missing, self.missing),
+            (DiffKind::Extra, self.extra),
+            (DiffKind::Changed, self.changed),
+            (DiffKind::Equivalent, self.equivalent),
+            (DiffKind::Lossy, self.lossy),
+        ];
+        kinds.into_iter().filter_map(|(kind, rows)| Some((kind, rows.filter(|rows| *rows > 0)?)))
     }
 
     fn counts(&self) -> Option<(u64, u64)> {

@@ -6,7 +6,9 @@
 use super::text::{Esc, time};
 use super::{heat, icon, verdict_word};
 use crate::words::{count, counted, list};
-use crate::{ColumnFinding, Digest, Level, Proof, ShownKey, TableReport, Verdict, VerifyReport};
+use crate::{
+    ColumnFinding, DiffKind, Digest, Level, Proof, ShownKey, TableReport, Verdict, VerifyReport,
+};
 
 /// More identical tables than this are a list.
 const ROWS_OF_IDENTICAL_MAX: usize = 40;
@@ -148,25 +150,26 @@ fn why_incomplete(table: &TableReport) -> &'static str {
 }
 
 fn differing_rows(table: &TableReport) -> Option<String> {
-    let kinds = [
-        (table.missing, "missing on the target"),
-        (table.extra, "on the target only"),
-        (table.changed, "with other values"),
-        (table.equivalent, "with equal values in another representation"),
-        (table.lossy, "with values that a declared mapping cannot carry in full"),
-    ];
-    let found: Vec<_> = kinds
-        .iter()
-        .filter_map(|(rows, kind)| rows.filter(|rows| *rows > 0).map(|rows| (rows, kind)))
-        .map(|(rows, kind)| format!("<b>{}</b> {kind}", counted(rows, "row")))
+    let words = |kind| match kind {
+        DiffKind::Missing => "missing on the target",
+        DiffKind::Extra => "on the target only",
+        DiffKind::Changed => "with other values",
+        DiffKind::Equivalent => "with equal values in another representation",
+        DiffKind::Lossy => "with values that a declared mapping cannot carry in full",
+    };
+    let found: Vec<_> = table
+        .differing_rows()
+        .map(|(kind, rows)| format!("<b>{}</b> {}", counted(rows, "row"), words(kind)))
         .collect();
     if !found.is_empty() {
         return Some(list(&found));
     }
-    let unknown =
-        (table.missing.is_none() || table.changed.is_none()) && table.differing_definitions == 0;
+    // Where they were looked for and not all found, the reason stands there already.
+    let unknown = (table.missing.is_none() || table.changed.is_none())
+        && table.differing_definitions == 0
+        && table.skipped_reason.is_none();
     (table.verdict == Verdict::Different && unknown)
-        .then(|| "Which rows differ was not looked for; level <b>rows</b> names them.".to_owned())
+        .then(|| "Which rows differ was not looked for; level <b>digest</b> names them.".to_owned())
 }
 
 fn keys(report: &VerifyReport, table: &TableReport) -> Option<String> {
