@@ -38,7 +38,7 @@ pub(crate) fn fill(cluster: &Cluster, database: &str) {
 
 /// A filled database in the shared cluster.
 pub(crate) fn filled() -> Database {
-    static HAS_FILLED: Mutex<bool> = Mutex::new(false);
+    static FILLING: Mutex<()> = Mutex::new(());
     let fill_one = |cluster: &Cluster| {
         cluster.create_database("filled")?;
         fill(cluster, "filled");
@@ -49,12 +49,11 @@ pub(crate) fn filled() -> Database {
     let name = format!("filled-{:016x}", content.finish());
     let database = shared_filled(&name, fill_one).unwrap();
     let cluster = database.cluster();
-    let mut has_filled = HAS_FILLED.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = FILLING.lock().unwrap_or_else(PoisonError::into_inner);
     let there = "SELECT count(*) FROM pg_database WHERE datname = 'filled'";
-    if !*has_filled && cluster.psql("postgres", there).unwrap() == "0" {
+    if cluster.psql("postgres", there).unwrap() == "0" {
         fill_one(cluster).unwrap();
     }
-    *has_filled = true;
     let name = database.name();
     let sql = format!("DROP DATABASE {name};\nCREATE DATABASE {name} TEMPLATE filled");
     for statement in sql.lines() {
