@@ -178,6 +178,29 @@ def measure(command, environment=None):
     return result
 
 
+def demand(result):
+    if "error" in result:
+        sys.exit(result["error"])
+    return result
+
+
+def publish(kind, versions, parts, **more):
+    """Keeps what was measured in bench-results/, and prints it."""
+    about = {"machine": machine(), "versions": versions, "settings": SETTINGS, "rounds": ROUNDS, **more,
+             "parts": [{"name": p.name, "title": p.title, "reference": p.reference, "medians": p.medians(), "samples": p.samples,
+                        "figures": getattr(p, "figures", None)} for p in parts]}
+    results = REPO / "bench-results"
+    results.mkdir(exist_ok=True)
+    file = results / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    file.write_text(json.dumps(about, indent=1))
+    print(json.dumps(about["machine"]), json.dumps(versions), sep="\n")
+    for part in parts:
+        # Figures alone were printed where they were found.
+        if part.medians() or not getattr(part, "figures", None):
+            print(part.table())
+    say(f"written: {file}")
+
+
 def version_of(command):
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -443,16 +466,7 @@ def main():
     versions = {"postgres": version_of([str(BIN / "postgres"), "--version"]), "tidemark": version_of([TIDEMARK, "--version"]) if TIDEMARK else "none",
                 "pgcopydb": version_of([PGCOPYDB, "--version"]) if PGCOPYDB else "none",
                 "duckdb": version_of([sys.executable, "-c", "import duckdb; print(duckdb.__version__)"])}
-    about = {"machine": machine(), "versions": versions, "settings": SETTINGS, "scale": SCALE, "rounds": ROUNDS,
-             "parts": [{"name": p.name, "title": p.title, "reference": p.reference, "medians": p.medians(), "samples": p.samples} for p in parts]}
-    results = REPO / "bench-results"
-    results.mkdir(exist_ok=True)
-    file = results / f"snapshot-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    file.write_text(json.dumps(about, indent=1))
-    print(json.dumps(about["machine"]), json.dumps(versions), sep="\n")
-    for part in parts:
-        print(part.table())
-    say(f"written: {file}")
+    publish("snapshot", versions, parts, scale=SCALE)
 
 
 if __name__ == "__main__":

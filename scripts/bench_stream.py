@@ -26,7 +26,7 @@ from pathlib import Path
 import bench
 import bench_debezium
 import bench_overload
-from bench import BIN, ROUNDS, Part, Server, free_port, measure, run, say, unprivileged
+from bench import BIN, Part, Server, demand, free_port, measure, run, say, unprivileged
 
 TRANSACTIONS = int(os.environ.get("TIDEMARK_BENCH_TRANSACTIONS", "200000"))
 BIG_ROWS = int(os.environ.get("TIDEMARK_BENCH_BIG_ROWS", "5000000"))
@@ -75,12 +75,6 @@ def tidemark(source, target, state, *more, config=""):
     command = [bench.TIDEMARK, "sync", "-c", str(file), "--source", source, "--target", target, "--state-dir", str(state),
                "--progress", "none", *more]
     return measure(command)
-
-
-def demand(result):
-    if "error" in result:
-        sys.exit(result["error"])
-    return result
 
 
 class StreamBench:
@@ -320,20 +314,9 @@ def main():
     finally:
         stream.stop()
         shutil.rmtree(work, ignore_errors=True)
-    results = bench.REPO / "bench-results"
-    results.mkdir(exist_ok=True)
-    about = {"machine": bench.machine(), "rounds": ROUNDS, "settings": bench.SETTINGS,
-             "versions": {"tidemark": bench.version_of([bench.TIDEMARK, "--version"]),
-                          "debezium": "none" if debezium_is_missing() else bench_debezium.version()},
-             "parts": [{"name": p.name, "title": p.title, "medians": p.medians(), "samples": p.samples,
-                        "figures": getattr(p, "figures", None)} for p in parts]}
-    file = results / f"stream-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    file.write_text(json.dumps(about, indent=1))
-    print(json.dumps(about["machine"]), json.dumps(about["versions"]), sep="\n")
-    for part in parts:
-        if part.medians():
-            print(part.table())
-    say(f"written: {file}")
+    versions = {"tidemark": bench.version_of([bench.TIDEMARK, "--version"]),
+                "debezium": "none" if debezium_is_missing() else bench_debezium.version()}
+    bench.publish("stream", versions, parts)
 
 
 if __name__ == "__main__":

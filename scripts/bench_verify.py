@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 import bench
-from bench import BIN, PGCOPYDB, ROUNDS, TABLES, Part, Server, free_port, measure, run, say, unprivileged
+from bench import BIN, PGCOPYDB, TABLES, Part, Server, demand, free_port, measure, run, say, unprivileged
 
 PAUSES = int(os.environ.get("TIDEMARK_BENCH_PAUSES", "21"))
 DIFFERENCES = 1000
@@ -174,12 +174,6 @@ def pause_of(report):
     return max(float(barrier["pause_ms"]) for barrier in report["point"]["barriers"])
 
 
-def demand(result):
-    if "error" in result:
-        sys.exit(result["error"])
-    return result
-
-
 def main():
     names = ["database", "lineitem", "differences", "pause"]
     wanted = sys.argv[1:] or names
@@ -197,18 +191,7 @@ def main():
     finally:
         verify.stop()
         shutil.rmtree(work, ignore_errors=True)
-    results = bench.REPO / "bench-results"
-    results.mkdir(exist_ok=True)
-    about = {"machine": bench.machine(), "rounds": ROUNDS, "scale": bench.SCALE, "settings": bench.SETTINGS,
-             "versions": {"tidemark": bench.version_of([bench.TIDEMARK, "--version"])},
-             "parts": [{"name": p.name, "title": p.title, "medians": p.medians(), "samples": p.samples,
-                        "figures": getattr(p, "figures", None)} for p in parts]}
-    file = results / f"verify-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    file.write_text(json.dumps(about, indent=1))
-    print(json.dumps(about["machine"]), json.dumps(about["versions"]), sep="\n")
-    for part in parts:
-        print(part.table())
-    say(f"written: {file}")
+    bench.publish("verify", {"tidemark": bench.version_of([bench.TIDEMARK, "--version"])}, parts, scale=bench.SCALE)
 
 
 if __name__ == "__main__":
