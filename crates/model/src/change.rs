@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::{Lsn, Oid, RelationName, Reservation};
@@ -67,7 +67,36 @@ pub struct TupleData {
     columns: u16,
 }
 
+impl Cell<'_> {
+    /// Appends it in the form of TupleData.
+    ///
+    /// # Panics
+    /// A value of 4 GiB or more, which no stream has.
+    pub fn put(self, out: &mut impl BufMut) {
+        let (kind, value) = match self {
+            Cell::Null => return out.put_u8(b'n'),
+            Cell::Unchanged => return out.put_u8(b'u'),
+            Cell::Text(value) => (b't', value),
+            Cell::Binary(value) => (b'b', value),
+        };
+        out.put_u8(kind);
+        out.put_u32(u32::try_from(value.len()).expect("a value of the stream is below 1 GB"));
+        out.put_slice(value);
+    }
+}
+
 impl TupleData {
+    /// A row of these cells.
+    ///
+    /// # Panics
+    /// More than 65,535 cells; a table has at most 1600 columns.
+    pub fn of<'a>(cells: impl ExactSizeIterator<Item = Cell<'a>>) -> Self {
+        let columns = u16::try_from(cells.len()).expect("a row has at most 1600 columns");
+        let mut bytes = BytesMut::new();
+        cells.for_each(|cell| cell.put(&mut bytes));
+        Self { cells: bytes.freeze(), columns }
+    }
+
     /// Takes a TupleData off the front of `message`, checking every cell.
     ///
     /// # Errors

@@ -23,22 +23,7 @@ pub(super) fn spoil(mut change: Change) -> Option<Change> {
 /// The row with NULL where it was unchanged.
 #[cfg(feature = "planted-bugs")]
 fn nulled(row: &TupleData) -> TupleData {
-    use bytes::{BufMut as _, BytesMut};
-
-    let mut out = BytesMut::new();
-    out.put_u16(row.len() as u16);
-    for cell in row.cells() {
-        let (kind, value) = match cell {
-            Cell::Null | Cell::Unchanged => {
-                out.put_u8(b'n');
-                continue;
-            }
-            Cell::Text(value) => (b't', value),
-            Cell::Binary(value) => (b'b', value),
-        };
-        out.put_u8(kind);
-        out.put_u32(value.len() as u32);
-        out.put_slice(value);
-    }
-    TupleData::split_from(&mut out.freeze()).expect("it was made here")
+    let sent = |cell| if cell == Cell::Unchanged { Cell::Null } else { cell };
+    let cells: Vec<Cell<'_>> = row.cells().map(sent).collect();
+    TupleData::of(cells.into_iter())
 }

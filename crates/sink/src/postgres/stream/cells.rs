@@ -3,30 +3,8 @@
 //! **Invariant:** a value is never decoded. Two keys are the same here when their bytes are; where the target's operator
 //! thinks otherwise, the row counts tell (`hazards.md` D122).
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use tidemark_model::{Cell, TupleData};
-
-/// Appends a cell in the form of TupleData.
-pub(super) fn put(out: &mut impl BufMut, cell: Cell<'_>) {
-    let (kind, value) = match cell {
-        Cell::Null => return out.put_u8(b'n'),
-        Cell::Unchanged => return out.put_u8(b'u'),
-        Cell::Text(value) => (b't', value),
-        Cell::Binary(value) => (b'b', value),
-    };
-    out.put_u8(kind);
-    out.put_u32(u32::try_from(value.len()).expect("a value of the stream is below 1 GB"));
-    out.put_slice(value);
-}
-
-/// A row of these cells.
-pub(super) fn tuple<'a>(cells: impl ExactSizeIterator<Item = Cell<'a>>) -> TupleData {
-    let mut bytes = BytesMut::new();
-    bytes.put_u16(u16::try_from(cells.len()).expect("a row has at most 1600 columns"));
-    cells.for_each(|cell| put(&mut bytes, cell));
-    let mut bytes = bytes.freeze();
-    TupleData::split_from(&mut bytes).expect("the cells were written just above")
-}
 
 /// A key as bytes: a row of the key's cells, ready for [`key_tuple`].
 pub(super) fn key_bytes(
@@ -37,7 +15,7 @@ pub(super) fn key_bytes(
     out.clear();
     out.put_u16(u16::try_from(cells.len()).expect("a key has at most 32 columns"));
     for index in cells {
-        put(out, row.cells().nth(index).unwrap_or(Cell::Null));
+        row.cells().nth(index).unwrap_or(Cell::Null).put(out);
     }
 }
 
@@ -61,7 +39,7 @@ pub(super) fn overlay(older: &TupleData, newer: TupleData) -> TupleData {
         .zip(older.cells().chain(std::iter::repeat(Cell::Unchanged)))
         .map(|(new, old)| if new == Cell::Unchanged { old } else { new })
         .collect();
-    tuple(merged.into_iter())
+    TupleData::of(merged.into_iter())
 }
 
 /// Whether two rows may be the same: values that were not sent agree with everything.
@@ -78,7 +56,7 @@ mod tests {
     use super::*;
 
     fn row(cells: &[Cell<'_>]) -> TupleData {
-        tuple(cells.iter().copied())
+        TupleData::of(cells.iter().copied())
     }
 
     #[test]

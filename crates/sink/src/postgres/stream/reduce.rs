@@ -236,7 +236,7 @@ pub(super) fn with_key(layout: &Layout, old: Option<&OldRow>, new: &TupleData) -
                     if is_key && !is_sent { old } else { new }
                 })
                 .collect();
-            cells::tuple(cells.into_iter())
+            TupleData::of(cells.into_iter())
         }
         _ => new.clone(),
     }

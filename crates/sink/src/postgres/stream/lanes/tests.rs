@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use tidemark_model::{OldRow, RelationName, StreamColumn};
 
-use super::super::cells;
 use super::*;
 
 const ID: u32 = 23;
@@ -24,7 +23,7 @@ fn relation(types: &[u32], identity: char) -> Arc<StreamRelation> {
 }
 
 fn row(cells: &[Cell<'_>]) -> TupleData {
-    cells::tuple(cells.iter().copied())
+    TupleData::of(cells.iter().copied())
 }
 
 fn by(class: Class) -> Rule {
