@@ -234,7 +234,11 @@ impl Follower for Tidemark {
     fn questions(&self) -> Questions {
         let row = format!("FROM tidemark.progress WHERE job = '{JOB}' AND wave = ''");
         Questions {
-            phase: format!("(SELECT phase {row})"),
+            // Tables that joined are ahead of the others until the stream has passed where they joined.
+            phase: format!(
+                "(SELECT CASE WHEN EXISTS (SELECT FROM tidemark.relation r WHERE r.job = p.job AND r.joined_lsn > p.end_lsn) \
+                  THEN 'joining' ELSE phase END FROM tidemark.progress p WHERE job = '{JOB}' AND wave = '')"
+            ),
             position: format!("SELECT end_lsn {row}"),
             slots: "tidemark\\_%".to_owned(),
             lake: self.lake.clone(),

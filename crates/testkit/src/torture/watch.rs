@@ -224,7 +224,8 @@ fn watch_target(shared: &Shared, mut view: View, questions: &Questions) {
             continue;
         }
         note(shared, &answer);
-        if !follows || lanes_stand_apart(shared, &answer, &mut foremost) {
+        let is_whole = follows && answer["phase"] == "follow";
+        if !is_whole || lanes_stand_apart(shared, &answer, &mut foremost) {
             continue;
         }
         let mut broken = match storm::glance(&answer["glance"], &mut watched) {
