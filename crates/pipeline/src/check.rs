@@ -94,7 +94,6 @@ pub(crate) async fn look_at(
     if job.follows && matches!(job.target, Target::Lake(_)) {
         findings.extend(plans.iter().flat_map(parquet::check_followed));
     }
-    findings.extend(filters(job, &plans));
     findings.extend(password_findings(job));
     findings.extend(schema_tool_findings(job, &catalog).await);
     findings.extend(sink.check(&plans).await?);
@@ -228,18 +227,6 @@ async fn generated_columns(
         missing.map(|column| finding(plan, column)).collect::<Vec<_>>()
     };
     Ok(plans.iter().flat_map(of_table).collect())
-}
-
-/// A stream would have to leave out the same rows as the snapshot, and does not yet.
-fn filters(job: &Job, plans: &[TablePlan]) -> Vec<Finding> {
-    let filtered = plans.iter().filter(|plan| job.follows && plan.filter.is_some());
-    let finding = |plan: &TablePlan| {
-        let (object, message) =
-            (plan.relation.name.to_string(), "a table with a row filter cannot be followed yet");
-        Finding::new(Severity::Blocking, "row-filter", object, message)
-            .with_fix("leave `where` of this table out; or sync --snapshot-only")
-    };
-    filtered.map(finding).collect()
 }
 
 /// Connections whose other end nobody has proven to be the right one, and passwords that stand in a URL.

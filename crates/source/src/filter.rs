@@ -7,14 +7,115 @@
 //! The text is scanned here for what ends or hides a parenthesis (quotes, dollar quotes, comments), by the server's own
 //! rules under `standard_conforming_strings`; then the server parses the balanced form, and runs nothing.
 //!
-//! PostgreSQL manual, section 4.1 (lexical structure).
+//! A stream has to leave out the same rows as the copy, so there the filter is the publication's. What an expression
+//! refers to and whether two of them are the same one is asked of the server, which reads them as the conditions of
+//! temporary views in a transaction that is rolled back.
+//!
+//! PostgreSQL manual, section 4.1 (lexical structure), 29.4 (row filters).
 
-use tidemark_model::TablePlan;
+use std::collections::{BTreeSet, HashMap};
+
+use tidemark_model::sql::Ident;
+use tidemark_model::{Oid, RelationName, TablePlan};
 use tidemark_wire::Client;
 
-use crate::{Disposition, Error, Result};
+use crate::{Disposition, Error, Result, sql};
 
 const HINT: &str = "mend the where of this [[table]]";
+
+/// The row filters of tables, by OID.
+pub type RowFilters = HashMap<Oid, String>;
+
+/// The filters of those that have one.
+pub fn row_filters<'a>(plans: impl IntoIterator<Item = &'a TablePlan>) -> RowFilters {
+    let filter = |plan: &TablePlan| Some((plan.relation.oid, plan.filter.clone()?));
+    plans.into_iter().filter_map(filter).collect()
+}
+
+/// A filter as a publication is given it.
+pub(crate) fn publication_clause(filter: Option<&String>) -> String {
+    // The line end keeps a comment at its end from hiding the parenthesis.
+    filter.map(|filter| format!(" WHERE ({filter}\n)")).unwrap_or_default()
+}
+
+/// The numbers (`pg_attribute.attnum`) of the columns that a filter refers to.
+pub(crate) async fn filter_columns(
+    client: &Client,
+    table: (Oid, &RelationName),
+    filter: &str,
+) -> Result<BTreeSet<i16>> {
+    let (oid, name) = table;
+    let question = format!(
+        "SELECT d.refobjsubid::int2 FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_depend d \
+           ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid \
+         WHERE r.ev_class = 'pg_temp.tidemark_0'::pg_catalog.regclass \
+           AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = {oid} AND d.refobjsubid > 0"
+    );
+    let rows = ask_of_views(client, name, &[filter], &question).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Whether two filters of a table are the same expression, however they are written.
+pub(crate) async fn is_same_filter(
+    client: &Client,
+    name: &RelationName,
+    filters: [&str; 2],
+) -> Result<bool> {
+    if filters[0] == filters[1] {
+        return Ok(true);
+    }
+    let question = "SELECT pg_catalog.pg_get_viewdef('pg_temp.tidemark_0'::pg_catalog.regclass) \
+                  = pg_catalog.pg_get_viewdef('pg_temp.tidemark_1'::pg_catalog.regclass)";
+    let rows = ask_of_views(client, name, &filters, question).await?;
+    Ok(rows.first().is_some_and(|row| row.get(0)))
+}
+
+/// Asks the catalog of temporary views `tidemark_0..` with these conditions, which are gone afterwards.
+async fn ask_of_views(
+    client: &Client,
+    name: &RelationName,
+    filters: &[&str],
+    question: &str,
+) -> Result<Vec<tidemark_wire::tokio_postgres::Row>> {
+    let attempt = "compare row filters";
+    let view = |(number, filter): (usize, &&str)| {
+        format!(
+            "CREATE TEMPORARY VIEW tidemark_{number} AS SELECT 1 AS one FROM ONLY {name} WHERE ({filter}\n);"
+        )
+    };
+    let views: String = filters.iter().enumerate().map(view).collect();
+    let asked = async {
+        sql::execute(client, attempt, &format!("BEGIN READ WRITE; {views}")).await?;
+        sql::rows(client, attempt, question).await
+    };
+    let answer = asked.await.map_err(|error: Error| {
+        let is_right = error.has_state(&["42501"]);
+        let error = error.on(name);
+        let hint =
+            "it needs the right to make temporary views: GRANT TEMPORARY ON DATABASE, to this role";
+        if is_right { error.hint(hint) } else { error }
+    });
+    // The session is in a transaction that may have failed; where it is gone, so is that.
+    sql::execute(client, "go back", "ROLLBACK").await.ok();
+    answer
+}
+
+/// Whether the server would publish the table with this filter: it knows which expressions it can evaluate while it decodes.
+pub(crate) async fn try_to_publish(
+    client: &Client,
+    name: &RelationName,
+    filter: &String,
+) -> Result<()> {
+    let publication = format!("tidemark_try_{}", client.backend_pid());
+    let text = format!(
+        "BEGIN READ WRITE; CREATE PUBLICATION {} FOR TABLE ONLY {name}{}",
+        Ident(&publication),
+        publication_clause(Some(filter))
+    );
+    let tried = sql::execute(client, "publish a table with its row filter", &text).await;
+    sql::execute(client, "go back", "ROLLBACK").await.ok();
+    tried.map_err(|error| error.on(name))
+}
 
 /// Checks the filters of all tables: balanced, and an expression over the table's columns.
 ///

@@ -42,7 +42,7 @@ pub use check::{Needs, check};
 pub use chunks::{copy_statement, estimated_bytes, even_chunk_bytes, parts_of, plan_chunks};
 pub use cleanup::{Given, cleanup};
 pub use error::{Disposition, Error, Result};
-pub use filter::check_filters;
+pub use filter::{RowFilters, check_filters, row_filters};
 pub use reader::Reader;
 pub use selection::Selection;
 pub use snapshot::{

@@ -223,7 +223,7 @@ pub const KEYS: &[Key] = &[
         default: None,
         otherwise: "all rows",
         example: r#""id > 1000000""#,
-        why: "An SQL expression; only rows for which it is true are moved. It is put inside parentheses into the SELECT that reads the table and runs with the rights of the source's user.",
+        why: "An SQL expression; only rows for which it is true are moved. It is put inside parentheses into the SELECT that reads the table and runs with the rights of the source's user. A job that follows has it in the publication: from PostgreSQL 15 on, over columns of the replica identity (REPLICA IDENTITY FULL has all), with built-in immutable functions only; another filter takes `tidemark reset TABLE`.",
     },
     Key {
         path: "table.columns",

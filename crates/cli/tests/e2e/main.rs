@@ -9,6 +9,7 @@ mod crash;
 mod ending;
 mod existing;
 mod failover;
+mod filters;
 mod follow;
 mod following;
 mod half;

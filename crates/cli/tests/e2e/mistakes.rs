@@ -345,19 +345,3 @@ fn arguments_of_all() -> String {
     let texts = entries.filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok());
     texts.map(|bytes| String::from_utf8_lossy(&bytes).into_owned() + "\n").collect()
 }
-
-#[test]
-fn a_row_filter_is_refused_for_a_job_that_follows_at_any_time_and_check_says_so() {
-    let pair = Pair::new("filtered");
-    let job = pair.job();
-    job.run(&["sync", "--until", "now"]).expect(0);
-    let job = job.configured("[[table]]\nname = \"public.pet\"\nwhere = \"legs > 2\"\n");
-    let check = job.run(&["check"]).expect(5);
-    assert!(
-        check.stdout.contains("row filter") && check.stdout.contains("pet"),
-        "{}",
-        check.stdout
-    );
-    pair.source.psql("UPDATE pet SET legs = 1 WHERE id % 2 = 0").unwrap();
-    job.run(&["sync", "--until", "now"]).expect(2).says(&["pet", "row filter"]);
-}

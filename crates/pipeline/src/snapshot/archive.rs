@@ -114,6 +114,11 @@ pub(super) fn definitions(archive: Option<&Archive>, options: &[TableOptions]) -
         columns.sort();
         sum.update(format!("{table} {columns:?}\n").as_bytes());
     }
+    let filter =
+        |table: &TableOptions| Some(format!("{} {}\n", table.name, table.filter.as_ref()?));
+    let mut filters: Vec<String> = options.iter().filter_map(filter).collect();
+    filters.sort();
+    filters.iter().for_each(|filter| sum.update(filter.as_bytes()));
     Some(format!("{:032x}", sum.digest128()))
 }
 

@@ -24,7 +24,9 @@ use tidemark_model::{
     Budget, ChunkRange, ChunkSpec, Cpu, Oid, SchemaObjects, SequencePosition, Severity, TablePlan,
 };
 use tidemark_sink::{Sink, SnapshotStart, SnapshotSummary};
-use tidemark_source::{Catalog, Reader, SlotOptions, Snapshot, SnapshotOptions, schema};
+use tidemark_source::{
+    Catalog, Reader, SlotOptions, Snapshot, SnapshotOptions, row_filters, schema,
+};
 use tidemark_wire::Client;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -220,6 +222,7 @@ impl Run<'_> {
         let tables = looked.plans.iter().map(|plan| plan.relation.clone()).collect();
         let name = tidemark_source::names::slot_name(&self.job.name);
         let mut options = SnapshotOptions::new(tables, name);
+        options.filters = row_filters(&looked.plans);
         options.lock_timeout = self.job.lock_timeout;
         options.slot = self.continuation.and_then(Continuation::slot).cloned();
         Snapshot::take(&self.job.source, &options).await.map_err(|error| {

@@ -24,6 +24,7 @@ use super::gate::Order;
 use super::ladder::{DurableLsn, Ladder};
 use super::plant::is_planted;
 use super::queue::{AheadReader, Item, Queue, Queued};
+use super::unsent::Unsent;
 use crate::{Error, Kind, Result};
 
 /// A decoded change takes about so much besides its bytes.
@@ -68,6 +69,7 @@ pub(crate) struct Apply {
     relations: Relations,
     followed: Followed,
     ddl: Ddl,
+    unsent: Unsent,
     budget: Budget,
     rhythm: Rhythm,
     pending: Vec<Transaction>,
@@ -118,7 +120,7 @@ impl Apply {
         ladder: &Arc<Ladder>,
         open: OpenStream,
         followed: Followed,
-        ddl: Ddl,
+        (ddl, unsent): (Ddl, Unsent),
         (budget, rhythm): (Budget, Rhythm),
     ) -> Self {
         if open.takes_undecided {
@@ -131,6 +133,7 @@ impl Apply {
             relations: Relations::new(),
             followed,
             ddl,
+            unsent,
             budget,
             rhythm,
             pending: Vec::new(),
@@ -423,7 +426,13 @@ impl Apply {
             Error::new(Kind::Internal, "decode a transaction of the stream").because(cause)
         })?;
         match decoded {
-            Decoded::Change(change) => changes.extend(self.ours(change, xid)),
+            Decoded::Change(change) => {
+                let Some(mut change) = self.ours(change, xid) else { return Ok(()) };
+                if self.unsent.concerns(&change) {
+                    self.unsent.fill(&mut change, self.accepted).await?;
+                }
+                changes.push(change);
+            }
             Decoded::Relation(relation) => self.described(&relation, xid).await?,
             Decoded::Nothing => {}
         }

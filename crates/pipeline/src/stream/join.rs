@@ -18,7 +18,9 @@ use std::sync::{Arc, Mutex};
 
 use tidemark_model::{Oid, Persistence, TablePlan};
 use tidemark_sink::SnapshotStart;
-use tidemark_source::{Expected, SnapshotOptions, check_publication, publish_for_join};
+use tidemark_source::{
+    Expected, SnapshotOptions, check_publication, publish_for_join, row_filters,
+};
 use tokio::sync::oneshot;
 
 use super::Sync;
@@ -121,11 +123,13 @@ impl Sync<'_> {
         let name = tidemark_model::names::application_name(&self.job.name);
         let publication = resume::publication_name(self.job);
         let is_ours = self.job.stream.publication.is_none();
+        let filters = row_filters(joining.iter().copied());
         let publish = async |tables: Vec<_>, is_ours| {
             if tables.is_empty() {
                 return Ok(());
             }
             let mut options = SnapshotOptions::new(tables, name.clone());
+            options.filters.clone_from(&filters);
             options.lock_timeout = self.job.lock_timeout;
             publish_for_join(&self.job.source, &options, &publication, is_ours).await
         };
@@ -142,8 +146,7 @@ impl Sync<'_> {
         let tables: Vec<_> =
             joining.iter().map(|plan| (plan.relation.oid, plan.relation.name.clone())).collect();
         let publications = [publication];
-        let expected =
-            Expected { publications: &publications, tables: &tables, is_restricted: false };
+        let expected = Expected { publications: &publications, tables: &tables, filters: &filters };
         check_publication(&client, &expected).await?;
         self.note_publication(run).await
     }

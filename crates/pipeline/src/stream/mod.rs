@@ -32,6 +32,7 @@ mod session;
 mod spool;
 mod touched;
 mod unfinished;
+mod unsent;
 mod waiting;
 mod watch;
 
@@ -189,7 +190,6 @@ struct Sync<'a> {
 impl Sync<'_> {
     async fn run(&self) -> Result<(Reports, Lsn)> {
         self.refuse_stops_in_a_lake()?;
-        self.refuse_filters()?;
         let head = self.head_at_start().await?;
         let mut snapshots = 0;
         let mut reports = Reports { snapshot: None, joined: None, stopped: Vec::new() };
@@ -446,16 +446,6 @@ impl Sync<'_> {
         let followed = session.follow(self.job, tools, until, self.stop);
         let ((), ended) = tokio::try_join!(beyond, followed)?;
         Ok(ended)
-    }
-
-    /// A filter would have to be in the publication, for a stream that leaves out the same rows. Also of a job that follows
-    /// already: without a word it would go on with all rows.
-    fn refuse_filters(&self) -> Result<()> {
-        let Some(table) = self.job.tables.iter().find(|table| table.filter.is_some()) else {
-            return Ok(());
-        };
-        Err(Error::new(Kind::Usage, format!("follow table {} with a row filter", table.name))
-            .hint("filters work with --snapshot-only; leave where = ... out to follow the table"))
     }
 
     /// What a killed run of this job left on the source before the target knew of it: only if our own ledger says so.

@@ -12,7 +12,7 @@ use tidemark_model::{JoinPoint, Lsn, Oid, Persistence, RelationName, TablePlan, 
 use tidemark_sink::{Stored, StoredStage};
 use tidemark_source::{
     Catalog, Expected, Identity as SourceIdentity, PublicationState, Saved, check_continuation,
-    check_publication, identify, inspect_slot, read_catalog,
+    check_publication, identify, inspect_slot, read_catalog, row_filters,
 };
 use tidemark_wire::Client;
 
@@ -97,7 +97,8 @@ pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Re
     });
     joining.retain(|plan| !stored.stopped.iter().any(|table| table.name == plan.relation.name));
     let publications = [publication_name(job)];
-    let expected = Expected { publications: &publications, tables: &tables, is_restricted: false };
+    let filters = row_filters(&plans);
+    let expected = Expected { publications: &publications, tables: &tables, filters: &filters };
     let mut others = check_publication(&client, &expected).await?;
     others.retain(|name| joining.iter().all(|plan| plan.relation.name != *name));
     still_published(&client, &expected, ledger, stored).await?;

@@ -27,6 +27,7 @@ use super::queue::Queue;
 use super::resume::{next_xid, own_origins, publication_name, slot_name};
 use super::spool::{Identity, Spool};
 use super::touched::{gather, is_worth_waiting};
+use super::unsent::Unsent;
 use super::watch::{SpoolPlace, Watch};
 use crate::job::{Job, Target};
 use crate::snapshot::{Half, Report, Tools, Touched};
@@ -333,7 +334,8 @@ impl Session {
         let ddl = Ddl::new(&job.source, job.stream.ddl, &start.tables, &open.columns, &chosen);
         let batches = (Budget::new(job.memory / BATCH_SHARE), rhythm(job, passed));
         let followed = Followed::new(&start.tables, &self.start.joins);
-        let apply = Apply::new(&self.queue, &self.ladder, open, followed, ddl, batches);
+        let unsent = Unsent::new(&job.source, &start.tables);
+        let apply = Apply::new(&self.queue, &self.ladder, open, followed, (ddl, unsent), batches);
         self.queue.let_go();
         let ended = tokio::select! {
             biased;

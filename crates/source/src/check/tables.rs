@@ -8,7 +8,8 @@ use tidemark_wire::Client;
 
 use super::Needs;
 use super::server::{grantee, literals};
-use crate::snapshot::has_identity;
+use crate::filter::try_to_publish;
+use crate::snapshot::{filter_way_out, has_identity, refused_filter};
 use crate::{Catalog, Result, sql};
 
 pub(super) async fn check(
@@ -36,6 +37,7 @@ pub(super) async fn check(
         findings.extend(identity(relation, needs));
         findings.extend(keys(relation));
         findings.extend(unlogged(relation, needs));
+        findings.extend(row_filter(client, plan, needs).await?);
         if owned.as_ref().is_some_and(|owned| !owned.contains(&relation.oid)) {
             findings.push(not_owned(catalog, relation));
         }
@@ -110,6 +112,32 @@ fn row_security(catalog: &Catalog, relation: &Relation) -> Option<Finding> {
 }
 
 /// What an UPDATE or DELETE could carry in the stream (`hazards.md` E67, E69, E70).
+/// A stream leaves out the same rows as the copy only where the publication can.
+async fn row_filter(client: &Client, plan: &TablePlan, needs: Needs) -> Result<Option<Finding>> {
+    let relation = &plan.relation;
+    let is_streamed = needs.replication && relation.persistence == Persistence::Permanent;
+    let Some(filter) = plan.filter.as_ref().filter(|_| is_streamed) else { return Ok(None) };
+    let finding = |message: String| {
+        let way_out = filter_way_out(client, relation);
+        Finding::new(Severity::Blocking, "row-filter", relation.name.to_string(), message)
+            .with_fix(way_out)
+    };
+    if let Some(why) = refused_filter(client, relation, filter).await? {
+        return Ok(Some(finding(why)));
+    }
+    if needs.given_publication {
+        return Ok(None);
+    }
+    match try_to_publish(client, &relation.name, filter).await {
+        Ok(()) => Ok(None),
+        // A right is missing, which is a finding of its own.
+        Err(error) if error.has_state(&["42501"]) => Ok(None),
+        Err(error) if error.sqlstate().is_some_and(|state| state.starts_with("55")) => Err(error),
+        Err(error) if error.sqlstate().is_none() => Err(error),
+        Err(error) => Ok(Some(finding(format!("its row filter cannot be published: {error}")))),
+    }
+}
+
 fn identity(relation: &Relation, needs: Needs) -> Option<Finding> {
     let object = relation.name.to_string();
     let full = format!("ALTER TABLE {object} REPLICA IDENTITY FULL");

@@ -53,13 +53,13 @@ pub async fn publish_for_join(
     locks::bound_waits(&client, options).await?;
     let tables: Vec<&Relation> = options.tables.iter().collect();
     if is_ours {
-        publication::add_anew(&client, publication, &tables).await?;
+        publication::add_anew(&client, publication, &tables, &options.filters).await?;
     }
     refuse_unpublished(&client, publication, &tables).await?;
     let patience = options.lock_timeout.saturating_mul(options.lock_attempts.max(1));
     wait_for_earlier(&client, patience).await?;
     if is_ours {
-        publication::add_anew(&client, publication, &tables).await?;
+        publication::add_anew(&client, publication, &tables, &options.filters).await?;
     }
     Ok(())
 }

@@ -34,6 +34,7 @@ use tidemark_wire::{Client, ConnectSpec};
 use tokio::sync::watch;
 
 use crate::catalog::{Sequence, read_sequences, reread};
+use crate::filter::RowFilters;
 use crate::reader::snapshot_gone;
 use crate::{Disposition, Error, Result, sql};
 
@@ -42,7 +43,7 @@ pub use joining::publish_for_join;
 pub use locks::waiting_for_us;
 pub(crate) use locks::{PER_STATEMENT, behind_an_alter, milliseconds};
 pub use publication::drop_publication;
-pub(crate) use publication::has_identity;
+pub(crate) use publication::{filter_way_out, has_identity, refused_filter};
 pub use shape::shapes;
 pub use slot::{drop_slot, refuse_existing};
 
@@ -62,6 +63,8 @@ pub struct SnapshotOptions {
     pub lock_attempts: u32,
     /// The chosen tables.
     pub tables: Vec<Relation>,
+    /// The rows that a publication made for the slot has, of tables of which not all are wanted.
+    pub filters: RowFilters,
     /// The slot to make, for a stream that continues from the snapshot.
     pub slot: Option<SlotOptions>,
     /// Without a slot that stays: the snapshot shows exactly what committed before its position.
@@ -84,6 +87,7 @@ impl SnapshotOptions {
             lock_timeout: Duration::from_secs(5),
             lock_attempts: 10,
             tables,
+            filters: RowFilters::new(),
             slot: None,
             point: None,
             application_name: application_name.into(),

@@ -179,7 +179,8 @@ async fn publish(
     let mut pause = locks::BACKOFF_MIN;
     let mut attempt = 1;
     loop {
-        let error = match publication::ensure(side, &slot.publication, tables).await {
+        let made = publication::ensure(side, &slot.publication, tables, &options.filters).await;
+        let error = match made {
             Err(error) if error.has_state(&["55P03"]) => error,
             made => return made,
         };

@@ -35,6 +35,7 @@ pub use fields::Malformed;
 pub use frames::Frames;
 pub use message::{Frame, Message, RowKind};
 pub use published::{Expected, PublicationState, check_publication};
+pub(crate) use published::{misfit, published_tables};
 pub use slot::{
     Identity, SlotState, advance_slot, emit_barrier, has_committed, head, identify, inspect_slot,
     retained_by_others,

@@ -1,7 +1,7 @@
 //! Whether everything that is followed is still published.
 //!
-//! **Invariant:** every table of the job is published with all its operations and, unless the job itself asked for a filter
-//! or a list, with all its rows and columns; else changes are missing in the stream without a word (`hazards.md` F83,
+//! **Invariant:** every table of the job is published with all its operations, all its columns, and exactly the rows that
+//! the job wants of it; else changes are missing in the stream without a word, or there are too many (`hazards.md` F83,
 //! F84). Tables that are published and not the job's are told and otherwise ignored: a table may be published before the
 //! job takes it up, and changes of others are dropped by OID.
 //!
@@ -19,6 +19,7 @@ use tidemark_model::{Oid, RelationName};
 use tidemark_wire::Client;
 
 use super::slot::NEW_SNAPSHOT;
+use crate::filter::{RowFilters, is_same_filter};
 use crate::{Disposition, Error, Result, sql};
 
 /// What a job follows.
@@ -28,8 +29,18 @@ pub struct Expected<'a> {
     pub publications: &'a [String],
     /// The tables.
     pub tables: &'a [(Oid, RelationName)],
-    /// Row filters or column lists were put into the publication by the job itself.
-    pub is_restricted: bool,
+    /// The rows that are wanted of those of which not all are.
+    pub filters: &'a RowFilters,
+}
+
+/// How a table is published.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub(crate) name: RelationName,
+    /// Not with all columns.
+    has_list: bool,
+    /// Not with all rows.
+    filter: Option<String>,
 }
 
 /// Which rows of the catalog make up the publications, each with the transaction that wrote it.
@@ -92,21 +103,23 @@ pub async fn check_publication(
     for name in expected.publications {
         check_options(client, name).await?;
     }
-    let published = tables(client, expected).await?;
+    let published = published_tables(client, expected.publications).await?;
     for (oid, name) in expected.tables {
-        match published.get(oid) {
-            None => return Err(not_published(client, *oid, name).await?),
-            Some((_, true)) if !expected.is_restricted => {
-                return Err(
-                    lost(format!("the publication leaves out rows or columns of {name}")).on(name)
-                );
-            }
-            Some(_) => {}
+        let Some(found) = published.get(oid) else {
+            return Err(not_published(client, *oid, name).await?);
+        };
+        let filter = expected.filters.get(oid).map(String::as_str);
+        if let Some(what) = misfit(client, found, filter).await? {
+            return Err(lost(format!("the publication {what}")).on(name).hint(format!(
+                "where the job's `where` was changed, put it back, or let the table join with the new one: tidemark reset {} \
+                 --yes; where the publication was changed, some {NEW_SNAPSHOT}",
+                name.plain()
+            )));
         }
     }
     let ours = |oid: &Oid| expected.tables.iter().any(|(own, _)| own == oid);
     let mut others: Vec<RelationName> =
-        published.into_iter().filter(|(oid, _)| !ours(oid)).map(|(_, (name, _))| name).collect();
+        published.into_iter().filter(|(oid, _)| !ours(oid)).map(|(_, other)| other.name).collect();
     others.sort();
     Ok(others)
 }
@@ -136,34 +149,60 @@ async fn check_options(client: &Client, name: &str) -> Result<()> {
     Err(lost(what.to_owned()).on(Ident(name)))
 }
 
-/// What is published, by OID; and whether with a filter or a list.
-async fn tables(
+/// What does not fit in how a table is published, with what is wanted of it.
+pub(crate) async fn misfit(
     client: &Client,
-    expected: &Expected<'_>,
-) -> Result<HashMap<Oid, (RelationName, bool)>> {
-    let names: Vec<String> =
-        expected.publications.iter().map(|name| Literal(name).to_string()).collect();
-    let restricted = if client.server_version_num() >= 150_000 {
-        "EXISTS (SELECT FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = c.oid \
-           AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL))"
-    } else {
-        "false"
+    published: &Published,
+    filter: Option<&str>,
+) -> Result<Option<String>> {
+    let name = &published.name;
+    if published.has_list {
+        return Ok(Some(format!("leaves out columns of {name}")));
+    }
+    Ok(match (&published.filter, filter) {
+        (None, None) => None,
+        (Some(there), None) => {
+            Some(format!("leaves out rows of {name}: its row filter is {there}"))
+        }
+        (None, Some(wanted)) => Some(format!("has all rows of {name}, and wanted are {wanted}")),
+        (Some(there), Some(wanted)) => match is_same_filter(client, name, [there, wanted]).await? {
+            true => None,
+            false => Some(format!(
+                "has other rows of {name}: its row filter is {there}, and wanted are {wanted}"
+            )),
+        },
+    })
+}
+
+/// What is published, by OID. Of several publications a table has the rows of all of them.
+pub(crate) async fn published_tables(
+    client: &Client,
+    publications: &[String],
+) -> Result<HashMap<Oid, Published>> {
+    let names: Vec<String> = publications.iter().map(|name| Literal(name).to_string()).collect();
+    // Whether there is a list, and the filter, by a version's own columns.
+    let (list, filter) = match client.server_version_num() >= 150_000 {
+        true => (
+            "r.prattrs IS NOT NULL",
+            "CASE WHEN bool_and(r.prqual IS NOT NULL) THEN string_agg(pg_catalog.pg_get_expr(r.prqual, r.prrelid), ' OR ') END",
+        ),
+        false => ("false", "NULL::text"),
     };
     let text = format!(
-        "SELECT c.oid, n.nspname::text, c.relname::text, bool_and({restricted}) \
-         FROM pg_catalog.pg_publication p, LATERAL pg_catalog.pg_get_publication_tables(p.pubname::text) t \
+        "SELECT c.oid, n.nspname::text, c.relname::text, bool_and({list}), {filter} \
+         FROM pg_catalog.pg_publication p CROSS JOIN LATERAL pg_catalog.pg_get_publication_tables(p.pubname::text) t \
          JOIN pg_catalog.pg_class c ON c.oid = t.relid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         LEFT JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid \
          WHERE p.pubname IN ({}) GROUP BY 1, 2, 3",
         names.join(", ")
     );
     let rows = sql::rows(client, "read the publication's tables", &text).await?;
-    Ok(rows
-        .iter()
-        .map(|row| {
-            let name = RelationName::new(row.get::<_, String>(1), row.get::<_, String>(2));
-            (row.get(0), (name, row.get(3)))
-        })
-        .collect())
+    let published = |row: &tidemark_wire::tokio_postgres::Row| Published {
+        name: RelationName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+        has_list: row.get(3),
+        filter: row.get(4),
+    };
+    Ok(rows.iter().map(|row| (row.get(0), published(row))).collect())
 }
 
 /// Why a table is not among the published ones.

@@ -357,7 +357,7 @@ async fn a_publication_of_ours_must_be_of_exactly_these_tables() {
     let options = slot_options(&cluster, &["public.t"]).await;
     for (publication, complaint) in [
         ("FOR ALL TABLES", "FOR ALL TABLES"),
-        ("FOR TABLE t, u", "also publishes public.u"),
+        ("FOR TABLE t, u", "also publishes \"public\".\"u\""),
         ("FOR TABLE u", "does not publish \"public\".\"t\""),
         ("FOR TABLE t WITH (publish = 'insert')", "leaves out"),
     ] {

@@ -2,8 +2,8 @@
 
 use tidemark_model::{Lsn, RelationName};
 use tidemark_source::{
-    Disposition, Error, Expected, PublicationState, ReplicationStream, Saved, check_continuation,
-    check_publication, identify, inspect_slot,
+    Disposition, Error, Expected, PublicationState, ReplicationStream, RowFilters, Saved,
+    check_continuation, check_publication, identify, inspect_slot,
 };
 use tidemark_testkit::{Cluster, Version};
 
@@ -167,7 +167,8 @@ async fn a_promoted_standby_is_judged_by_where_it_left_the_old_timeline() {
     refused(check(&primary, "postgres", &on_the_new).await, &["on timeline 1, saved was 2"]);
 }
 
-async fn published(cluster: &Cluster, is_restricted: bool) -> Result<Vec<RelationName>, Error> {
+/// What the check says of a job that wants these rows of `t`.
+async fn published_as(cluster: &Cluster, wanted: Option<&str>) -> Result<Vec<RelationName>, Error> {
     let client = session(&cluster.url("postgres")).await;
     let rows = client.query("SELECT 't'::text, 'public.t'::regclass::oid", &[]).await.unwrap();
     let tables: Vec<_> = rows
@@ -175,11 +176,14 @@ async fn published(cluster: &Cluster, is_restricted: bool) -> Result<Vec<Relatio
         .map(|row| (row.get(1), RelationName::new("public", row.get::<_, String>(0))))
         .collect();
     let publications = [SLOT.to_owned()];
-    check_publication(
-        &client,
-        &Expected { publications: &publications, tables: &tables, is_restricted },
-    )
-    .await
+    let filters: RowFilters =
+        tables.iter().filter_map(|(oid, _)| Some((*oid, wanted?.to_owned()))).collect();
+    let expected = Expected { publications: &publications, tables: &tables, filters: &filters };
+    check_publication(&client, &expected).await
+}
+
+async fn published(cluster: &Cluster) -> Result<Vec<RelationName>, Error> {
+    published_as(cluster, None).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,7 +191,7 @@ async fn a_publication_that_leaves_something_out_is_refused() {
     for version in [Version::V14, Version::V15, Version::V18] {
         let cluster = cluster(version, TABLE);
         // What is published and not followed is told.
-        let others = published(&cluster, false).await.unwrap();
+        let others = published(&cluster).await.unwrap();
         assert_eq!(others, [RelationName::new("public", "u")]);
         for (narrow, widen, parts) in [
             (
@@ -204,21 +208,35 @@ async fn a_publication_that_leaves_something_out_is_refused() {
         ] {
             let alter = |what| format!("ALTER PUBLICATION tidemark_job {what}");
             cluster.psql("postgres", &alter(narrow)).unwrap();
-            refused(published(&cluster, false).await.map(drop), &parts);
+            refused(published(&cluster).await.map(drop), &parts);
             cluster.psql("postgres", &alter(widen)).unwrap();
-            published(&cluster, false).await.unwrap();
+            published(&cluster).await.unwrap();
         }
         if version >= Version::V15 {
-            for table in ["t WHERE (id > 5), u", "t (id), u"] {
-                let alter = format!("ALTER PUBLICATION tidemark_job SET TABLE {table}");
+            let set = |tables: &str| {
+                let alter = format!("ALTER PUBLICATION tidemark_job SET TABLE {tables}");
                 cluster.psql("postgres", &alter).unwrap();
-                let parts = ["\"public\".\"t\"", "leaves out rows or columns"];
-                refused(published(&cluster, false).await.map(drop), &parts);
-                published(&cluster, true).await.unwrap();
+            };
+            let wants = async |wanted, parts: &[&str]| {
+                refused(published_as(&cluster, wanted).await.map(drop), parts);
+            };
+            set("t (id), u");
+            wants(None, &["\"public\".\"t\"", "leaves out columns"]).await;
+            wants(Some("id > 5"), &["leaves out columns"]).await;
+            set("t, u");
+            wants(Some("id > 5"), &["has all rows", "id > 5", "reset public.t --yes"]).await;
+            set("t WHERE (id > 5), u");
+            wants(None, &["\"public\".\"t\"", "leaves out rows", "(id > 5)"]).await;
+            wants(Some("id > 6"), &["has other rows", "(id > 5)", "id > 6", "reset public.t"])
+                .await;
+            // However it is written.
+            for same in ["id > 5", "(t.id)>5 -- as before", "public.t.id OPERATOR(pg_catalog.>) 5"]
+            {
+                published_as(&cluster, Some(same)).await.unwrap();
             }
         }
         cluster.psql("postgres", "DROP PUBLICATION tidemark_job").unwrap();
-        refused(published(&cluster, false).await.map(drop), &["publication is missing"]);
+        refused(published(&cluster).await.map(drop), &["publication is missing"]);
     }
 }
 
@@ -232,7 +250,8 @@ async fn a_table_that_was_dropped_and_made_again_is_another_one() {
     cluster.psql("postgres", again).unwrap();
     let tables = [(oid, RelationName::new("public", "t"))];
     let publications = [SLOT.to_owned()];
-    let expected = Expected { publications: &publications, tables: &tables, is_restricted: false };
+    let filters = RowFilters::new();
+    let expected = Expected { publications: &publications, tables: &tables, filters: &filters };
     let answer = check_publication(&client, &expected).await;
     refused(answer.map(drop), &["was dropped on the source", "reset"]);
 }
