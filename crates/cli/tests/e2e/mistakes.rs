@@ -9,7 +9,6 @@ use std::path::Path;
 
 use tidemark_testkit::{Auth, Cluster, Version, workload};
 
-use crate::follow::Pair;
 use crate::support::{Job, Ran, assert_same, files_below};
 
 /// As it stands in a URL, and as the server knows it.

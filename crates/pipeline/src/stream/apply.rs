@@ -429,7 +429,7 @@ impl Apply {
             Decoded::Change(change) => {
                 let Some(mut change) = self.ours(change, xid) else { return Ok(()) };
                 if self.unsent.concerns(&change) {
-                    self.unsent.fill(&mut change, self.accepted).await?;
+                    Box::pin(self.unsent.fill(&mut change, self.accepted)).await?;
                 }
                 changes.push(change);
             }

@@ -138,7 +138,7 @@ pub async fn sync(
     let ladder = Arc::new(Ladder::default());
     let anew = AtomicBool::new(false);
     let sync = Sync { job, progress, stop, ledger: &ledger, ladder: &ladder, until, anew };
-    let ended = sync.run().await;
+    let ended = Box::pin(sync.run()).await;
     let (reports, end_lsn) = match ended {
         Ok(ended) => ended,
         Err(error) => {
