@@ -45,7 +45,8 @@ impl Rig {
             .setting("max_prepared_transactions", "20");
         // The source dies with its process, never with its machine: what it wrote is there without fsync.
         let source = common.clone().durable().setting("fsync", "off").start()?;
-        let target = common.durable().start()?;
+        // A crash takes along all that nobody has asked to be on the disk, not only the last moments of it.
+        let target = common.durable().setting("wal_writer_delay", "10s").start()?;
         source.create_database(DATABASE)?;
         target.create_database(DATABASE)?;
         let directory = TempDir::with_prefix("tidemark-torture-")?;

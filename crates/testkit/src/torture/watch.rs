@@ -31,6 +31,8 @@ const BROKEN_MAX: usize = 20;
 pub(super) struct Seen {
     /// Whether the target has said that it follows.
     pub(super) follows: bool,
+    /// Whether tables have joined that are still ahead of the others.
+    pub(super) is_joining: bool,
     /// The target's position, as a number.
     pub(super) position: u64,
     /// The source's position.
@@ -71,7 +73,7 @@ impl Shared {
 /// What to ask the two servers.
 #[derive(Debug, Clone)]
 pub(super) struct Questions {
-    /// An SQL expression: the phase, `follow` once all tables have joined.
+    /// An SQL expression: the phase, `joining` while tables that joined are ahead, `follow` once none is.
     pub(super) phase: String,
     /// An SQL expression: the position on the target.
     pub(super) position: String,
@@ -224,8 +226,7 @@ fn watch_target(shared: &Shared, mut view: View, questions: &Questions) {
             continue;
         }
         note(shared, &answer);
-        let is_whole = follows && answer["phase"] == "follow";
-        if !is_whole || lanes_stand_apart(shared, &answer, &mut foremost) {
+        if !follows || lanes_stand_apart(shared, &answer, &mut foremost) {
             continue;
         }
         let mut broken = match storm::glance(&answer["glance"], &mut watched) {
@@ -266,9 +267,8 @@ fn lanes_stand_apart(shared: &Shared, answer: &Value, foremost: &mut u64) -> boo
 fn note(shared: &Shared, answer: &Value) {
     let position = answer["position"].as_str().and_then(lsn).unwrap_or(0);
     let mut seen = shared.seen();
-    if answer["phase"] == "follow" {
-        seen.follows = true;
-    }
+    seen.follows |= answer["phase"] == "follow";
+    seen.is_joining = answer["phase"] == "joining";
     if position < seen.position && seen.follows {
         let text = format!(
             "{:.1} s: the position went back from {} to {}",

@@ -13,6 +13,8 @@ use super::{Run, Step, inject, rig_error};
 
 /// How long a job that was stopped may be held by what it left on the target.
 const LET_GO_WITHIN: Duration = Duration::from_secs(60);
+/// How long a kill waits for a join that may be over already.
+const JOINS_WITHIN: Duration = Duration::from_secs(10);
 /// No promise is about them, so the others can be judged while they join; of two that are truncated together, each alone.
 const JOINING: [&str; 9] = [
     "storm.woven",
@@ -71,7 +73,12 @@ pub(super) fn rejoin(run: &mut Run<'_>, number: u32, kill_after: Option<Duration
     }
     run.start_again()?;
     if let Some(length) = kill_after {
-        run.hold(length)?;
+        // Where they joined must outlive the process until the stream has passed it, which is a matter of moments.
+        if number.is_multiple_of(3) || run.follower.questions().lake.is_some() {
+            run.hold(length)?;
+        } else {
+            run.until(JOINS_WITHIN, |_, seen| seen.is_joining)?;
+        }
         inject::kill(run)?;
         run.watch.other_fault();
         *run.faults.entry(Fault::Kill.kind()).or_default() += 1;

@@ -11,6 +11,8 @@ use rand::rngs::StdRng;
 const CLIENT_SPAN: u64 = 1_000_000_000_000;
 /// Rows that a client has in each table of documents, before their keys are moved.
 const DOCUMENTS: u64 = 120;
+/// A storm that may have so many rows in a transaction has such ones often.
+const HUGE: u64 = 1_000_000;
 /// Where the key of a document is moved to.
 const MOVED: u64 = 1_000;
 
@@ -232,14 +234,18 @@ impl Pen<'_> {
             0..=49 => self.random.random_range(1..=10),
             50..=96 => self.random.random_range(300..=2_500),
             97..=98 => self.random.random_range(10_000..=100_000),
-            _ => 1_000_000,
+            _ => HUGE,
         }
         .min(rows_max);
+        let is_huge = rows_max >= HUGE && self.random.random_ratio(1, 8);
         let insert = |from: u64, rows: u64| {
             format!(
                 "INSERT INTO storm.bulk SELECT i, md5(i::text), i % 100 FROM generate_series({from}, {from} + {rows} - 1) i;\n"
             )
         };
+        if is_huge {
+            return insert(first, self.random.random_range(HUGE / 5..=HUGE));
+        }
         let bounded = "(SELECT id FROM storm.bulk ORDER BY id LIMIT 2000)";
         match self.below(14) {
             0..=3 => insert(first, rows),
