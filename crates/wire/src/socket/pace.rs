@@ -30,16 +30,23 @@ pub(super) enum Manner {
 
 /// The window of a sender of messages.
 const SHUT_BYTES: u32 = 16 * 1024;
-/// What waits is sent in segments of half the largest window that was ever open.
-const SEGMENT_BYTES: usize = SHUT_BYTES as usize / 2;
+/// A read of so much of it leaves more to be read.
+const MORE_BYTES: usize = SHUT_BYTES as usize / 2;
+/// Segments of a sender of messages. One that is larger than the open window goes by a timer, five times a second. Left to
+/// itself the sender makes them half as large as the largest window that was ever open, and the window falls below that:
+/// newer kernels (6.7 on) count what a segment takes in memory by what arrived last, and small messages take much.
+const SEGMENT_BYTES: u32 = SHUT_BYTES / 2;
 
 impl Manner {
-    /// Prepares a socket that is not connected yet: the buffer that it has then bounds the window for good (`tcp(7)`). Made
-    /// smaller later, it would leave segments at the sender that are larger than the window, and go by a timer only.
+    /// Prepares a socket that is not connected yet: the buffer that it has then bounds the window, and the segments that it
+    /// asks for bound those of the sender, for good (`tcp(7)`, `SO_RCVBUF` and `TCP_MAXSEG`).
     pub(super) fn prepare(self, socket: &TcpSocket) -> io::Result<()> {
         match self {
             Self::Bulk => Ok(()),
-            Self::Messages => socket.set_recv_buffer_size(SHUT_BYTES),
+            Self::Messages => {
+                socket.set_recv_buffer_size(SHUT_BYTES)?;
+                socket2::SockRef::from(socket).set_tcp_mss(SEGMENT_BYTES)
+            }
         }
     }
 
@@ -59,7 +66,7 @@ impl Manner {
     pub(super) fn has_more(self, bytes: usize, room: usize) -> bool {
         match self {
             Self::Bulk => bytes >= room,
-            Self::Messages => bytes >= room.min(SEGMENT_BYTES),
+            Self::Messages => bytes >= room.min(MORE_BYTES),
         }
     }
 }

@@ -336,6 +336,22 @@ mod tests {
         (Socket::tcp(dialled, Manner::Messages), accepted)
     }
 
+    /// One that is larger than the open window goes by a timer: a backlog of 460 MB came at 75 kB/s.
+    #[tokio::test]
+    async fn segments_of_messages_are_smaller_than_any_window() {
+        let (mut socket, mut peer) = stream().await;
+        // A window that was wide open once is what segments are made by.
+        for _ in 0..50 {
+            let mut got = vec![0; 60_000];
+            let (sent, read) =
+                tokio::join!(peer.write_all(&[7; 60_000]), socket.read_exact(&mut got));
+            sent.unwrap();
+            read.unwrap();
+        }
+        let segment = socket2::SockRef::from(&peer).tcp_mss().unwrap();
+        assert!(segment <= 8192, "{segment} bytes");
+    }
+
     #[tokio::test]
     async fn messages_wait_at_their_sender_and_not_with_us() {
         let (socket, peer) = stream().await;
@@ -345,7 +361,7 @@ mod tests {
         }
         let Stream::Tcp(ours) = &socket.stream else { panic!("it is watched") };
         let here = rustix::io::ioctl_fionread(ours).unwrap();
-        assert!(here <= 16 * 1024 && sent > 1_000_000, "{here} of {sent} bytes");
+        assert!(here <= 16 * 1024 && sent > 400_000, "{here} of {sent} bytes");
     }
 
     /// Neither the pauses nor the window stop it: a sender whose segments do not fit sends five of them a second.
