@@ -62,6 +62,8 @@ class Scene:
         for state in self.kept.glob(f"state-{role}"):
             run(["cp", "-a", str(state), str(self.now / state.name)])
         self.source = self.servers["source"]
+        # The copies, and what the run before left, are on the disk before the clock starts.
+        os.sync()
         return self.source, self.servers[role]
 
     def close(self):
