@@ -169,7 +169,7 @@ fn report(config: &Config, args: &VerifyArgs, request: &Request, outcome: Outcom
     let level = request.level;
     let target = match &request.job.target {
         Target::Postgres(target) => target.spec.host_display(),
-        Target::Lake(_) => String::new(),
+        Target::Lake(target) => target.root.to_string(),
     };
     let mut report = VerifyReport::new(
         &request.job.name,
@@ -225,8 +225,8 @@ fn reading(request: &Request, duration: Duration) -> Reading {
 fn side(found: &SideReport, address: String) -> Side {
     Side {
         version: found.version.clone(),
-        system_identifier: Some(found.system_identifier.to_string()),
-        database: Some(found.database.clone()),
+        system_identifier: found.system_identifier.map(|system| system.to_string()),
+        database: found.database.clone(),
         address,
         ..Side::default()
     }
@@ -297,6 +297,7 @@ fn table_of(table: &TableOutcome, outcome: &Outcome, level: Level) -> TableRepor
         (report.first_key, report.last_key) = named.ends.clone().unzip();
         report.columns.clone_from(&named.columns);
     }
+    report.lossy = table.lossy.or(report.lossy);
     report.proof = Some(Proof::Full);
     report.source_digest = Some(Digest::from(table.source));
     report.target_digest = Some(Digest::from(table.target));

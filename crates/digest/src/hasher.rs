@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tidemark_model::{Column, LeafSum, RowSum, TupleForm, Tuples, Wire};
 
 use crate::canonical::{Encoder, Form, Quick, RowBuffer, SHORT};
+use crate::lake;
 use crate::locate::{Feeding, Join, KeyPart, Read};
 use crate::program::{Fault, Op};
 use crate::{
@@ -145,6 +146,8 @@ pub struct RowHasher {
     key_is_text: bool,
     near: usize,
     sums: Vec<RowSum>,
+    /// Rows with a value that was replaced.
+    replaced_rows: u64,
     feed: Option<Box<Feed>>,
 }
 
@@ -160,6 +163,32 @@ impl RowHasher {
         key: &DigestKey,
         leaves: LeafBounds,
     ) -> Result<Self> {
+        let op = |of: &DigestColumn<'_>| Op::of(&of.column.data_type, of.wire);
+        Self::with_ops((columns, op), form, forms, key, leaves)
+    }
+
+    /// Prepares for binary rows of these columns that are to be compared with those of a lake, in both forms;
+    /// `replaces`: values without a form there stand as NULL. The leaf is the table.
+    ///
+    /// # Errors
+    /// There are too many columns.
+    pub fn compile_for_lake(
+        columns: &[DigestColumn<'_>],
+        replaces: bool,
+        key: &DigestKey,
+    ) -> Result<Self> {
+        let op = |of: &DigestColumn<'_>| lake::op(of, replaces);
+        let forms = Forms::CanonicalAndValue;
+        Self::with_ops((columns, op), TupleForm::PgBinary, forms, key, LeafBounds::single())
+    }
+
+    fn with_ops(
+        (columns, op): (&[DigestColumn<'_>], impl Fn(&DigestColumn<'_>) -> Op),
+        form: TupleForm,
+        forms: Forms,
+        key: &DigestKey,
+        leaves: LeafBounds,
+    ) -> Result<Self> {
         let key_index = leaves.key_index();
         if columns.len() > 1600 || key_index.is_some_and(|index| index >= columns.len()) {
             return Err(Error::Columns { columns: columns.len() });
@@ -168,7 +197,7 @@ impl RowHasher {
             .iter()
             .enumerate()
             .map(|(field, of)| {
-                let op = Op::of(&of.column.data_type, of.wire);
+                let op = op(of);
                 Cell { field, quick: op.quick(), op }
             })
             .collect();
@@ -197,6 +226,7 @@ impl RowHasher {
             near: 0,
             sums: vec![RowSum::default(); leaves.leaf_count()],
             leaves,
+            replaced_rows: 0,
             feed: None,
         })
     }
@@ -212,7 +242,8 @@ impl RowHasher {
         for field in key {
             let cell = self.cells.iter().find(|cell| cell.field == *field);
             let op = cell.ok_or(Error::LocatorKey { columns })?.op.clone();
-            let is_text = self.form == TupleForm::PgText || op == Op::Text;
+            let is_text = self.form == TupleForm::PgText
+                || matches!(op, Op::Text | Op::Char | Op::Xml);
             let read = if is_text { Read::Text } else { Read::Binary };
             found.push(KeyColumn { field: *field, op, read });
         }
@@ -234,6 +265,16 @@ impl RowHasher {
     /// What the raw sum is taken over; kept beside the sum, because only sums of one scheme can be compared.
     pub fn raw_scheme(&self) -> RawScheme {
         self.raw
+    }
+
+    /// Whether the value sum is another one than the raw sum.
+    pub fn has_value_sum(&self) -> bool {
+        self.has_value
+    }
+
+    /// Rows that have a value without a form in the lake, which stands as NULL.
+    pub fn replaced_rows(&self) -> u64 {
+        self.replaced_rows
     }
 
     /// Names of the columns whose type has no canonical form of its own: their bytes are compared as the send function
@@ -347,7 +388,9 @@ impl RowHasher {
             }
             RawScheme::Canonical => {
                 walk(row, &self.widths, &mut self.fields)?;
-                self.canonical(row, window, Form::Raw)?
+                let raw = self.canonical(row, window, Form::Raw)?;
+                self.replaced_rows += u64::from(self.row.has_replaced());
+                raw
             }
         };
         let value = if self.has_value {

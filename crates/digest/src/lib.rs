@@ -13,6 +13,7 @@
 mod error;
 mod hasher;
 mod key;
+mod lake;
 mod leaf;
 mod locate;
 mod program;
@@ -23,6 +24,7 @@ pub mod canonical;
 pub use error::Error;
 pub use hasher::{DigestColumn, Forms, NamedRow, RawScheme, RowHasher, has_value_form};
 pub use key::DigestKey;
+pub use lake::{lake_cell, without_declaration};
 pub use leaf::LeafBounds;
 pub use locate::{
     Difference, Differences, KeyCode, KeyPlan, KeyValue, LocatedForm, LocatedKey, Locator, Side,

@@ -8,6 +8,7 @@
 use tidemark_model::{DataType, TypeKind, Wire};
 
 use crate::canonical::{Encoder, NumericSpecial, Quick, tag};
+use crate::lake;
 
 /// What is wrong with a field.
 pub(crate) type Fault = &'static str;
@@ -35,6 +36,9 @@ pub(crate) enum Op {
     Uuid,
     Bytea,
     Text,
+    /// The one-byte type "char".
+    Char,
+    Xml,
     Bpchar,
     Bits,
     Json,
@@ -47,6 +51,8 @@ pub(crate) enum Op {
     Range(Box<Op>),
     Multirange(Box<Op>),
     Composite(Vec<Op>),
+    /// As a lake has it: see [`crate::lake`].
+    InLake(Box<Op>),
 }
 
 impl Op {
@@ -58,7 +64,7 @@ impl Op {
         }
     }
 
-    fn of_type(data_type: &DataType) -> Self {
+    pub(crate) fn of_type(data_type: &DataType) -> Self {
         match &data_type.kind {
             TypeKind::Domain { base, .. } => Self::of_type(base),
             TypeKind::Enum(_) => Self::Text,
@@ -102,7 +108,9 @@ impl Op {
             "interval" => Self::Interval,
             "uuid" => Self::Uuid,
             "bytea" => Self::Bytea,
-            "text" | "varchar" | "name" | "char" | "xml" | "unknown" => Self::Text,
+            "text" | "varchar" | "name" | "unknown" => Self::Text,
+            "char" => Self::Char,
+            "xml" => Self::Xml,
             "bpchar" => Self::Bpchar,
             "bit" | "varbit" => Self::Bits,
             "json" => Self::Json,
@@ -129,6 +137,7 @@ impl Op {
                 inner.has_two_forms()
             }
             Self::Composite(attributes) => attributes.iter().any(Self::has_two_forms),
+            Self::InLake(of) => lake::has_two_forms(of),
             _ => false,
         }
     }
@@ -147,6 +156,7 @@ impl Op {
             | Self::TimestampTz
             | Self::Mac8 => 8,
             Self::Interval | Self::Uuid => 16,
+            Self::InLake(of) => of.fixed_width(),
             _ => 0,
         }
     }
@@ -157,9 +167,10 @@ impl Op {
             Self::Int4 => Quick::Int4,
             Self::Int8 => Quick::Int8,
             Self::Date => Quick::Date,
-            Self::Text => Quick::Text,
+            Self::Text | Self::Char | Self::Xml => Quick::Text,
             Self::Bpchar => Quick::Bpchar,
             Self::Numeric => Quick::Numeric,
+            Self::InLake(of) => lake::quick(of),
             _ => Quick::No,
         }
     }
@@ -180,7 +191,7 @@ impl Op {
             Self::Interval => tag::INTERVAL,
             Self::Uuid => tag::UUID,
             Self::Bytea => tag::BYTEA,
-            Self::Text | Self::Bpchar => tag::TEXT,
+            Self::Text | Self::Char | Self::Xml | Self::Bpchar => tag::TEXT,
             Self::Bits => tag::BIT,
             Self::Json | Self::Jsonb => tag::JSON,
             Self::Inet => tag::INET,
@@ -190,6 +201,7 @@ impl Op {
             Self::Range(_) => tag::RANGE,
             Self::Multirange(_) => tag::MULTIRANGE,
             Self::Composite(_) => tag::COMPOSITE,
+            Self::InLake(of) => of.tag(),
         }
     }
 
@@ -245,6 +257,8 @@ impl Op {
             Self::Range(subtype) => range(subtype, field, out)?,
             Self::Multirange(of) => multirange(of, field, out)?,
             Self::Composite(attributes) => composite(attributes, field, out)?,
+            Self::Char | Self::Xml => out.push_text(field),
+            Self::InLake(of) => lake::push(of, field, out)?,
             _ => out.push_opaque(field),
         }
         Ok(())

@@ -17,20 +17,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tidemark_model::Lsn;
+use tidemark_model::{Lsn, Relation};
 use tidemark_pipeline::{
-    Error, Held, Kind, Phase, Progress as JobProgress, Result, ask_status, sync,
+    Error, Held, Job, Kind, Phase, Progress as JobProgress, Result, Target, ask_status, sync,
 };
 use tidemark_report::Level;
-use tidemark_source::{AtPoint, Exported, Hook, Locked, Snapshot, emit_barrier};
+use tidemark_source::{AtPoint, Hook, Locked, Snapshot, emit_barrier};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::outcome::{Outcome, Point};
 use crate::run::Run;
 use crate::scan::interrupted;
-use crate::side::View;
-use crate::{Request, Which};
+use crate::side::{Side, View};
+use crate::{Request, Which, lake};
 
 /// How often a point is looked for.
 const ATTEMPTS: u32 = 3;
@@ -51,6 +51,9 @@ const LOOK_FOR_WAITING: Duration = Duration::from_millis(200);
 /// # Cancel safety
 /// Safe: the stream goes on when the future ends; a job that is run here is stopped.
 pub async fn verify_at_barrier(request: &Request, stop: &CancellationToken) -> Result<Outcome> {
+    if let Target::Lake(target) = &request.job.target {
+        return Box::pin(lake::verify(request, target.root.clone(), stop)).await;
+    }
     let run = Run::open(request, true, stop).await?;
     let mut states = run.states();
     if request.level == Level::Schema {
@@ -112,11 +115,30 @@ pub(crate) async fn at_one_point<T>(
     stop: &CancellationToken,
     work: impl AsyncFnOnce(Met) -> Result<T>,
 ) -> Result<T> {
-    let state_dir = &run.request.job.state_dir;
+    let follows = refuse_other_than_following(run);
+    let meet = async |stream: &Stream| meet_once(run, stream, wanted).await;
+    with_stream(&run.request.job, stop, follows, meet, work).await
+}
+
+/// Has both sides meet by the stream of a job, and does there what is to be done; where no process runs the job, it runs
+/// here meanwhile, if it `follows`.
+pub(crate) async fn with_stream<M, T>(
+    job: &Job,
+    stop: &CancellationToken,
+    follows: impl Future<Output = Result<()>>,
+    meet: impl AsyncFn(&Stream) -> Result<M>,
+    work: impl AsyncFnOnce(M) -> Result<T>,
+) -> Result<T> {
     let meeting = async {
-        match ask_status(state_dir).await? {
-            Some(_) => work(meet(run, &Stream::Process(state_dir.clone()), wanted).await?).await,
-            None => Box::pin(meet_here(run, wanted, stop, work)).await,
+        match ask_status(&job.state_dir).await? {
+            Some(_) => {
+                let stream = Stream::Process(job.state_dir.clone());
+                work(persist(&stream, meet).await?).await
+            }
+            None => {
+                follows.await?;
+                Box::pin(meet_here(job, stop, meet, work)).await
+            }
         }
     };
     tokio::select! {
@@ -126,20 +148,19 @@ pub(crate) async fn at_one_point<T>(
 }
 
 /// Runs the job itself for as long as it takes.
-async fn meet_here<T>(
-    run: &Run<'_>,
-    wanted: (&[usize], Stays),
+async fn meet_here<M, T>(
+    job: &Job,
     stop: &CancellationToken,
-    work: impl AsyncFnOnce(Met) -> Result<T>,
+    meet: impl AsyncFn(&Stream) -> Result<M>,
+    work: impl AsyncFnOnce(M) -> Result<T>,
 ) -> Result<T> {
-    refuse_other_than_following(run).await?;
     let (progress, stop) = (Arc::new(JobProgress::default()), stop.child_token());
-    let mut running = std::pin::pin!(sync(&run.request.job, &progress, None, &stop));
+    let mut running = std::pin::pin!(sync(job, &progress, None, &stop));
     let meeting = async {
         while progress.view().phase != Phase::Follow {
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        work(meet(run, &Stream::Here(Arc::clone(&progress)), wanted).await?).await
+        work(persist(&Stream::Here(Arc::clone(&progress)), meet).await?).await
     };
     let done = tokio::select! {
         done = meeting => done,
@@ -150,10 +171,11 @@ async fn meet_here<T>(
     done
 }
 
-async fn meet(run: &Run<'_>, stream: &Stream, wanted: (&[usize], Stays)) -> Result<Met> {
+/// Tries a few times.
+async fn persist<M>(stream: &Stream, meet: impl AsyncFn(&Stream) -> Result<M>) -> Result<M> {
     let mut attempt = 1;
     loop {
-        match Box::pin(meet_once(run, stream, wanted)).await {
+        match Box::pin(meet(stream)).await {
             Err(error) if error.kind == Kind::Unavailable && attempt < ATTEMPTS => {
                 tracing::info!(%error, attempt, "both sides could not be brought to one point; trying again");
                 attempt += 1;
@@ -172,36 +194,22 @@ async fn meet_once(
     let there = run.relations(Which::Target, wanted);
     let locked = Locked::take(target.spec(), &target.options(there)).await;
     let locked = locked.map_err(|error| target.of(error))?;
-    let holding = Arc::new(Mutex::new(None));
-    let (found, finding) = watch::channel(None);
-    let mut options = source.options(run.relations(Which::Source, wanted));
-    (options.lock_timeout, options.lock_attempts) = (PATIENCE, 1);
-    options.point = Some(AtPoint { before: stream.hold(&holding), found });
-    let taken = async {
-        let taken = Snapshot::take(source.spec(), &options).await;
-        taken.map_err(|error| source.of(error))
+    let reach = async |lsn: Lsn, mut held: Held| {
+        tokio::select! {
+            stands = held.up_to(lsn) => stands?,
+            error = in_the_way(run, locked.holder_pid()) => return Err(error),
+        }
+        let exported = locked.export().await.map_err(|error| run.target.of(error))?;
+        let held = match stays {
+            Stays::UntilExported => Err(held.open()),
+            Stays::WithThePoint => Ok(held),
+        };
+        Ok((lsn, exported, held))
     };
-    let at_barrier = async {
-        let (lsn, exported, held) = at_barrier(run, locked, finding, &holding).await?;
-        Ok((
-            lsn,
-            exported,
-            match stays {
-                Stays::UntilExported => Err(held.open()),
-                Stays::WithThePoint => Ok(held),
-            },
-        ))
-    };
-    let met = tokio::try_join!(taken, at_barrier);
-    // Whatever became of it, the stream goes on.
-    let held = holding.lock().await.take();
-    if let (Err(_), Some(Err(error))) = (&met, held) {
-        return Err(error);
-    }
-    let (snapshot, (lsn, exported, held)) = met?;
+    let there = run.relations(Which::Source, wanted);
+    let (snapshot, (lsn, exported, held)) = stand(source, there, stream, reach).await?;
     if snapshot.lsn() != lsn {
-        let attempt = "bring both sides to one point: the source's snapshot was taken again";
-        return Err(Error::new(Kind::Unavailable, attempt).hint("run the same command again"));
+        return Err(taken_again());
     }
     let shown = exported.finish().await.map_err(|error| target.of(error))?;
     let (pause, held) = match held {
@@ -212,34 +220,63 @@ async fn meet_once(
     Ok(Met { lsn, pause, held, source, target })
 }
 
+/// Takes a snapshot of the source at a consistent point, with the stream held from before it; `reach` brings the stream there
+/// and looks at the target, while the snapshot is still being made ready.
+pub(crate) async fn stand<X>(
+    source: &Side,
+    tables: Vec<Relation>,
+    stream: &Stream,
+    reach: impl AsyncFnOnce(Lsn, Held) -> Result<X>,
+) -> Result<(Snapshot, X)> {
+    let holding = Arc::new(Mutex::new(None));
+    let (found, finding) = watch::channel(None);
+    let mut options = source.options(tables);
+    (options.lock_timeout, options.lock_attempts) = (PATIENCE, 1);
+    options.point = Some(AtPoint { before: stream.hold(&holding), found });
+    let taken = async {
+        let taken = Snapshot::take(source.spec(), &options).await;
+        taken.map_err(|error| source.of(error))
+    };
+    let reached = async {
+        let (lsn, held) = barrier(source, finding, &holding).await?;
+        reach(lsn, held).await
+    };
+    let met = tokio::try_join!(taken, reached);
+    // Whatever became of it, the stream goes on.
+    let held = holding.lock().await.take();
+    if let (Err(_), Some(Err(error))) = (&met, held) {
+        return Err(error);
+    }
+    met
+}
+
+pub(crate) fn taken_again() -> Error {
+    let attempt = "bring both sides to one point: the source's snapshot was taken again";
+    Error::new(Kind::Unavailable, attempt).hint("run the same command again")
+}
+
 /// What holds the stream, once it was tried.
 type Holding = Arc<Mutex<Option<Result<Held>>>>;
 
-/// Brings the stream to the barrier as soon as that is known, and takes the target's snapshot there.
-async fn at_barrier(
-    run: &Run<'_>,
-    locked: Locked,
+/// Waits for the point, and sees to it that the stream, which is held, can move beyond it.
+async fn barrier(
+    source: &Side,
     mut finding: watch::Receiver<Option<Lsn>>,
     holding: &Holding,
-) -> Result<(Lsn, Exported, Held)> {
-    let client = run.source.spec().connect().await.map_err(|error| run.source.of(error))?;
+) -> Result<(Lsn, Held)> {
+    let client = source.spec().connect().await.map_err(|error| source.of(error))?;
     let lsn = match finding.wait_for(Option::is_some).await {
         Ok(found) => found.unwrap_or(Lsn::ZERO),
         // The snapshot failed, and its error is the one to tell.
         Err(_) => std::future::pending().await,
     };
-    let mut held = holding.lock().await.take().ok_or_else(|| {
+    let held = holding.lock().await.take().ok_or_else(|| {
         Error::new(Kind::Internal, "bring both sides to one point: nobody holds the stream")
     })??;
     // So that the stream moves beyond it although nobody writes.
     let barrier = emit_barrier(&client, "tidemark", "verify").await;
-    barrier.map_err(|error| run.source.of(error))?;
-    tokio::select! {
-        stands = held.up_to(lsn) => stands?,
-        error = in_the_way(run, locked.holder_pid()) => return Err(error),
-    }
-    let exported = locked.export().await.map_err(|error| run.target.of(error))?;
-    Ok((lsn, exported, held))
+    barrier.map_err(|error| source.of(error))?;
+    Ok((lsn, held))
 }
 
 /// Waits until somebody on the target waits for our locks. The stream has to empty or alter a table before it can stand at
@@ -264,7 +301,7 @@ async fn in_the_way(run: &Run<'_>, holder: i32) -> Error {
 }
 
 /// Whoever runs the job.
-enum Stream {
+pub(crate) enum Stream {
     Process(PathBuf),
     Here(Arc<JobProgress>),
 }

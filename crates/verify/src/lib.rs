@@ -1,4 +1,4 @@
-//! Proves that two databases hold the same rows, or finds where they do not.
+//! Proves that two databases, or a database and a lake, hold the same rows, or finds where they do not.
 //!
 //! **Invariant:** a table is called identical only where every row of both sides was read and every leaf's count and sum are
 //! equal; whatever was not read, or did not hold still, makes it incomplete, with the reason (`design.md` 3, invariant 8).
@@ -7,6 +7,7 @@
 //! ```text
 //! pair: both catalogs -> Pair per table, findings about definitions
 //!   exact: both sides at one LSN of a job that follows  |  quiesced: each side at a moment of its own
+//!     lake: the same for a target of Parquet files, whose rows are summed as its commits describe them
 //!     run: reading of both sides at once -> sums by leaf -> state: what is settled
 //!       naming: the rows that differ, from the reading itself or read again -> lines
 //! ```
@@ -18,6 +19,7 @@ mod aside;
 mod classify;
 mod exact;
 mod findings;
+mod lake;
 mod lines;
 mod naming;
 mod outcome;

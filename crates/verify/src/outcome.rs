@@ -58,12 +58,12 @@ pub struct Outcome {
 /// Which database a side is, and when it was read.
 #[derive(Debug, Clone)]
 pub struct SideReport {
-    /// `server_version`.
+    /// `server_version`; of a lake, the version of its format and the commit that was read.
     pub version: String,
-    /// The cluster.
-    pub system_identifier: u64,
-    /// The database's name.
-    pub database: String,
+    /// The cluster; none of a lake.
+    pub system_identifier: Option<u64>,
+    /// The database's name; none of a lake.
+    pub database: Option<String>,
     /// Noted just before the first read snapshot; none where no row was read.
     pub lsn: Option<Lsn>,
     /// `pg_current_snapshot()` of it.
@@ -99,6 +99,8 @@ pub struct TableOutcome {
     pub named: Option<Named>,
     /// Why they were not all found.
     pub unnamed: Option<String>,
+    /// Rows with values that a declared mapping to the lake cannot carry; none where there is no such mapping.
+    pub lossy: Option<u64>,
 }
 
 impl Outcome {
@@ -116,8 +118,8 @@ pub(crate) fn side_report(side: &Side, view: Option<(Lsn, String)>) -> SideRepor
     let (lsn, read_snapshot) = view.unzip();
     SideReport {
         version: server.version.clone(),
-        system_identifier: server.system_identifier,
-        database: server.database.clone(),
+        system_identifier: Some(server.system_identifier),
+        database: Some(server.database.clone()),
         lsn,
         read_snapshot,
     }

@@ -46,6 +46,12 @@ pub(crate) struct Half {
     pub(crate) columns: Vec<Column>,
 }
 
+impl Half {
+    pub(crate) fn oid(&self) -> Oid {
+        self.relation.oid
+    }
+}
+
 /// What is selected beside the columns that are hashed, as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shows {
@@ -128,22 +134,24 @@ fn unreadable(source: &Relation, target: &Relation) -> Option<String> {
         };
         return Some(format!("a table on the source and {kind}: rows of the two are not compared"));
     }
-    for (which, relation) in [(Which::Source, source), (Which::Target, target)] {
-        if relation.row_security_applies {
-            return Some(format!(
-                "row security hides rows from our role on the {}: use a role with BYPASSRLS",
-                which.word()
-            ));
-        }
-        if !relation.can_select {
-            return Some(format!("our role may not read it on the {}: GRANT SELECT", which.word()));
-        }
+    let sides = [(Which::Source, source), (Which::Target, target)];
+    sides.into_iter().find_map(|(which, relation)| hidden(which, relation))
+}
+
+/// Why the rows of a table cannot be read on one side.
+pub(crate) fn hidden(which: Which, relation: &Relation) -> Option<String> {
+    let side = which.word();
+    if relation.row_security_applies {
+        return Some(format!(
+            "row security hides rows from our role on the {side}: use a role with BYPASSRLS"
+        ));
     }
-    None
+    (!relation.can_select)
+        .then(|| format!("our role may not read it on the {side}: GRANT SELECT"))
 }
 
 /// Why a table cannot be the same while the source is written to.
-fn left_behind(source: &Relation, moves: bool) -> Option<String> {
+pub(crate) fn left_behind(source: &Relation, moves: bool) -> Option<String> {
     let is_unlogged = moves && source.persistence == Persistence::Unlogged;
     is_unlogged.then(|| {
         "it is unlogged: its changes are in no WAL, so the stream does not carry them".to_owned()

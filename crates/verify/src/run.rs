@@ -42,8 +42,10 @@ impl<'a> Run<'a> {
         let began = Instant::now();
         let job = &request.job;
         let Target::Postgres(of_target) = &job.target else {
-            return Err(Error::new(Kind::Usage, "verify a Parquet target: not built yet")
-                .hint("only PostgreSQL targets can be verified in this version"));
+            let attempt = "compare a lake without the job that fills it";
+            return Err(Error::new(Kind::Usage, attempt).hint(
+                "verify the job at one position (without --quiesced); two databases that stand still must both be PostgreSQL",
+            ));
         };
         // Not the job's own: sessions of that name are ended by whoever takes the job over.
         let application = format!("{}:verify", tidemark_model::names::application_name(&job.name));

@@ -26,11 +26,12 @@ const ATTEMPTS: u32 = 6;
 const BACKOFF: Duration = Duration::from_millis(200);
 
 /// What all scans of one run share.
+#[derive(Clone)]
 pub(crate) struct Tools {
     pub(crate) cpu: Cpu,
     pub(crate) budget: Budget,
     pub(crate) key: DigestKey,
-    pub(crate) throttle: Throttle,
+    pub(crate) throttle: Arc<Throttle>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) stop: CancellationToken,
     /// Sessions that read each side.
@@ -47,7 +48,7 @@ impl Tools {
             cpu,
             budget: Budget::new(request.job.memory / 2),
             key: DigestKey::random(),
-            throttle: Throttle::new(request.rate),
+            throttle: Arc::new(Throttle::new(request.rate)),
             progress: Arc::clone(&request.progress),
             stop: stop.clone(),
             readers: request.readers,
@@ -57,7 +58,7 @@ impl Tools {
 
 impl Tools {
     /// Waits as the rate asks for.
-    async fn pass(&self, bytes: u64) {
+    pub(crate) async fn pass(&self, bytes: u64) {
         let Some(due) = self.throttle.due(bytes) else { return };
         let wait = due.saturating_duration_since(Instant::now());
         tokio::time::sleep(wait).await;
@@ -98,6 +99,18 @@ pub(crate) fn plan(
     pairs: &[Pair],
     wanted: impl Iterator<Item = (usize, Option<Vec<ChunkRange>>)>,
 ) -> Vec<Piece> {
+    let wanted = wanted.map(|(pair, ranges)| (pair, pairs[pair].half(view.which).oid(), ranges));
+    let chunk = |pair: usize, number, range| pairs[pair].chunk(view.which, number, range);
+    plan_chunks(request, view, wanted, chunk)
+}
+
+/// The same of tables that `chunk` makes chunks of.
+pub(crate) fn plan_chunks(
+    request: &Request,
+    view: &View,
+    wanted: impl Iterator<Item = (usize, Oid, Option<Vec<ChunkRange>>)>,
+    chunk: impl Fn(usize, u32, ChunkRange) -> ChunkSpec,
+) -> Vec<Piece> {
     let by_oid: HashMap<Oid, &Relation> =
         view.tables().iter().map(|relation| (relation.oid, relation)).collect();
     let bytes = |relation: &Relation| relation.heap_bytes + relation.toast_bytes;
@@ -105,13 +118,12 @@ pub(crate) fn plan(
     let (readers, at_most) = (request.readers, request.job.chunk_bytes);
     let chunk_bytes = tidemark_source::even_chunk_bytes(total, readers, at_most);
     let mut pieces: Vec<(u64, Piece)> = Vec::new();
-    for (pair, ranges) in wanted {
-        let of = &pairs[pair];
-        let Some(relation) = by_oid.get(&of.half(view.which).relation.oid) else { continue };
+    for (pair, oid, ranges) in wanted {
+        let Some(relation) = by_oid.get(&oid) else { continue };
         let whole = || tidemark_source::plan_chunks(relation, view.version(), chunk_bytes);
         let ranges = ranges.unwrap_or_else(whole);
         let size = bytes(relation) / ranges.len().max(1) as u64;
-        let chunks = (0..).zip(ranges).map(|(number, range)| of.chunk(view.which, number, range));
+        let chunks = (0..).zip(ranges).map(|(number, range)| chunk(pair, number, range));
         pieces.extend(chunks.map(|spec| (size, (pair, spec))));
     }
     pieces.sort_by_key(|(size, _)| std::cmp::Reverse(*size));

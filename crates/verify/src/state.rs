@@ -162,6 +162,7 @@ impl State {
                 _ => self.named,
             },
             unnamed: self.unnamed,
+            lossy: None,
         }
     }
 }

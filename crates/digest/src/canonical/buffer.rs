@@ -13,6 +13,8 @@ const KEPT_BYTES: usize = 1 << 20;
 pub struct RowBuffer {
     bytes: Vec<u8>,
     len: usize,
+    /// A value of the row was replaced by NULL.
+    pub(super) has_replaced: bool,
     pub(super) json: JsonScratch,
 }
 
@@ -26,6 +28,7 @@ impl RowBuffer {
     #[inline]
     pub fn clear(&mut self) {
         self.len = 0;
+        self.has_replaced = false;
         if self.bytes.len() > KEPT_BYTES {
             self.bytes = Vec::new();
             self.json = JsonScratch::default();
@@ -43,6 +46,12 @@ impl RowBuffer {
     #[inline]
     pub fn as_slice(&self) -> &[u8] {
         &self.bytes[..self.len]
+    }
+
+    /// Whether a value of the row stands as NULL because its place has no form for it.
+    #[inline]
+    pub fn has_replaced(&self) -> bool {
+        self.has_replaced
     }
 
     pub(super) fn len(&self) -> usize {

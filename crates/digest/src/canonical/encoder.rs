@@ -78,6 +78,17 @@ impl<'a> Encoder<'a> {
         self.row.put([tag | tag::NULL]);
     }
 
+    /// NULL of the type with this [`tag`], for a value that its place has no form for; noted in the row.
+    pub fn push_replaced(&mut self, tag: u8) {
+        self.row.has_replaced = true;
+        self.push_null(tag);
+    }
+
+    /// A cell that was encoded before, in the same form.
+    pub fn push_cell(&mut self, cell: &[u8]) {
+        self.row.append(cell);
+    }
+
     /// bool
     #[inline]
     pub fn push_bool(&mut self, value: bool) {

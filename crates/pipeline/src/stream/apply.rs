@@ -220,8 +220,14 @@ impl Apply {
             Order::UpTo(_) => return Ok(false),
         };
         self.send(false).await?;
-        let flushed = self.writer.flush().await?;
+        let is_lake = self.rhythm.flush_every.is_some();
+        let flushed = match order {
+            // Readers of a lake see where it stands by its last commit alone.
+            Order::UpTo(_) if is_lake => self.writer.advance(at).await?,
+            _ => self.writer.flush().await?,
+        };
         self.note(DurableLsn::answered(flushed));
+        self.accepted = self.accepted.max(flushed.lsn());
         (self.flushed_at, self.unflushed) = (Instant::now(), false);
         let ladder = Arc::clone(&self.ladder);
         tokio::select! {

@@ -27,6 +27,7 @@ mod layout;
 mod manifest;
 mod names;
 mod options;
+mod reading;
 mod root;
 mod stream;
 mod table;
@@ -57,6 +58,7 @@ pub use manifest::{
     Replaced, Source,
 };
 pub use options::{Compression, ParquetOptions};
+pub use reading::{Lake, StoredFile};
 pub use root::Root;
 pub use stream::{binary_is_safe, check_followed};
 

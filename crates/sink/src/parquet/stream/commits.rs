@@ -337,7 +337,7 @@ pub(super) fn parse<T: serde::de::DeserializeOwned>(
 }
 
 /// The last commit of a lake whose snapshot is there.
-pub(super) async fn last(root: &Root, snapshot: Commit) -> Result<Commit> {
+pub(crate) async fn last(root: &Root, snapshot: Commit) -> Result<Commit> {
     // `low` is there, `high` is not.
     let (mut low, mut high) = (0_u64, 1_u64);
     while root.exists(&manifest::commit_path(high)).await? {
@@ -355,7 +355,7 @@ pub(super) async fn last(root: &Root, snapshot: Commit) -> Result<Commit> {
     if low == 0 { Ok(snapshot) } else { read(root, low).await }
 }
 
-pub(super) async fn read(root: &Root, number: u64) -> Result<Commit> {
+pub(crate) async fn read(root: &Root, number: u64) -> Result<Commit> {
     let path = manifest::commit_path(number);
     let bytes = root.read(&path).await?.unwrap_or_default();
     let commit: Commit = parse(root, &path, &bytes)?;

@@ -42,7 +42,7 @@ use crate::{
     Disposition, Error, OpenStream, Result, Stored, StoredStage, StoredTable, StreamStart,
 };
 
-pub(super) use commits::Commits;
+pub(super) use commits::{Commits, last as last_commit, read as read_commit};
 pub use forms::binary_is_safe;
 pub(super) use lock::Lock;
 pub(super) use roster::{first, joined};
@@ -91,6 +91,12 @@ pub(super) async fn stored(root: &Root) -> Result<Option<Stored>> {
         copied: None,
         stopped: Vec::new(),
     }))
+}
+
+/// The tables that a lake has or has had as of a commit; `None` where it does not tell.
+pub(super) async fn members_of(root: &Root, last: &Commit) -> Result<Option<Vec<Member>>> {
+    let roster = Roster::of(root, last).await?;
+    Ok(roster.at.map(|_| roster.members))
 }
 
 /// The tables that a lake which follows has or has had, and that a user can give up, with whether they are there to be given
