@@ -188,6 +188,9 @@ Examples:
     /// up to there. Two databases without a job are compared with --quiesced, while nobody writes to them. Reads every row
     /// of both sides, changes nothing. Ends with 0 if they hold the same, 1 if they differ, 3 if something could not be
     /// proven, 4 if values are equal but written in another way and --allow does not say that this is fine.
+    ///
+    /// A lake is verified with the job that fills it; its rows are those that its commits describe. Tables that differ and files
+    /// that cannot be read are named, rows are not.
     #[command(after_help = "\
 Examples:
   tidemark verify
@@ -348,7 +351,7 @@ pub struct VerifyArgs {
     /// Directory for report.json, report.html, report.junit.xml and diff.ndjson, which names every row that differs.
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
-    /// Nobody writes to either side: compare them without a job, each at a moment of its own.
+    /// Nobody writes to either side: compare them without a job, each at a moment of its own. Both must be PostgreSQL.
     #[arg(long)]
     pub quiesced: bool,
     /// Connections that read each side [default: snapshot.readers].

@@ -18,6 +18,7 @@ mod joining;
 mod lake;
 mod lake_joining;
 mod lake_unfinished;
+mod lake_verify;
 mod lanes;
 mod large;
 mod mistakes;

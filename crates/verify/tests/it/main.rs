@@ -6,8 +6,12 @@
 
 mod cases;
 mod generated;
+mod lake;
+mod lake_damage;
 mod moving;
 mod naming;
 mod pairs;
 mod repairs;
 mod support;
+#[path = "../../../columnar/tests/it/values.rs"]
+mod values;

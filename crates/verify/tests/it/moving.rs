@@ -21,13 +21,13 @@ use crate::repairs::{how, repaired, suspects};
 use crate::support::Pair;
 
 /// A job in a thread of its own, as another process would run it.
-struct Follower {
+pub(crate) struct Follower {
     stop: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Follower {
-    fn start(job: &Job) -> Self {
+    pub(crate) fn start(job: &Job) -> Self {
         let stop = CancellationToken::new();
         let (job, seen) = (job.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
@@ -38,7 +38,7 @@ impl Follower {
         Self { stop, thread: Some(thread) }
     }
 
-    fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         self.stop.cancel();
         self.thread.take().unwrap().join().unwrap();
     }
