@@ -242,8 +242,8 @@ impl RowHasher {
         for field in key {
             let cell = self.cells.iter().find(|cell| cell.field == *field);
             let op = cell.ok_or(Error::LocatorKey { columns })?.op.clone();
-            let is_text = self.form == TupleForm::PgText
-                || matches!(op, Op::Text | Op::Char | Op::Xml);
+            let is_text =
+                self.form == TupleForm::PgText || matches!(op, Op::Text | Op::Char | Op::Xml);
             let read = if is_text { Read::Text } else { Read::Binary };
             found.push(KeyColumn { field: *field, op, read });
         }

@@ -172,9 +172,8 @@ fn has_form(of: &Op, field: &[u8]) -> bool {
     match of {
         Op::Date => !matches!(field, [0x7f, 0xff, 0xff, 0xff] | [0x80, 0, 0, 0]),
         Op::Time => int8() != Some(DAY_MICROS),
-        Op::Timestamp | Op::TimestampTz => int8().is_none_or(|micros| {
-            micros != i64::MIN && micros.checked_add(EPOCH_MICROS).is_some()
-        }),
+        Op::Timestamp | Op::TimestampTz => int8()
+            .is_none_or(|micros| micros != i64::MIN && micros.checked_add(EPOCH_MICROS).is_some()),
         Op::Interval => {
             let is_extreme = |first: u8, rest: u8| {
                 // Microseconds, days, months: each at its extreme.

@@ -146,8 +146,7 @@ pub(crate) fn hidden(which: Which, relation: &Relation) -> Option<String> {
             "row security hides rows from our role on the {side}: use a role with BYPASSRLS"
         ));
     }
-    (!relation.can_select)
-        .then(|| format!("our role may not read it on the {side}: GRANT SELECT"))
+    (!relation.can_select).then(|| format!("our role may not read it on the {side}: GRANT SELECT"))
 }
 
 /// Why a table cannot be the same while the source is written to.

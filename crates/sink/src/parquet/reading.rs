@@ -84,7 +84,8 @@ impl Lake {
             Place::Local(root) => {
                 let opened = File::open(root.join(&file.path));
                 let opened = opened.map_err(|error| failure::io(attempt(), error))?;
-                let length = opened.metadata().map_err(|error| failure::io(attempt(), error))?.len();
+                let length =
+                    opened.metadata().map_err(|error| failure::io(attempt(), error))?.len();
                 return Ok(StoredFile { length, bytes: Stored::Disk(Arc::new(opened)) });
             }
             Place::Objects { store, prefix } => Object {

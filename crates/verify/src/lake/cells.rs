@@ -97,8 +97,8 @@ impl Cell {
                     let field: &arrow_schema::Field = field;
                     field.name() == name
                 };
-                let fits = attributes.len() == fields.len()
-                    && attributes.iter().zip(fields).all(is_same);
+                let fits =
+                    attributes.len() == fields.len() && attributes.iter().zip(fields).all(is_same);
                 let both = attributes.iter().zip(fields).filter(|_| fits);
                 let cells = both.map(|((_, of, _), field)| Self::of_type(of, field.data_type()));
                 let cells: Vec<Self> = cells.collect::<Option<_>>()?;
@@ -329,7 +329,9 @@ impl Values {
             }
             Kind::Json(values) => out.push_json(values.value(row).as_bytes())?,
             Kind::Uuid(values) => {
-                out.push_uuid(values.value(row).try_into().map_err(|_| "a uuid of another length")?);
+                out.push_uuid(
+                    values.value(row).try_into().map_err(|_| "a uuid of another length")?,
+                );
             }
             Kind::Bytea(values) => out.push_bytea(values.value(row)),
             Kind::Date(values) => match values.value(row).checked_sub(EPOCH_DAYS) {
@@ -481,7 +483,11 @@ mod tests {
             ("10000", 10_000, 0),
             ("0.0001", 1, 4),
             ("0.00001", 1, 5),
-            ("123456789012345678901234567890.12345678", 12_345_678_901_234_567_890_123_456_789_012_345_678, 8),
+            (
+                "123456789012345678901234567890.12345678",
+                12_345_678_901_234_567_890_123_456_789_012_345_678,
+                8,
+            ),
         ] {
             let printed = cell(|out| push_numeric(text.as_bytes(), out).unwrap());
             assert_eq!(printed, cell(|out| out.push_decimal(unscaled, scale)), "{text}");

@@ -36,9 +36,8 @@ impl OpenFile {
         let metadata = ArrowReaderMetadata::load(&file, options)
             .map_err(|cause| damaged(&entry.path, "its footer", &cause))?;
         let rows = metadata.metadata().file_metadata().num_rows();
-        let note = (u64::try_from(rows) != Ok(entry.rows)).then(|| {
-            format!("{} has {rows} rows, its commit says {}", entry.path, entry.rows)
-        });
+        let note = (u64::try_from(rows) != Ok(entry.rows))
+            .then(|| format!("{} has {rows} rows, its commit says {}", entry.path, entry.rows));
         Ok(Self { path: entry.path.clone(), file, metadata, note })
     }
 

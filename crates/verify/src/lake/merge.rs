@@ -414,4 +414,3 @@ pub(super) fn died(current: &Mutex<String>) -> Trouble {
     let path = current.lock().map(|path| path.clone()).unwrap_or_default();
     Trouble::Table(format!("{path} cannot be read: the reader of Parquet gave up"))
 }
-

@@ -187,9 +187,8 @@ impl LakeRun<'_> {
     /// Reads both sides of all pairs.
     async fn read(&self, view: &View, paired: &Paired, lsn: Lsn) -> Result<Vec<Found>> {
         let pairs = &paired.pairs;
-        let is_there = |pair: &LakePair| {
-            view.tables().iter().any(|table| table.oid == pair.relation.oid)
-        };
+        let is_there =
+            |pair: &LakePair| view.tables().iter().any(|table| table.oid == pair.relation.oid);
         let there: Vec<bool> = pairs.iter().map(is_there).collect();
         let sizes = view.tables().iter().map(|relation| relation.heap_bytes + relation.toast_bytes);
         let lake = pairs.iter().map(|pair| pair.table.bytes());
@@ -209,9 +208,7 @@ impl LakeRun<'_> {
                 lossy,
                 target: match is_there {
                     true => of_lake.remove(&number).unwrap_or_else(|| Err(String::new())),
-                    false => {
-                        Err("it was dropped or renamed on the source meanwhile".to_owned())
-                    }
+                    false => Err("it was dropped or renamed on the source meanwhile".to_owned()),
                 },
             })
             .collect())
@@ -235,12 +232,7 @@ impl LakeRun<'_> {
     }
 
     /// The sum of one table of the lake, or why there is none.
-    async fn merge(
-        &self,
-        pair: &LakePair,
-        lsn: Lsn,
-        room: u64,
-    ) -> Result<Result<Merged, String>> {
+    async fn merge(&self, pair: &LakePair, lsn: Lsn, room: u64) -> Result<Result<Merged, String>> {
         if let Some(trouble) = pair.trouble(lsn) {
             return Ok(Err(trouble));
         }

@@ -106,9 +106,9 @@ pub(super) async fn pair(
 fn without_stream(state: MemberState) -> Option<String> {
     match state {
         MemberState::Joined => None,
-        MemberState::Left => Some(
-            "the job goes on without it: the lake has its rows of when it was left".to_owned(),
-        ),
+        MemberState::Left => {
+            Some("the job goes on without it: the lake has its rows of when it was left".to_owned())
+        }
         MemberState::Reset => {
             Some("it was given up (tidemark reset) and has not joined again".to_owned())
         }
@@ -177,8 +177,7 @@ impl LakePair {
         let filter = options.and_then(|options| options.filter.clone());
         let columns = both.into_iter().filter(|_| is_hashed);
         let columns = columns.map(|(column, wire, _)| (column, wire)).collect();
-        let mut pair =
-            Self { relation, table, form, is_other, filter, columns, replaces, trouble };
+        let mut pair = Self { relation, table, form, is_other, filter, columns, replaces, trouble };
         pair.form.has_value = pair.hasher(&DigestKey::new([0; 32]))?.has_value_sum();
         Ok(pair)
     }
@@ -222,8 +221,7 @@ impl LakePair {
 
 fn chosen(relation: &Relation, options: Option<&TableOptions>) -> Vec<Column> {
     let wanted = options.and_then(|options| options.columns.as_ref());
-    let is_wanted =
-        |column: &&Column| wanted.is_none_or(|wanted| wanted.contains(&column.name));
+    let is_wanted = |column: &&Column| wanted.is_none_or(|wanted| wanted.contains(&column.name));
     relation.columns.iter().filter(is_wanted).cloned().collect()
 }
 
@@ -281,8 +279,11 @@ impl Defaults<'_> {
         let row = self.client.insert(client).query_one(&sql, &[]).await;
         let field = row.and_then(|row| row.try_get::<_, Option<Sent>>(0));
         let field = field.map_err(|cause| {
-            Error::new(Kind::Unavailable, format!("ask the source for the default of {:?}", column.name))
-                .because(cause)
+            Error::new(
+                Kind::Unavailable,
+                format!("ask the source for the default of {:?}", column.name),
+            )
+            .because(cause)
         })?;
         Ok(Ok(field.map(|Sent(bytes)| bytes)))
     }
@@ -318,10 +319,7 @@ fn literal(default: &str) -> Option<Option<String>> {
 struct Sent(Vec<u8>);
 
 impl<'a> FromSql<'a> for Sent {
-    fn from_sql(
-        _: &Type,
-        raw: &'a [u8],
-    ) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
         Ok(Self(raw.to_vec()))
     }
 

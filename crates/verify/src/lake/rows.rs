@@ -112,9 +112,10 @@ impl Heads {
                 None => None,
                 Some(array) => {
                     let parts = array.as_struct_opt()?;
-                    let bound = form.key.iter().map(|at| {
-                        bind(form, *at, parts.column_by_name(&form.columns[*at].name)?)
-                    });
+                    let bound = form
+                        .key
+                        .iter()
+                        .map(|at| bind(form, *at, parts.column_by_name(&form.columns[*at].name)?));
                     Some((array.nulls().cloned(), bound.collect::<Option<Vec<_>>>()?))
                 }
             };

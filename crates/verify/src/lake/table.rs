@@ -51,7 +51,10 @@ pub(super) async fn tables(lake: &Lake, last: u64) -> Result<HashMap<RelationNam
     let mut position = Lsn::ZERO;
     while let Some(commit) = commits.try_next().await? {
         if commit.end_lsn < position {
-            return Err(contradicts(&commit, "its position is before the one of the commit before"));
+            return Err(contradicts(
+                &commit,
+                "its position is before the one of the commit before",
+            ));
         }
         take(&mut tables, &commit, position)?;
         position = commit.end_lsn;
@@ -109,7 +112,13 @@ impl LakeTable {
                 commit.commit
             ));
         }
-        self.columns.clone_from(&listed.columns);
+        let before = std::mem::replace(&mut self.columns, listed.columns.clone());
+        for column in &mut self.columns {
+            // Only the run that has added a column says its default.
+            let known = before.iter().find(|known| known.name == column.name);
+            let default = known.and_then(|known| known.default.clone());
+            column.default = column.default.take().or(default);
+        }
         self.key.clone_from(&listed.key);
         let files = listed.files.iter();
         self.changes.extend(files.map(|file| ChangeFile {

@@ -174,7 +174,9 @@ async fn a_lake_is_identical_after_the_snapshot_and_after_every_kind_of_change()
         assert!(Lake::assert_identical(&lake.verify().await) > first);
     }
     // Rows that come when the table has just been emptied, and nothing after a TRUNCATE.
-    lake.sql("TRUNCATE pet, keyless; INSERT INTO keyless VALUES ('2026-01-01', 'n'); TRUNCATE emptied");
+    lake.sql(
+        "TRUNCATE pet, keyless; INSERT INTO keyless VALUES ('2026-01-01', 'n'); TRUNCATE emptied",
+    );
     let outcome = lake.verify().await;
     Lake::assert_identical(&outcome);
     let rows = |name| table(&outcome, name).target.count;
@@ -185,8 +187,7 @@ async fn a_lake_is_identical_after_the_snapshot_and_after_every_kind_of_change()
 async fn a_lake_that_is_written_to_is_identical_at_every_point() {
     let lake = Lake::new("lakemoving", TABLES);
     let options = WriterOptions { clients: 2, seed: 7, pause: Duration::from_millis(2) };
-    let writer =
-        Writer::start(lake.source.cluster(), lake.source.name(), &options).unwrap();
+    let writer = Writer::start(lake.source.cluster(), lake.source.name(), &options).unwrap();
     let follower = lake.follow().await;
     let mut before = Lsn::ZERO;
     for round in 0..5 {
@@ -212,7 +213,9 @@ async fn keys_that_do_not_fit_into_memory_are_taken_in_parts() {
     let mut lake = Lake::new("parts", TABLES);
     lake.fill().await;
     lake.sql(CHANGES);
-    lake.sql("UPDATE pet SET name = name || '?'; UPDATE pet SET id = id + 1000000 WHERE id % 2 = 0");
+    lake.sql(
+        "UPDATE pet SET name = name || '?'; UPDATE pet SET id = id + 1000000 WHERE id % 2 = 0",
+    );
     Lake::assert_identical(&lake.verify().await);
     // A quarter of it are some 300 keys.
     lake.request.job.memory = 64 << 10;
@@ -265,6 +268,7 @@ async fn columns_that_are_added_have_their_default_in_the_rows_of_before() {
     lake.sql("UPDATE pet SET name = 'after' WHERE id % 10 = 2");
     lake.sql("ALTER TABLE keyless ADD COLUMN more int4; INSERT INTO keyless VALUES ('2026-01-02', 'x', 5)");
     Lake::assert_identical(&lake.verify().await);
+    // A later run's commits do not repeat the defaults.
     lake.sql("UPDATE pet SET n = 2, t = NULL, z = 3 WHERE id % 10 = 3; DELETE FROM keyless WHERE note = 'n1'");
     Lake::assert_identical(&lake.verify().await);
 }
@@ -292,18 +296,17 @@ impl Matrix {
 
 /// Without what the stream cannot keep: the declaration of a document.
 fn without_declarations(insert: &str) -> String {
-    insert.lines().filter(|line| !line.contains("<?xml")).fold(String::new(), |all, line| {
-        all + line + "\n"
-    })
+    insert
+        .lines()
+        .filter(|line| !line.contains("<?xml"))
+        .fold(String::new(), |all, line| all + line + "\n")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_type_is_equal_in_the_lake_whichever_way_it_came() {
     let (plain, as_text) = (Matrix::new("plain"), Matrix::new("as_text"));
-    let create = format!(
-        "{SETUP} {} {} {} {}",
-        plain.create, as_text.create, plain.insert, as_text.insert
-    );
+    let create =
+        format!("{SETUP} {} {} {} {}", plain.create, as_text.create, plain.insert, as_text.insert);
     let mut lake = Lake::new("types", &create);
     lake.unrepresentable("as_text", Unrepresentable::Text);
     lake.fill().await;
