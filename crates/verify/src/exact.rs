@@ -62,7 +62,7 @@ pub async fn verify_at_barrier(request: &Request, stop: &CancellationToken) -> R
     }
     let wanted: Vec<usize> = (0..states.len()).collect();
     let met = at_one_point(&run, (&wanted, Stays::UntilExported), stop, async |met| Ok(met));
-    let Met { lsn, pause, source, target, .. } = met.await?;
+    let Met { lsn, pause, source, target, .. } = Box::pin(met).await?;
     let (at, since) = (SystemTime::now(), Instant::now());
     let moments = (Some(source.moment()), Some(target.moment()));
     run.read((&source, &target), &mut states, &wanted).await?;
@@ -116,7 +116,7 @@ pub(crate) async fn at_one_point<T>(
     work: impl AsyncFnOnce(Met) -> Result<T>,
 ) -> Result<T> {
     let follows = refuse_other_than_following(run);
-    let meet = async |stream: &Stream| meet_once(run, stream, wanted).await;
+    let meet = async |stream: &Stream| Box::pin(meet_once(run, stream, wanted)).await;
     with_stream(&run.request.job, stop, follows, meet, work).await
 }
 
@@ -175,7 +175,7 @@ async fn meet_here<M, T>(
 async fn persist<M>(stream: &Stream, meet: impl AsyncFn(&Stream) -> Result<M>) -> Result<M> {
     let mut attempt = 1;
     loop {
-        match Box::pin(meet(stream)).await {
+        match meet(stream).await {
             Err(error) if error.kind == Kind::Unavailable && attempt < ATTEMPTS => {
                 tracing::info!(%error, attempt, "both sides could not be brought to one point; trying again");
                 attempt += 1;
@@ -207,7 +207,7 @@ async fn meet_once(
         Ok((lsn, exported, held))
     };
     let there = run.relations(Which::Source, wanted);
-    let (snapshot, (lsn, exported, held)) = stand(source, there, stream, reach).await?;
+    let (snapshot, (lsn, exported, held)) = Box::pin(stand(source, there, stream, reach)).await?;
     if snapshot.lsn() != lsn {
         return Err(taken_again());
     }

@@ -165,7 +165,8 @@ impl LakeRun<'_> {
             let last = self.lake.last().await?;
             Ok((lsn, last, held.open()))
         };
-        let (snapshot, (lsn, last, pause)) = stand(&self.source, tables, stream, reach).await?;
+        let (snapshot, (lsn, last, pause)) =
+            Box::pin(stand(&self.source, tables, stream, reach)).await?;
         if snapshot.lsn() != lsn {
             return Err(taken_again());
         }
