@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -118,6 +119,18 @@ impl Drop for Lake {
         let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database() AND NOT active";
         self.source.psql(sql).ok();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lake_in_an_object_store_is_read_in_ranges() {
+    let mut lake = Lake::new("objects", TABLES);
+    let store = Arc::new(object_store::memory::InMemory::new());
+    if let Target::Lake(target) = &mut lake.request.job.target {
+        target.root = Root::objects(store, object_store::path::Path::from("a/prefix"), "memory");
+    }
+    lake.fill().await;
+    lake.sql(CHANGES);
+    Lake::assert_identical(&lake.verify().await);
 }
 
 /// Values out of line, a key of two columns, a replica identity of its own, doubles, a table that is emptied.
@@ -402,7 +415,7 @@ async fn a_lake_is_verified_with_the_stream_that_fills_it_and_not_otherwise() {
     assert_eq!(error.kind, Kind::Usage, "{error}");
     assert!(!lake.root().join("_tidemark").exists(), "nothing was made");
     lake.request.job.follows = false;
-    snapshot_only(&lake.request.job, &std::sync::Arc::default(), &stop).await.unwrap();
+    snapshot_only(&lake.request.job, &Arc::default(), &stop).await.unwrap();
     let error = verify_at_barrier(&lake.request, &stop).await.unwrap_err();
     assert!(error.message.contains("nothing follows"), "{error}");
     let error = verify_quiesced(&lake.request, &stop).await.unwrap_err();
