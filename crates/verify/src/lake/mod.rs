@@ -84,7 +84,7 @@ pub(crate) async fn verify(
     if request.level == Level::Schema {
         // No moment is needed for definitions.
         let last = run.lake.last().await?.unwrap_or(first);
-        let paired = run.pair(&last).await?;
+        let paired = run.pair(&last, Lsn::new(u64::MAX)).await?;
         return Ok(run.outcome(paired, Vec::new(), &last, (None, None)));
     }
     let chosen = job.selection.apply(&run.source.catalog)?;
@@ -97,7 +97,7 @@ pub(crate) async fn verify(
     );
     let Met { lsn, pause, commit, source, .. } = met.await?;
     let (at, since) = (SystemTime::now(), Instant::now());
-    let paired = run.pair(&commit).await?;
+    let paired = run.pair(&commit, lsn).await?;
     let found = run.read(&source, &paired, lsn).await?;
     let moment = source.moment();
     source.release().await;
@@ -152,8 +152,8 @@ struct LakeRun<'a> {
 }
 
 impl LakeRun<'_> {
-    async fn pair(&self, commit: &Commit) -> Result<Paired> {
-        let tables = table::tables(&self.lake, commit.commit).await?;
+    async fn pair(&self, commit: &Commit, lsn: Lsn) -> Result<Paired> {
+        let tables = table::tables(&self.lake, commit.commit, lsn).await?;
         let members = self.lake.members(commit).await?.unwrap_or_default();
         pair::pair(self.request, &self.source, tables, &members).await
     }
@@ -225,7 +225,8 @@ impl LakeRun<'_> {
         let mut numbers: Vec<usize> = (0..pairs.len()).filter(|pair| there[*pair]).collect();
         numbers.sort_by_key(|pair| std::cmp::Reverse(pairs[*pair].table.bytes()));
         let at_once = self.tools.readers.max(1);
-        let room = self.request.job.memory / 2 / at_once as u64;
+        // Once for keys and once for what is read; the other half is the source's.
+        let room = self.request.job.memory / 4 / at_once as u64;
         let merges = numbers.into_iter().map(|number| async move {
             Ok((number, self.merge(&pairs[number], lsn, room).await?))
         });

@@ -40,11 +40,15 @@ pub(super) struct ChangeFile {
     pub(super) up_to: Lsn,
 }
 
-/// The tables as of a commit.
+/// The tables as of a commit, which has no change of after this position.
 ///
 /// # Errors
-/// A commit is not there, or they contradict each other.
-pub(super) async fn tables(lake: &Lake, last: u64) -> Result<HashMap<RelationName, LakeTable>> {
+/// A commit is not there, or they contradict each other; the stream has gone on meanwhile.
+pub(super) async fn tables(
+    lake: &Lake,
+    last: u64,
+    lsn: Lsn,
+) -> Result<HashMap<RelationName, LakeTable>> {
     let commits = futures::stream::iter(0..=last).map(|number| lake.commit(number));
     let mut commits = commits.buffered(AT_ONCE);
     let mut tables = HashMap::new();
@@ -55,6 +59,9 @@ pub(super) async fn tables(lake: &Lake, last: u64) -> Result<HashMap<RelationNam
                 &commit,
                 "its position is before the one of the commit before",
             ));
+        }
+        if commit.kind == "changes" && commit.end_lsn > lsn {
+            return Err(gone_on(&commit, lsn));
         }
         take(&mut tables, &commit, position)?;
         position = commit.end_lsn;
@@ -86,6 +93,15 @@ fn take(
         }
     }
     Ok(())
+}
+
+/// It was held for too long, or what held it has ended.
+fn gone_on(commit: &Commit, lsn: Lsn) -> Error {
+    let attempt = format!(
+        "read the lake as of {lsn}: the stream had gone on to {} before its last commit was read",
+        commit.end_lsn
+    );
+    Error::new(Kind::Unavailable, attempt).hint("run the same command again")
 }
 
 fn contradicts(commit: &Commit, what: &str) -> Error {
@@ -137,5 +153,77 @@ impl LakeTable {
     pub(super) fn bytes(&self) -> u64 {
         let changes = self.changes.iter().map(|change| change.file.bytes);
         self.base.iter().map(|file| file.bytes).chain(changes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tidemark_sink::parquet::Root;
+
+    use super::*;
+
+    /// A lake of these commits: kind, position, and key of the one table.
+    async fn lake(root: &Path, commits: &[(&str, &str, &str)]) -> Lake {
+        let directory = root.join("_tidemark/commits");
+        std::fs::create_dir_all(&directory).unwrap();
+        for (number, (kind, end_lsn, key)) in commits.iter().enumerate() {
+            let file = format!(r#"{{"path":"s/t/{number}","rows":1,"bytes":1,"row_groups":1}}"#);
+            let table = format!(
+                r#"{{"schema":"s","name":"t","columns":[],"key":["{key}"],"filter":null,"rows":1,"replaced":[],"files":[{file}]}}"#
+            );
+            let tables = if *kind == "position" { "" } else { &table };
+            let text = format!(
+                r#"{{"format_version":2,"commit":{number},"kind":"{kind}","job":"j","run":"r","end_lsn":"{end_lsn}","created_at":"",
+                "source":{{"system_identifier":"1","database":"d","server_version":150000}},"tables":[{tables}]}}"#
+            );
+            std::fs::write(directory.join(format!("{number:020}.json")), text).unwrap();
+        }
+        Lake::new(Root::local(root))
+    }
+
+    async fn table(commits: &[(&str, &str, &str)]) -> Result<LakeTable> {
+        let root = tempfile::TempDir::new().unwrap();
+        let lake = lake(root.path(), commits).await;
+        let mut tables = tables(&lake, commits.len() as u64 - 1, Lsn::new(0x100)).await?;
+        Ok(tables.remove(&RelationName::new("s", "t")).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_table_is_what_it_began_with_last_and_the_changes_after_it() {
+        let commits = [
+            ("snapshot", "0/10", "a"),
+            ("changes", "0/20", "a"),
+            ("reset", "0/20", "a"),
+            ("join", "0/20", "a"),
+            ("changes", "0/30", "b"),
+            ("changes", "0/100", "b"),
+            ("position", "0/200", "b"),
+        ];
+        let found = table(&commits).await.unwrap();
+        let paths = |files: Vec<&FileEntry>| {
+            files.into_iter().map(|file| file.path.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(paths(found.base.iter().collect()), ["s/t/3"]);
+        let changes = found.changes.iter().map(|change| &change.file).collect();
+        assert_eq!(paths(changes), ["s/t/4", "s/t/5"]);
+        assert_eq!((&found.key[0][..], found.trouble), ("b", None));
+        let range = (found.changes[1].after, found.changes[1].up_to);
+        assert_eq!(range, (Lsn::new(0x30), Lsn::new(0x100)));
+    }
+
+    #[tokio::test]
+    async fn a_key_that_changes_and_a_stream_that_has_gone_on_are_told() {
+        let commits =
+            [("snapshot", "0/10", "a"), ("changes", "0/20", "a"), ("changes", "0/30", "b")];
+        assert!(table(&commits).await.unwrap().trouble.unwrap().contains("commit 2"));
+        let beyond = [("snapshot", "0/10", "a"), ("changes", "0/101", "a")];
+        assert_eq!(table(&beyond).await.unwrap_err().kind, Kind::Unavailable);
+        let back = [("snapshot", "0/20", "a"), ("changes", "0/10", "a")];
+        assert_eq!(table(&back).await.unwrap_err().kind, Kind::Usage);
+        let headless =
+            [("snapshot", "0/10", "a"), ("reset", "0/10", "a"), ("changes", "0/20", "a")];
+        assert_eq!(table(&headless).await.unwrap_err().kind, Kind::Usage);
     }
 }

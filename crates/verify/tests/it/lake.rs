@@ -230,8 +230,8 @@ async fn keys_that_do_not_fit_into_memory_are_taken_in_parts() {
         "UPDATE pet SET name = name || '?'; UPDATE pet SET id = id + 1000000 WHERE id % 2 = 0",
     );
     Lake::assert_identical(&lake.verify().await);
-    // A quarter of it are some 300 keys.
-    lake.request.job.memory = 64 << 10;
+    // An eighth of it are some 300 keys.
+    lake.request.job.memory = 128 << 10;
     lake.request.job.stream.batch_bytes = 64 << 10;
     let follower = {
         let mut job = lake.request.job.clone();
