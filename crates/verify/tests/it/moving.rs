@@ -38,6 +38,10 @@ impl Follower {
         Self { stop, thread: Some(thread) }
     }
 
+    pub(crate) fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(std::thread::JoinHandle::is_finished)
+    }
+
     pub(crate) fn stop(mut self) {
         self.stop.cancel();
         self.thread.take().unwrap().join().unwrap();
