@@ -138,9 +138,19 @@ class StreamBench:
             result["error"] = "the target is not where the source is"
         return result
 
+    def decoding(self, scene):
+        """What the source needs to decode the backlog inside the server, which nobody that reads it can be faster than."""
+        source, _ = scene.open("tidemark")
+        began = time.monotonic()
+        source.psql("app", "SELECT count(*) FROM pg_logical_slot_peek_binary_changes('tidemark_bench', NULL, NULL, "
+                           "'proto_version', '2', 'publication_names', 'tidemark_bench', 'binary', 'true')")
+        return {"seconds": time.monotonic() - began, "cpu": 0.0, "rss_mb": 0.0}
+
     def drain(self):
         scene = self.scene("drain", pgbench_tables, pgbench_backlog, ["native", "tidemark"])
-        contenders = {"subscription": lambda: self.native(scene), "tidemark": lambda: self.ours(scene)}
+        contenders = {"subscription": lambda: self.native(scene), "tidemark": lambda: self.ours(scene),
+                      "tidemark, streaming only": lambda: self.ours(scene, "[stream]\ncatch_up = false\n"),
+                      "decoding alone": lambda: self.decoding(scene)}
         title = f"backlog of {TRANSACTIONS:,} pgbench transactions ({4 * TRANSACTIONS:,} changes) -> PostgreSQL"
         return self.finish(scene, Part("drain", title, "subscription", contenders).run())
 
