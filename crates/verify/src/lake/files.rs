@@ -11,6 +11,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
 };
+use parquet::file::metadata::ColumnChunkMetaData;
 use tidemark_sink::parquet::{FileEntry, StoredFile};
 
 use super::Trouble;
@@ -53,9 +54,15 @@ impl OpenFile {
     pub(super) fn size(&self, row_group: usize) -> (u64, u64, u64) {
         let group = self.metadata.metadata().row_group(row_group);
         let number = |number: i64| u64::try_from(number).unwrap_or(0);
-        let (rows, plain) = (number(group.num_rows()), number(group.total_byte_size()));
-        // Values that repeat are there once in the file.
-        (rows, number(group.compressed_size()), plain * 2 + rows * 8)
+        let rows = number(group.num_rows());
+        // Values that repeat may be there once in the file, so the size that it says they have without that comes first.
+        let plain = |column: &ColumnChunkMetaData| match column.unencoded_byte_array_data_bytes() {
+            Some(bytes) => number(bytes),
+            None => number(column.uncompressed_size()).saturating_mul(2),
+        };
+        let bytes = group.columns().iter().map(plain).fold(0, u64::saturating_add);
+        let heads = rows.saturating_mul(8 * group.columns().len() as u64);
+        (rows, number(group.compressed_size()), bytes.saturating_add(heads))
     }
 
     /// Batches of these rows of a row group; only these columns.

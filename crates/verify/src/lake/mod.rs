@@ -198,7 +198,10 @@ impl LakeRun<'_> {
         let chunk = |pair: usize, number, range| pairs[pair].chunk(number, range);
         let pieces = plan_chunks(self.request, view, wanted, chunk);
         let summing = Summing::new(pairs, &self.tools);
-        let of_lake = self.merge_all(pairs, &there, lsn);
+        // Threads that read files are not dropped with the future that waits for them.
+        let ended = self.tools.stop.child_token();
+        let _ends_them = ended.clone().drop_guard();
+        let of_lake = self.merge_all(pairs, &there, lsn, &ended);
         let ((), mut of_lake) =
             tokio::try_join!(scan(&self.tools, view, pieces, &summing), of_lake)?;
         let of_source = summing.sums.into_inner().expect("no holder panics");
@@ -221,6 +224,7 @@ impl LakeRun<'_> {
         pairs: &[LakePair],
         there: &[bool],
         lsn: Lsn,
+        stop: &CancellationToken,
     ) -> Result<HashMap<usize, Result<Merged, String>>> {
         let mut numbers: Vec<usize> = (0..pairs.len()).filter(|pair| there[*pair]).collect();
         numbers.sort_by_key(|pair| std::cmp::Reverse(pairs[*pair].table.bytes()));
@@ -228,18 +232,25 @@ impl LakeRun<'_> {
         // Once for keys and once for what is read; the other half is the source's.
         let room = self.request.job.memory / 4 / at_once as u64;
         let merges = numbers.into_iter().map(|number| async move {
-            Ok((number, self.merge(&pairs[number], lsn, room).await?))
+            Ok((number, self.merge(&pairs[number], lsn, room, stop).await?))
         });
         futures::stream::iter(merges).buffer_unordered(at_once).try_collect().await
     }
 
     /// The sum of one table of the lake, or why there is none.
-    async fn merge(&self, pair: &LakePair, lsn: Lsn, room: u64) -> Result<Result<Merged, String>> {
+    async fn merge(
+        &self,
+        pair: &LakePair,
+        lsn: Lsn,
+        room: u64,
+        stop: &CancellationToken,
+    ) -> Result<Result<Merged, String>> {
         if let Some(trouble) = pair.trouble(lsn) {
             return Ok(Err(trouble));
         }
         let current = Arc::new(Mutex::new(String::new()));
-        let (lake, tools, runtime) = (self.lake.clone(), self.tools.clone(), Handle::current());
+        let tools = Tools { stop: stop.clone(), ..self.tools.clone() };
+        let (lake, runtime) = (self.lake.clone(), Handle::current());
         let (table, form, seen) = (pair.table.clone(), pair.form.clone(), Arc::clone(&current));
         let merging = tokio::task::spawn_blocking(move || {
             let merge = Merge {

@@ -146,13 +146,13 @@ impl LakeTable {
 
     /// Rows of all files, as the commits say.
     pub(super) fn change_rows(&self) -> u64 {
-        self.changes.iter().map(|change| change.file.rows).sum()
+        self.changes.iter().map(|change| change.file.rows).fold(0, u64::saturating_add)
     }
 
     /// Bytes of all files.
     pub(super) fn bytes(&self) -> u64 {
         let changes = self.changes.iter().map(|change| change.file.bytes);
-        self.base.iter().map(|file| file.bytes).chain(changes).sum()
+        self.base.iter().map(|file| file.bytes).chain(changes).fold(0, u64::saturating_add)
     }
 }
 
