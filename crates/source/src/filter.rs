@@ -77,7 +77,8 @@ async fn ask_of_views(
     filters: &[&str],
     question: &str,
 ) -> Result<Vec<tidemark_wire::tokio_postgres::Row>> {
-    let attempt = "compare row filters";
+    let attempt = "ask what a row filter is";
+    filters.iter().try_for_each(|filter| refuse_open(name, filter))?;
     let view = |(number, filter): (usize, &&str)| {
         format!(
             "CREATE TEMPORARY VIEW tidemark_{number} AS SELECT 1 AS one FROM ONLY {name} WHERE ({filter}\n);"
@@ -85,7 +86,12 @@ async fn ask_of_views(
     };
     let views: String = filters.iter().enumerate().map(view).collect();
     let asked = async {
-        sql::execute(client, attempt, &format!("BEGIN READ WRITE; {views}")).await?;
+        sql::execute(
+            client,
+            attempt,
+            &format!("BEGIN READ WRITE; SET LOCAL lock_timeout = '5s'; {views}"),
+        )
+        .await?;
         sql::rows(client, attempt, question).await
     };
     let answer = asked.await.map_err(|error: Error| {
@@ -125,11 +131,7 @@ pub async fn check_filters(client: &Client, plans: &[TablePlan]) -> Result<()> {
     for plan in plans {
         let Some(filter) = &plan.filter else { continue };
         let name = &plan.relation.name;
-        stays_inside(filter).map_err(|what| {
-            Error::new(Disposition::Usage, format!("read the where of a table: {what}"))
-                .on(name)
-                .hint(HINT)
-        })?;
+        refuse_open(name, filter)?;
         let text = format!("SELECT FROM ONLY {name} WHERE ({filter}\n)");
         let parsed = client.prepare(&text).await.map_err(|cause| {
             let cause = tidemark_wire::Error::sql("parse")(cause);
@@ -145,6 +147,15 @@ pub async fn check_filters(client: &Client, plans: &[TablePlan]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses an expression that would end its parentheses.
+pub(crate) fn refuse_open(name: &RelationName, filter: &str) -> Result<()> {
+    stays_inside(filter).map_err(|what| {
+        Error::new(Disposition::Usage, format!("read the where of a table: {what}"))
+            .on(name)
+            .hint(HINT)
+    })
 }
 
 /// Says what would let an expression out of its parentheses, or them into it.

@@ -11,8 +11,8 @@ use tidemark_ledger::{Ledger, NewRelation};
 use tidemark_model::{JoinPoint, Lsn, Oid, Persistence, RelationName, TablePlan, names};
 use tidemark_sink::{Stored, StoredStage};
 use tidemark_source::{
-    Catalog, Expected, Identity as SourceIdentity, PublicationState, Saved, check_continuation,
-    check_publication, identify, inspect_slot, read_catalog, row_filters,
+    Catalog, Expected, Identity as SourceIdentity, PublicationState, RowFilters, Saved,
+    check_continuation, check_publication, identify, inspect_slot, read_catalog,
 };
 use tidemark_wire::Client;
 
@@ -97,7 +97,7 @@ pub(super) async fn look(job: &Job, stored: &Stored, ledger: &Arc<Ledger>) -> Re
     });
     joining.retain(|plan| !stored.stopped.iter().any(|table| table.name == plan.relation.name));
     let publications = [publication_name(job)];
-    let filters = row_filters(&plans);
+    let filters = filters_of(job, &tables);
     let expected = Expected { publications: &publications, tables: &tables, filters: &filters };
     let mut others = check_publication(&client, &expected).await?;
     others.retain(|name| joining.iter().all(|plan| plan.relation.name != *name));
@@ -182,6 +182,16 @@ async fn followed(
     let is_there = |plan: &&TablePlan| copied.is_none_or(|all| all.contains(&plan.relation.name));
     let there = plans.iter().filter(is_there);
     Ok(there.map(|plan| (plan.relation.oid, plan.relation.name.clone())).collect())
+}
+
+/// The rows that the job wants of these tables, of those of which not all: also of one that is not selected any more, for
+/// what the target has of it was copied so.
+fn filters_of(job: &Job, tables: &[(Oid, RelationName)]) -> RowFilters {
+    let filter = |(oid, name): &(Oid, RelationName)| {
+        let options = job.tables.iter().find(|options| options.name == *name)?;
+        Some((*oid, options.filter.clone()?))
+    };
+    tables.iter().filter_map(filter).collect()
 }
 
 /// How the publication was whenever that was noted for the run, the first time first.

@@ -184,7 +184,9 @@ impl Sync<'_> {
         for chunks in planned {
             let oid = chunks.oid();
             let plan = joining.iter().find(|plan| plan.relation.oid == oid);
-            let published = plan.map(|plan| {
+            // A filter is put into the publication only with the table, which then begins anew.
+            let whole = plan.filter(|plan| plan.filter.is_none());
+            let published = whole.map(|plan| {
                 let table = (oid, plan.relation.name.clone());
                 noted.clone().of_tables(&[table])
             });
@@ -192,10 +194,11 @@ impl Sync<'_> {
                 Some(published) => halves.push(Half { chunks, published }),
                 None => {
                     if let Some(plan) = plan {
-                        snapshot::say_anew(
-                            &plan.relation.name,
-                            "it was not published all the time",
-                        );
+                        let why = match plan.filter {
+                            Some(_) => "it has a row filter",
+                            None => "it was not published all the time",
+                        };
+                        snapshot::say_anew(&plan.relation.name, why);
                     }
                     others.push(oid);
                 }

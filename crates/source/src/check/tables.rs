@@ -37,7 +37,7 @@ pub(super) async fn check(
         findings.extend(identity(relation, needs));
         findings.extend(keys(relation));
         findings.extend(unlogged(relation, needs));
-        findings.extend(row_filter(client, plan, needs).await?);
+        findings.extend(row_filter(client, catalog, plan, needs).await?);
         if owned.as_ref().is_some_and(|owned| !owned.contains(&relation.oid)) {
             findings.push(not_owned(catalog, relation));
         }
@@ -111,9 +111,13 @@ fn row_security(catalog: &Catalog, relation: &Relation) -> Option<Finding> {
     )
 }
 
-/// What an UPDATE or DELETE could carry in the stream (`hazards.md` E67, E69, E70).
 /// A stream leaves out the same rows as the copy only where the publication can.
-async fn row_filter(client: &Client, plan: &TablePlan, needs: Needs) -> Result<Option<Finding>> {
+async fn row_filter(
+    client: &Client,
+    catalog: &Catalog,
+    plan: &TablePlan,
+    needs: Needs,
+) -> Result<Option<Finding>> {
     let relation = &plan.relation;
     let is_streamed = needs.replication && relation.persistence == Persistence::Permanent;
     let Some(filter) = plan.filter.as_ref().filter(|_| is_streamed) else { return Ok(None) };
@@ -122,22 +126,38 @@ async fn row_filter(client: &Client, plan: &TablePlan, needs: Needs) -> Result<O
         Finding::new(Severity::Blocking, "row-filter", relation.name.to_string(), message)
             .with_fix(way_out)
     };
-    if let Some(why) = refused_filter(client, relation, filter).await? {
-        return Ok(Some(finding(why)));
+    match refused_filter(client, relation, filter).await {
+        Ok(None) => {}
+        Ok(Some(why)) => return Ok(Some(finding(why))),
+        Err(error) if error.has_state(&["42501"]) => {
+            let message = "what its row filter uses is asked of a temporary view, which the role may not make";
+            let object = relation.name.to_string();
+            let fix = format!(
+                "GRANT TEMPORARY ON DATABASE {} TO {}",
+                Ident(&catalog.server.database),
+                grantee(&catalog.server)
+            );
+            let finding = Finding::new(Severity::Blocking, "temporary-right", object, message);
+            return Ok(Some(finding.with_fix(fix)));
+        }
+        // A standby, which is a finding of its own.
+        Err(error) if error.has_state(&["25006"]) => return Ok(None),
+        Err(error) => return Err(error),
     }
     if needs.given_publication {
         return Ok(None);
     }
     match try_to_publish(client, &relation.name, filter).await {
         Ok(()) => Ok(None),
-        // A right is missing, which is a finding of its own.
-        Err(error) if error.has_state(&["42501"]) => Ok(None),
+        // A right is missing, or this is a standby, which are findings of their own.
+        Err(error) if error.has_state(&["42501", "25006"]) => Ok(None),
         Err(error) if error.sqlstate().is_some_and(|state| state.starts_with("55")) => Err(error),
         Err(error) if error.sqlstate().is_none() => Err(error),
         Err(error) => Ok(Some(finding(format!("its row filter cannot be published: {error}")))),
     }
 }
 
+/// What an UPDATE or DELETE could carry in the stream (`hazards.md` E67, E69, E70).
 fn identity(relation: &Relation, needs: Needs) -> Option<Finding> {
     let object = relation.name.to_string();
     let full = format!("ALTER TABLE {object} REPLICA IDENTITY FULL");

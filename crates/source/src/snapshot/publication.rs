@@ -13,7 +13,7 @@ use tidemark_model::sql::{Ident, Literal};
 use tidemark_model::{Oid, Persistence, Relation, ReplicaIdentity};
 use tidemark_wire::Client;
 
-use crate::filter::{RowFilters, filter_columns, publication_clause};
+use crate::filter::{RowFilters, filter_columns, publication_clause, refuse_open};
 use crate::stream::{misfit, published_tables};
 use crate::{Disposition, Error, Result, sql};
 
@@ -42,6 +42,7 @@ pub(crate) async fn refused_filter(
     if client.server_version_num() < FILTERS_SINCE {
         return Ok(Some("a publication has row filters from PostgreSQL 15 on".to_owned()));
     }
+    refuse_open(&relation.name, filter)?;
     let Some(identity) = identity_columns(relation) else { return Ok(None) };
     let used = filter_columns(client, (relation.oid, &relation.name), filter).await?;
     let outside = |column: &&tidemark_model::Column| {

@@ -56,21 +56,38 @@ impl PublicationState {
         let names: Vec<String> =
             publications.iter().map(|name| Literal(name).to_string()).collect();
         let names = names.join(", ");
+        // From 15 on there are filters, and whole schemas, which undo them.
+        let of_rows = match client.server_version_num() >= 150_000 {
+            true => format!(
+                " UNION ALL SELECT 'filter ' || r.oid || ' ' || r.xmin || ' ' || r.prrelid \
+                    FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
+                    WHERE p.pubname IN ({names}) AND r.prqual IS NOT NULL \
+                  UNION ALL SELECT 'schema ' || s.oid || ' ' || s.xmin || ' ' || s.pnnspid \
+                    FROM pg_catalog.pg_publication_namespace s JOIN pg_catalog.pg_publication p ON p.oid = s.pnpubid \
+                    WHERE p.pubname IN ({names})"
+            ),
+            false => String::new(),
+        };
         let text = format!(
             "SELECT 'publication ' || oid || ' ' || xmin || ' ' || quote_ident(pubname) \
                FROM pg_catalog.pg_publication WHERE pubname IN ({names}) \
              UNION ALL SELECT 'table ' || r.oid || ' ' || r.xmin || ' ' || r.prrelid \
                FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
-               WHERE p.pubname IN ({names})"
+               WHERE p.pubname IN ({names}){of_rows}"
         );
         let rows = sql::rows(client, "read the state of the publication", &text).await?;
         Ok(Self(rows.iter().map(|row| row.get(0)).collect()))
     }
 
     /// Whether everything of `saved` has been there all the time since: nothing was dropped, renamed or altered, not even for
-    /// a while. Tables that were added since do not count.
+    /// a while. Tables that were added since do not count; a schema does where there are row filters, for it undoes them.
     pub fn has_kept(&self, saved: &Self) -> bool {
-        saved.0.is_subset(&self.0)
+        let of_kind = |kind: &str| {
+            let entries = self.0.iter().filter(|entry| entry.starts_with(kind));
+            entries.cloned().collect::<BTreeSet<String>>()
+        };
+        let undoes = !of_kind("filter ").is_empty() && !of_kind("schema ").is_subset(&saved.0);
+        saved.0.is_subset(&self.0) && !undoes
     }
 
     /// Whether a publication names the table itself, so that taking it out shows.
@@ -84,7 +101,8 @@ impl PublicationState {
     #[must_use]
     pub fn of_tables(mut self, tables: &[(Oid, RelationName)]) -> Self {
         self.0.retain(|entry| {
-            let relation = entry.strip_prefix("table ").and_then(|rest| rest.rsplit(' ').next());
+            let of_table = entry.strip_prefix("table ").or_else(|| entry.strip_prefix("filter "));
+            let relation = of_table.and_then(|rest| rest.rsplit(' ').next());
             relation.is_none_or(|oid| tables.iter().any(|(own, _)| own.to_string() == oid))
         });
         self
@@ -184,7 +202,8 @@ pub(crate) async fn published_tables(
     let (list, filter) = match client.server_version_num() >= 150_000 {
         true => (
             "r.prattrs IS NOT NULL",
-            "CASE WHEN bool_and(r.prqual IS NOT NULL) THEN string_agg(pg_catalog.pg_get_expr(r.prqual, r.prrelid), ' OR ') END",
+            // What counts: a publication of the table's schema has all of its rows, whatever it says of the table.
+            "CASE WHEN bool_and(t.qual IS NOT NULL) THEN string_agg(pg_catalog.pg_get_expr(t.qual, t.relid), ' OR ') END",
         ),
         false => ("false", "NULL::text"),
     };

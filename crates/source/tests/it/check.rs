@@ -203,3 +203,35 @@ async fn a_standby_is_told_and_refused_for_a_stream_before_a_slot_waits_there() 
     options.slot = None;
     Snapshot::take(&spec(&url), &options).await.unwrap();
 }
+
+/// What a filter uses is asked of a temporary view, which PUBLIC may make unless that was revoked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_filter_without_the_right_to_temporary_views_is_a_finding() {
+    let cluster = Cluster::builder().version(tidemark_testkit::Version::V15).start().unwrap();
+    let setup = "CREATE ROLE mover LOGIN REPLICATION; CREATE TABLE \"Ta ble\" (id int PRIMARY KEY, \"Fa x\" int); \
+        ALTER TABLE \"Ta ble\" OWNER TO mover; GRANT CREATE ON DATABASE postgres TO mover; \
+        REVOKE TEMPORARY ON DATABASE postgres FROM PUBLIC";
+    cluster.psql("postgres", setup).unwrap();
+    let client = session(&cluster.url_as("mover", "x", "postgres")).await;
+    let found = async |filter: &str| {
+        let catalog = read_catalog(&client).await.unwrap();
+        let chosen = Selection::default().apply(&catalog).unwrap();
+        let mut plans: Vec<_> = chosen.iter().map(plan).collect();
+        plans[0].filter = Some(filter.to_owned());
+        let needs = Needs { replication: true, ..Needs::default() };
+        let findings = check(&client, &catalog, &plans, needs).await.unwrap();
+        let of_filters =
+            |finding: &Finding| ["temporary-right", "row-filter"].contains(&&*finding.code);
+        findings.into_iter().find(of_filters)
+    };
+    let finding = found("id > 1").await.unwrap();
+    assert_eq!(finding.code, "temporary-right");
+    assert_eq!(finding.fix.unwrap(), "GRANT TEMPORARY ON DATABASE \"postgres\" TO \"mover\"");
+    cluster.psql("postgres", "GRANT TEMPORARY ON DATABASE postgres TO mover").unwrap();
+    assert!(found("id > 1").await.is_none());
+    let finding = found("\"Fa x\" > 1").await.unwrap();
+    assert!(finding.message.contains("\"Fa x\""), "{}", finding.message);
+    assert!(
+        finding.fix.unwrap().starts_with("ALTER TABLE \"public\".\"Ta ble\" REPLICA IDENTITY FULL")
+    );
+}
