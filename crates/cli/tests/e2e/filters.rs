@@ -3,11 +3,12 @@
 //! **Invariant:** what the target has is compared with what the source gives for the filter, and by `verify`, after every
 //! step.
 
+use rustix::process::Signal;
 use tempfile::TempDir;
-use tidemark_testkit::{Version, lake, shared};
+use tidemark_testkit::{Cluster, Version, lake, shared};
 
-use crate::follow::Pair;
-use crate::support::{Job, side};
+use crate::follow::{Pair, drop_origin, follows};
+use crate::support::{Job, side, wait_until};
 
 const CROWD: &str = "CREATE TABLE crowd (id integer PRIMARY KEY, legs integer, note text); \
     INSERT INTO crowd SELECT i, i % 5, 'n' || i FROM generate_series(1, 2000) i; \
@@ -129,7 +130,55 @@ fn a_filter_that_cannot_be_published_is_a_finding_and_a_given_publication_has_to
         .run(&["sync", "--until", "now"])
         .expect(2)
         .says(&["has other rows", "id < 500"]);
-    in_step(&pair, &given("(crowd.id) < 500"), ("crowd", "id < 500"));
+    let state = TempDir::new().unwrap();
+    let fits = given("(crowd.id) < 500").state_at(state.path());
+    in_step(&pair, &fits, ("crowd", "id < 500"));
+    // A publication of the whole schema has all rows, whatever it says of the table.
+    let schema = |what: &str| {
+        pair.source.psql(&format!("ALTER PUBLICATION made {what} TABLES IN SCHEMA public"))
+    };
+    schema("ADD").unwrap();
+    pair.source.psql("INSERT INTO crowd VALUES (9001, 1, 'not wanted')").unwrap();
+    fits.run(&["sync", "--until", "now"]).expect(6).says(&["has all rows", "id"]);
+    schema("DROP").unwrap();
+    same_rows(&pair, ("crowd", "id < 500"));
+}
+
+/// The server sends a transaction as soon as its commit is in the WAL, and shows it when its standby has answered.
+#[test]
+fn a_value_that_was_not_sent_is_read_when_the_source_shows_the_transaction() {
+    if !knows_filters() {
+        return;
+    }
+    let source = Cluster::start_default().unwrap();
+    source.create_database("shop").unwrap();
+    source.psql("shop", PLACED).unwrap();
+    let target = shared().unwrap();
+    let select = "[select]\ninclude = [\"public.placed\"]\n";
+    let job = Job::new("unseen", &source.url("shop"), &target.url())
+        .configured(&format!("{select}{}", only("placed", "region = 'eu'")));
+    let mut running = job.start(&["sync"]);
+    follows(&mut running, &target, "unseen");
+    source.psql("postgres", "ALTER SYSTEM SET synchronous_standby_names = 'nobody'").unwrap();
+    source.psql("postgres", "SELECT pg_reload_conf()").unwrap();
+    // What is seen until then has another row under the new key.
+    let moves = "SET synchronous_commit = on; BEGIN; DELETE FROM placed WHERE id = 2; \
+        UPDATE placed SET id = 2, region = 'eu' WHERE id = 1; COMMIT";
+    let mut moving = source.psql_command("shop").args(["-c", moves]).spawn().unwrap();
+    let asked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' \
+        OR query LIKE '%pg_xact_status%' AND pid <> pg_backend_pid() AND datname = 'shop'";
+    wait_until("it is sent and not shown", || source.psql("postgres", asked).unwrap() == "2");
+    let body = "SELECT left(body, 32) FROM placed WHERE id = 2";
+    assert_eq!(target.psql(body).unwrap(), "c81e728d9d4c2f636f067f89cc14862c");
+    source.psql("postgres", "ALTER SYSTEM RESET synchronous_standby_names").unwrap();
+    source.psql("postgres", "SELECT pg_reload_conf()").unwrap();
+    assert!(moving.wait().unwrap().success());
+    wait_until("the row is there", || {
+        target.psql(body).unwrap() == "c4ca4238a0b923820dcc509a6f75849b"
+    });
+    running.signal(Signal::TERM);
+    running.end().expect(0);
+    target.psql(&drop_origin("unseen")).unwrap();
 }
 
 /// An UPDATE that moves a row into the filter arrives as the INSERT of a row whose large value was not sent.

@@ -219,6 +219,11 @@ impl Apply {
             Order::UpTo(lsn) if self.kept.is_some() || self.accepted >= lsn => lsn.max(self.taken),
             Order::UpTo(_) => return Ok(false),
         };
+        if order != Order::Hold && at < self.unsent.read_at() {
+            // The target may have what is newer: whoever asked has to ask again.
+            self.ladder.gate.open();
+            return Ok(false);
+        }
         self.send(false).await?;
         let is_lake = self.rhythm.flush_every.is_some();
         let flushed = match order {
@@ -315,6 +320,18 @@ impl Apply {
             bytes += block.len() as u64;
             for message in messages(&block) {
                 self.decode(&message, Some(head.xid), &mut changes).await?;
+                // What the target has already is thrown away, and may be gone from the source.
+                let is_unsent = |change: &Change| !is_known && self.unsent.concerns(change);
+                let Some(change) = changes.last_mut().filter(|change| is_unsent(change)) else {
+                    continue;
+                };
+                let added = Box::pin(self.unsent.fill(change, head.xid, self.accepted)).await?;
+                bytes += added;
+                if bytes > self.rhythm.batch_bytes || !self.hold(added) {
+                    self.cut(head, (&block, &rest), &mut changes, parts == 0).await?;
+                    (bytes, parts) = (0, parts + 1);
+                    self.hold_alone(block.len() as u64).await;
+                }
             }
         }
         if is_known {
@@ -432,13 +449,7 @@ impl Apply {
             Error::new(Kind::Internal, "decode a transaction of the stream").because(cause)
         })?;
         match decoded {
-            Decoded::Change(change) => {
-                let Some(mut change) = self.ours(change, xid) else { return Ok(()) };
-                if self.unsent.concerns(&change) {
-                    Box::pin(self.unsent.fill(&mut change, self.accepted)).await?;
-                }
-                changes.push(change);
-            }
+            Decoded::Change(change) => changes.extend(self.ours(change, xid)),
             Decoded::Relation(relation) => self.described(&relation, xid).await?,
             Decoded::Nothing => {}
         }
