@@ -213,6 +213,7 @@ impl Session {
                 directory,
                 identity: spool_identity(job, &start),
                 limit: job.stream.spool,
+                from: SpoolPlace::worth(job.memory / QUEUE_SHARE),
             },
             on_full: job.stream.on_full,
             heartbeat: job.stream.heartbeat,

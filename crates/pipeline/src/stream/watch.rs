@@ -27,7 +27,7 @@ const WARN_EVERY: Duration = Duration::from_secs(60);
 /// What the source keeps beyond what we have acknowledged is somebody else's doing from so many bytes on: a server lets WAL
 /// go by whole segments, and only after it has noted its running transactions.
 const OTHERS_FROM_BYTES: u64 = 64 << 20;
-/// Less than this is not worth going to disk for.
+/// What a queue with much room keeps in memory all the same.
 const SPOOL_FROM_BYTES: u64 = 8 << 20;
 
 /// What is looked at.
@@ -54,6 +54,16 @@ pub(crate) struct SpoolPlace {
     pub(crate) identity: Identity,
     /// Bytes that it may take.
     pub(crate) limit: u64,
+    /// Less than this is not worth going to disk for; never more than the queue has room for, which would wait for the target
+    /// while the source keeps all that comes.
+    pub(crate) from: u64,
+}
+
+impl SpoolPlace {
+    /// From so many bytes on, where the queue has room for so many.
+    pub(crate) fn worth(queue: u64) -> u64 {
+        SPOOL_FROM_BYTES.min(queue / 4)
+    }
 }
 
 /// One look.
@@ -163,7 +173,7 @@ impl Watch {
     fn turn_to_disk_if_needed(&self, seen: &Seen) -> Result<()> {
         let view = self.ladder.view();
         let waits = view.received.bytes_since(view.durable);
-        if seen.retained < self.source_wal || waits < SPOOL_FROM_BYTES {
+        if seen.retained < self.source_wal || waits < self.spool.from {
             return Ok(());
         }
         let make = |base| {
