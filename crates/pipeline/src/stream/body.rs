@@ -16,6 +16,8 @@ use bytes::{Bytes, BytesMut};
 
 /// Bytes read from the file at once.
 const READ_BYTES: usize = 1 << 20;
+/// The tag of a Relation message.
+pub(super) const DESCRIPTION: u8 = b'R';
 /// The length before each message.
 const HEADER: usize = 4;
 
@@ -24,6 +26,8 @@ const HEADER: usize = 4;
 pub(crate) struct Body {
     file: Option<Spilled>,
     tail: BytesMut,
+    /// The descriptions of relations among the messages, each with where it begins.
+    descriptions: Vec<(u64, Bytes)>,
 }
 
 #[derive(Debug)]
@@ -35,6 +39,9 @@ struct Spilled {
 impl Body {
     /// Adds a message: its tag and what follows it.
     pub(crate) fn push(&mut self, tag: u8, rest: &[u8]) {
+        if tag == DESCRIPTION {
+            self.descriptions.push((self.length(), [&[tag], rest].concat().into()));
+        }
         self.tail.reserve(HEADER + 1 + rest.len());
         // A message is a slice of a CopyData, whose own length has 31 bits.
         self.tail.extend_from_slice(&(rest.len() as u32 + 1).to_be_bytes());
@@ -77,6 +84,7 @@ impl Body {
     /// # Errors
     /// The disk.
     pub(crate) fn cut(&mut self, length: u64) -> io::Result<()> {
+        self.descriptions.retain(|(at, _)| *at < length);
         let spilled = self.spilled();
         if length >= spilled {
             self.tail.truncate(usize::try_from(length - spilled).unwrap_or(usize::MAX));
@@ -88,6 +96,11 @@ impl Body {
             part.length = length;
         }
         Ok(())
+    }
+
+    /// The descriptions of relations in it, as their messages, in order.
+    pub(crate) fn descriptions(&self) -> impl Iterator<Item = &Bytes> {
+        self.descriptions.iter().map(|(_, message)| message)
     }
 
     /// Reads the body from its beginning.

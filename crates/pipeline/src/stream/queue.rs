@@ -11,17 +11,18 @@
 //! pop <- before (memory) <- spool <- behind (memory) <- push          spooling: push goes to the spool, `behind` is empty
 //! ```
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
-use tidemark_model::{Budget, Lsn, Reservation, TransactionHead};
+use tidemark_model::{Budget, Lsn, Oid, Reservation, TransactionHead};
 use tokio::sync::Notify;
 
 use super::assemble::{Coming, Committed};
 use super::blocks::Blocks;
+use super::body::Body;
 use super::ladder::DurableLsn;
-use super::spool::{Spool, SpoolError, SpoolReader, Spooled};
+use super::spool::{Spool, SpoolError, SpoolReader, Spooled, described};
 
 pub(super) use ahead::{Ahead, AheadReader, taken_back};
 
@@ -93,6 +94,8 @@ struct State {
     is_held: bool,
     /// The source has more for us than it could just have written.
     is_behind: bool,
+    /// The newest descriptions of relations that were pushed, as their messages: a spool begins with them.
+    relations: BTreeMap<Oid, Bytes>,
     idle: Lsn,
     idle_given: Lsn,
     /// End of what was pushed last.
@@ -124,6 +127,7 @@ impl Queue {
             is_spooling: false,
             is_held: false,
             is_behind: false,
+            relations: BTreeMap::new(),
             idle: position,
             idle_given: position,
             end: position,
@@ -203,6 +207,14 @@ impl Queue {
         Some(ahead)
     }
 
+    /// A part of a transaction that is still coming goes to the target: what it describes is known from now on.
+    fn note(&self, body: &Body) {
+        let known = known(body);
+        if !known.is_empty() {
+            self.state().relations.extend(known);
+        }
+    }
+
     /// Room for so many bytes of a transaction that is still coming.
     async fn room(&self, bytes: u64) -> Reservation {
         self.budget.reserve(bytes).await
@@ -239,7 +251,8 @@ impl Queue {
         let (spool, _) = match &mut state.spool {
             Some(spool) => spool,
             None => {
-                let spool = tokio::task::block_in_place(|| make(state.end))?;
+                let mut spool = tokio::task::block_in_place(|| make(state.end))?;
+                spool.know(&state.relations);
                 let reader = spool.reader();
                 state.spool.insert((spool, reader))
             }
@@ -270,6 +283,7 @@ impl Queue {
         committed: Committed,
         is_repeated: bool,
     ) -> Result<(), SpoolError> {
+        let known = known(&committed.body);
         let bytes = committed.body.in_memory() as u64 + HEAD_BYTES;
         let head = committed.head;
         let blocks = Blocks::Body(committed.body.read());
@@ -279,7 +293,7 @@ impl Queue {
                 && let Some(reservation) = self.budget.try_reserve(bytes)
             {
                 queued.reservation = Some(reservation);
-                match self.keep(queued) {
+                match self.keep(queued, &known) {
                     None => return Ok(()),
                     Some(back) => queued = back,
                 }
@@ -289,13 +303,13 @@ impl Queue {
             tokio::pin!(turned);
             turned.as_mut().enable();
             match self.way_of_push() {
-                Way::Disk => return self.append(queued),
+                Way::Disk => return self.append(queued, &known),
                 Way::DiskFull => turned.await,
                 Way::Memory => tokio::select! {
                     biased;
                     reservation = self.budget.reserve(bytes) => {
                         queued.reservation = Some(reservation);
-                        match self.keep(queued) {
+                        match self.keep(queued, &known) {
                             None => return Ok(()),
                             Some(back) => queued = back,
                         }
@@ -329,13 +343,14 @@ impl Queue {
     }
 
     /// Keeps a transaction in memory, unless the queue has turned to disk meanwhile.
-    fn keep(&self, mut queued: Queued) -> Option<Queued> {
+    fn keep(&self, mut queued: Queued, known: &[(Oid, Bytes)]) -> Option<Queued> {
         let mut state = self.state();
         if state.is_spooling {
             queued.reservation = None;
             return Some(queued);
         }
         state.end = state.end.max(queued.head.end_lsn);
+        state.relations.extend(known.iter().cloned());
         match state.spool {
             Some(_) => state.behind.push_back(queued),
             None => state.before.push_back(queued),
@@ -343,7 +358,7 @@ impl Queue {
         None
     }
 
-    fn append(&self, queued: Queued) -> Result<(), SpoolError> {
+    fn append(&self, queued: Queued, known: &[(Oid, Bytes)]) -> Result<(), SpoolError> {
         let end = queued.head.end_lsn;
         let mut state = self.state();
         let (spool, _) = state.spool.as_mut().expect("a queue that spools has a spool");
@@ -352,6 +367,7 @@ impl Queue {
             false => spool.append(queued.head, queued.blocks),
         })?;
         state.end = state.end.max(end);
+        state.relations.extend(known.iter().cloned());
         Ok(())
     }
 
@@ -469,6 +485,10 @@ impl Queue {
         (state.is_spooling, state.is_read) = (false, true);
         self.turned.notify_waiters();
         if spool.end() <= state.durable {
+            // What was pushed since is newer.
+            for (oid, message) in spool.relations() {
+                state.relations.entry(*oid).or_insert_with(|| message.clone());
+            }
             spool.clear();
             state.spool = None;
             state.is_torn = false;
@@ -485,6 +505,11 @@ impl Queue {
     pub(crate) async fn filled(&self) {
         self.filled.notified().await;
     }
+}
+
+/// The descriptions of relations in a body. They count from where it is pushed to: what waits before it has others.
+fn known(body: &Body) -> Vec<(Oid, Bytes)> {
+    body.descriptions().filter_map(|message| Some((described(message)?, message.clone()))).collect()
 }
 
 mod ahead;

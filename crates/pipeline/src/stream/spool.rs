@@ -20,7 +20,7 @@ use tidemark_model::{Lsn, Oid, TransactionHead};
 use tidemark_sink::Flushed;
 
 use super::blocks::{Blocks, SpoolBody};
-use super::body::messages;
+use super::body::{DESCRIPTION, messages};
 use super::segment::{self, Kind, MAGIC, Record};
 
 /// A segment is closed when it has this size.
@@ -136,6 +136,18 @@ impl Spool {
             end: base,
             synced: base,
         }
+    }
+
+    /// What is known of relations where it begins: the source describes each only once, and a process that goes on from here
+    /// has nothing else.
+    pub(crate) fn know(&mut self, relations: &BTreeMap<Oid, Bytes>) {
+        let known = relations.iter().map(|(oid, message)| (*oid, message.clone()));
+        self.relations.extend(known);
+    }
+
+    /// The newest descriptions of relations up to its end.
+    pub(crate) fn relations(&self) -> &BTreeMap<Oid, Bytes> {
+        &self.relations
     }
 
     /// Whose it is.
@@ -348,9 +360,9 @@ impl Spool {
 }
 
 /// The relation that a message describes, if it is a Relation message: tag `R`, then the OID.
-fn described(message: &Bytes) -> Option<Oid> {
+pub(super) fn described(message: &Bytes) -> Option<Oid> {
     let (tag, rest) = message.split_first()?;
-    (*tag == b'R').then(|| rest.first_chunk().map(|oid| u32::from_be_bytes(*oid)))?
+    (*tag == DESCRIPTION).then(|| rest.first_chunk().map(|oid| u32::from_be_bytes(*oid)))?
 }
 
 /// Where a reader stands.

@@ -55,6 +55,7 @@ impl Ahead {
     /// # Cancel safety
     /// None: to be dropped together with the stream.
     pub(crate) async fn push(&self, body: Body) {
+        self.queue.note(&body);
         let reservation = self.queue.room(body.in_memory() as u64).await;
         // Whoever reads it has failed otherwise, which ends the session.
         self.pieces.send(Piece::Some(body.read(), reservation)).await.ok();
