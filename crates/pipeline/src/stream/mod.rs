@@ -75,6 +75,8 @@ const PATIENCE: Duration = Duration::from_secs(180);
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Within this another instance that lost its session has the job again.
+const COMES_BACK: Duration = Duration::from_secs(2);
 /// How often a snapshot whose holder was lost begins again.
 const SNAPSHOTS: u32 = 3;
 /// What the journal calls the making of a slot.
@@ -264,7 +266,13 @@ impl Sync<'_> {
         let session = match stored {
             Some(stored) if stored.stage == StoredStage::Follow => {
                 self.note_following(&stored.run).await?;
-                let resumable = self.look(stored, tools, &mut reports.stopped).await?;
+                let looked = self.look(stored, tools, &mut reports.stopped).await;
+                let resumable = match looked {
+                    Err(error) if error.kind == Kind::SourceCannotContinue => {
+                        return Err(self.or_held(error, tools).await);
+                    }
+                    looked => looked?,
+                };
                 Box::pin(self.resume(resumable, tools, &mut reports.joined)).await?
             }
             Some(stored) if stored.stage == StoredStage::Complete => {
@@ -283,6 +291,19 @@ impl Sync<'_> {
             _ => Box::pin(self.snapshot(tools, &mut reports.snapshot)).await?,
         };
         self.follow(session, tools, head).await
+    }
+
+    /// What looks like a loss may be another instance between two of its sessions, which lets go of the job for moments:
+    /// what the source sent it is in its spool and not in ours.
+    async fn or_held(&self, error: Error, tools: &Tools) -> Error {
+        let until = Instant::now() + COMES_BACK;
+        while Instant::now() < until && !self.stop.is_cancelled() {
+            if let Err(held) = tools.sink.refuse_if_held().await {
+                return held.into();
+            }
+            tokio::time::sleep(PAUSE_MIN).await;
+        }
+        error
     }
 
     /// Tells the ledger that the target follows, where the process died that had made it so.

@@ -195,9 +195,6 @@ fn crash(run: &mut Run<'_>, side: Side, length: Duration, kills: bool) -> Step<b
 }
 
 /// Only beside a healthy one: where the first has lost the job, a second may take it.
-/// What a job without its spool is told.
-const OTHER_STATE: &str = "if the job ran with another state directory";
-
 fn second(run: &mut Run<'_>, same_directory: bool) -> Step<bool> {
     let head = run.head()?;
     let is_healthy = run.until(Duration::from_secs(20), |run, seen| {
@@ -213,14 +210,13 @@ fn second(run: &mut Run<'_>, same_directory: bool) -> Step<bool> {
         let detail = format!("the first instance ended beside a second\n{}", run.follower.said());
         return Err(Failure { seen_by: "second instance", detail });
     }
-    let said = run.follower.said();
-    // The first one may just be connecting to the target again: then the second sees that it lacks the first one's spool.
-    let lacks_spool =
-        ended == Some(Ended::Code(6)) && !same_directory && said.contains(OTHER_STATE);
-    if ended == Some(Ended::Code(9)) || lacks_spool {
+    if ended == Some(Ended::Code(9)) {
         return Ok(true);
     }
-    let detail = format!("same directory: {same_directory}, it ended with {ended:?}\n{said}");
+    let detail = format!(
+        "same directory: {same_directory}, it ended with {ended:?}\n{}",
+        run.follower.said()
+    );
     Err(Failure { seen_by: "second instance", detail })
 }
 
