@@ -3,23 +3,13 @@
 //! **Invariant:** what differs was done to the lake's files; the report is judged by what is in its files.
 
 use std::fs;
-use std::path::Path;
 
 use rustix::process::Signal;
-use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::lake_joining::Lake;
 use crate::support::files_below;
-
-fn report_in(directory: &Path) -> Value {
-    serde_json::from_str(&fs::read_to_string(directory.join("report.json")).unwrap()).unwrap()
-}
-
-fn table<'a>(report: &'a Value, name: &str) -> &'a Value {
-    let mut tables = report["tables"].as_array().unwrap().iter();
-    tables.find(|table| table["table"] == name).unwrap()
-}
+use crate::verify::{report_in, table};
 
 #[test]
 fn a_lake_is_verified_at_one_lsn_while_its_job_runs_and_after_it_was_stopped() {

@@ -13,11 +13,13 @@ use tempfile::TempDir;
 use crate::follow::{Pair, follows, passes};
 use crate::support::Job;
 
-fn report_in(directory: &Path) -> Value {
+/// What a verification has written there.
+pub(crate) fn report_in(directory: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(directory.join("report.json")).unwrap()).unwrap()
 }
 
-fn table<'a>(report: &'a Value, name: &str) -> &'a Value {
+/// What a report says of a table.
+pub(crate) fn table<'a>(report: &'a Value, name: &str) -> &'a Value {
     let mut tables = report["tables"].as_array().unwrap().iter();
     tables.find(|table| table["table"] == name).unwrap()
 }

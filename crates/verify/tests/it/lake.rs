@@ -33,6 +33,14 @@ pub(crate) struct Lake {
 }
 
 impl Lake {
+    /// Waits until a process that runs the job follows.
+    async fn follows(&self) {
+        let directory = &self.request.job.state_dir;
+        while ask_status(directory).await.unwrap().is_none_or(|seen| seen.phase != Phase::Follow) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     pub(crate) fn new(name: &str, sql: &str) -> Self {
         let (source, directory) = (shared().unwrap(), TempDir::new().unwrap());
         let mut request = request(&source.url(), &source.url());
@@ -239,13 +247,7 @@ async fn keys_that_do_not_fit_into_memory_are_taken_in_parts() {
         job.memory = 64 << 20;
         Follower::start(&job)
     };
-    while ask_status(&lake.request.job.state_dir)
-        .await
-        .unwrap()
-        .is_none_or(|status| status.phase != Phase::Follow)
-    {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    lake.follows().await;
     Lake::assert_identical(&lake.verify().await);
     follower.stop();
 }
@@ -373,13 +375,7 @@ async fn values_that_were_replaced_are_counted_and_not_called_identical() {
             });
             Follower::start(&job)
         };
-        while ask_status(&lake.request.job.state_dir)
-            .await
-            .unwrap()
-            .is_none_or(|status| status.phase != Phase::Follow)
-        {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        lake.follows().await;
         let found = table(&lake.verify().await, "odd");
         follower.stop();
         found
