@@ -25,7 +25,7 @@ pub use error::Error;
 pub use hasher::{DigestColumn, Forms, NamedRow, RawScheme, RowHasher, has_value_form};
 pub use key::DigestKey;
 pub use lake::{lake_cell, without_declaration};
-pub use leaf::LeafBounds;
+pub use leaf::{LeafBounds, LeafCut, shape_of};
 pub use locate::{
     Difference, Differences, KeyCode, KeyPlan, KeyValue, LocatedForm, LocatedKey, Locator, Side,
 };

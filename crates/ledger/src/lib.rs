@@ -1,7 +1,7 @@
 //! The local record of a job: its run, tables, chunks, leaves and journal, in one SQLite file of the state directory.
 //!
 //! **Invariant:** one process at a time writes (a lock held for the life of [`Ledger`]); others read while it does
-//! ([`LedgerReader`]). Each method is one transaction: after a crash the ledger holds all of it or nothing. There are no
+//! ([`LedgerReader`]), and a verification beside it writes what it has proven ([`Proofs`]) and nothing else. Each method is one transaction: after a crash the ledger holds all of it or nothing. There are no
 //! rows of users in it, only names, counts and sums.
 //!
 //! The ledger is a hint. What the target's own markers say is the truth, so a ledger that is damaged is moved away, never
@@ -12,6 +12,7 @@
 
 mod directory;
 mod error;
+mod leaves;
 mod lock;
 mod reader;
 mod record;
@@ -19,8 +20,12 @@ mod schema;
 mod writer;
 
 pub use error::Error;
+pub use leaves::Proofs;
 pub use reader::LedgerReader;
-pub use record::{ChunkRecord, JournalEntry, NewRelation, RelationRecord, RunRecord, now_ms};
+pub use record::{
+    ChunkRecord, CopiedLeaves, CopyId, JournalEntry, LeafRecord, NewProof, NewRelation,
+    ProofRecord, ProvenLeaf, RelationRecord, RunRecord, now_ms,
+};
 pub use writer::Ledger;
 
 /// A result of this crate.

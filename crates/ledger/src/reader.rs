@@ -185,6 +185,11 @@ fn relation_of(row: &Row<'_>) -> rusqlite::Result<RelationRecord> {
         raw_scheme: row.get("raw_scheme")?,
         estimated_rows: number(row, "estimated_rows")?,
         estimated_bytes: number(row, "estimated_bytes")?,
+        // A file of version 1 that nobody has brought up yet has none.
+        shape: row.get("shape").or_else(|error| match error {
+            rusqlite::Error::InvalidColumnName(_) => Ok(String::new()),
+            error => Err(error),
+        })?,
     };
     Ok(RelationRecord {
         plan,
@@ -233,7 +238,7 @@ fn number(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
     u64::try_from(number).map_err(|error| unreadable(row, column, Box::new(error)))
 }
 
-fn parsed<T>(row: &Row<'_>, column: &str) -> rusqlite::Result<T>
+pub(crate) fn parsed<T>(row: &Row<'_>, column: &str) -> rusqlite::Result<T>
 where
     T: std::str::FromStr<Err: std::error::Error + Send + Sync + 'static>,
 {

@@ -5,7 +5,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use tidemark_model::{ChunkId, Lsn, Oid, RelationName, RowSum};
+use tidemark_model::{ChunkId, LeafSum, Lsn, Oid, RelationName, RowSum};
 
 /// One run of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,10 +45,12 @@ pub struct NewRelation {
     pub name: RelationName,
     /// Number of its chunks.
     pub chunks_total: u32,
-    /// The leaf bounds as JSON.
+    /// How it is cut into leaves, as JSON.
     pub leaf_bounds: String,
-    /// What its raw sums are taken over, as `digest` names it.
+    /// What its raw sums are taken over, as `digest` names it; empty where they are of a part of its rows.
     pub raw_scheme: String,
+    /// Its file and its columns when it was copied: rows of another shape compare with nothing. Empty where it is not known.
+    pub shape: String,
     /// Rows that are expected.
     pub estimated_rows: u64,
     /// Bytes that are expected.
@@ -74,6 +76,83 @@ pub struct RelationRecord {
     pub replaced: Vec<(String, u64)>,
     /// Whether everything of it is in, keys and indexes included.
     pub is_finished: bool,
+}
+
+/// What is known of the leaves of a relation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeafRecord {
+    /// Which copy of which relation.
+    pub copy: CopyId,
+    /// Its name.
+    pub name: RelationName,
+    /// How it is cut, as JSON.
+    pub leaf_bounds: String,
+    /// The sums of its rows as they were copied; none where not all of it was.
+    pub copied: Option<CopiedLeaves>,
+    /// What verifications have found the same on both sides.
+    pub proof: Option<ProofRecord>,
+    /// The leaves that the stream has touched since the copy: after which position at the latest.
+    pub touched: Vec<(u32, Lsn)>,
+}
+
+impl LeafRecord {
+    /// Whether the stream has left a leaf alone since it stood at that position; of none, since the copy.
+    pub fn is_untouched(&self, leaf: u32, since: Option<Lsn>) -> bool {
+        let mut marks = self.touched.iter().filter(|(touched, _)| *touched == leaf);
+        marks.all(|(_, after)| since.is_some_and(|since| *after < since))
+    }
+}
+
+/// A copy of a relation: what is known of its leaves is void when it is copied again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CopyId {
+    /// OID on the source.
+    pub oid: Oid,
+    pub(crate) generation: i64,
+}
+
+/// Sums of the source's rows at the snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopiedLeaves {
+    /// See [`NewRelation::raw_scheme`].
+    pub raw_scheme: String,
+    /// See [`NewRelation::shape`].
+    pub shape: String,
+    /// Of the leaves that have rows.
+    pub leaves: Vec<LeafSum>,
+}
+
+/// What verifications have found the same on both sides of a relation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProofRecord {
+    /// What the sums are taken over; those of another one compare with nothing.
+    pub scheme: String,
+    /// Position and time of the last verification that called the whole table the same.
+    pub last: Option<(Lsn, i64)>,
+    /// The leaves, each with the position at which both sides had this sum.
+    pub leaves: Vec<ProvenLeaf>,
+}
+
+/// A leaf that was the same on both sides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProvenLeaf {
+    /// At this position.
+    pub lsn: Lsn,
+    /// With this sum.
+    pub sum: LeafSum,
+}
+
+/// What a verification has found out about a relation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewProof {
+    /// The copy whose leaves were read.
+    pub copy: CopyId,
+    /// What the sums are taken over.
+    pub scheme: String,
+    /// The leaves that are the same; of all others nothing is known any more.
+    pub leaves: Vec<ProvenLeaf>,
+    /// Where the whole table is the same: at which position.
+    pub whole: Option<Lsn>,
 }
 
 /// A chunk that is done.

@@ -1,20 +1,21 @@
 //! The tables of the ledger and how its file is opened.
 //!
 //! **Invariant:** a file is used only if it carries our application identifier and a version that is known here, and
-//! passes SQLite's quick check. An empty file is a new ledger. Sums are 16-byte blobs, big-endian.
+//! passes SQLite's quick check. An empty file is a new ledger; one of an earlier version is brought up to this one by
+//! whoever writes first. Sums are 16-byte blobs, big-endian.
 //!
 //! SQLite manual: "PRAGMA application_id", "PRAGMA user_version", "Write-Ahead Logging".
 
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::{Error, Result, directory};
 
 /// Name of the file in the state directory.
 pub(crate) const FILE: &str = "ledger.sqlite";
-const VERSION: i64 = 1;
+pub(crate) const VERSION: i64 = 2;
 /// "tide" in ASCII.
 const APPLICATION_ID: i64 = 0x7469_6465;
 /// A reader that copies while the writer checkpoints, and the other way round, are done long before.
@@ -78,6 +79,36 @@ CREATE TABLE journal (
 ) STRICT;
 ";
 
+/// From version 1 to 2: what is known of leaves. Leaves that version 1 cut compare with nothing.
+const LEAVES: &str = "
+ALTER TABLE run ADD COLUMN epoch INTEGER;
+ALTER TABLE run ADD COLUMN stood TEXT;
+ALTER TABLE relation ADD COLUMN shape TEXT NOT NULL DEFAULT '';
+ALTER TABLE relation ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
+UPDATE relation SET leaf_bounds = 'null', raw_scheme = '';
+CREATE TABLE touched (
+    relation_oid INTEGER NOT NULL REFERENCES relation (oid) ON DELETE CASCADE,
+    leaf INTEGER NOT NULL,
+    since TEXT NOT NULL,
+    PRIMARY KEY (relation_oid, leaf)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE proof (
+    relation_oid INTEGER PRIMARY KEY REFERENCES relation (oid) ON DELETE CASCADE,
+    scheme TEXT NOT NULL,
+    lsn TEXT,
+    at_ms INTEGER
+) STRICT;
+CREATE TABLE proven (
+    relation_oid INTEGER NOT NULL REFERENCES proof (relation_oid) ON DELETE CASCADE,
+    leaf INTEGER NOT NULL,
+    lsn TEXT NOT NULL,
+    row_count INTEGER NOT NULL,
+    raw BLOB NOT NULL,
+    value BLOB NOT NULL,
+    PRIMARY KEY (relation_oid, leaf)
+) STRICT, WITHOUT ROWID;
+";
+
 /// Opens for writing and makes the tables in an empty file.
 pub(crate) fn open_for_writing(path: &Path, job: &str) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | common_flags();
@@ -98,7 +129,23 @@ pub(crate) fn open_for_writing(path: &Path, job: &str) -> Result<Connection> {
         create(&mut connection, job)
             .map_err(|error| of_sqlite("create the tables", path, error))?;
     }
+    bring_up(&mut connection).map_err(|error| of_sqlite("bring up to date", path, error))?;
     check_pages(&connection, path)?;
+    Ok(connection)
+}
+
+/// Opens a file of this version for writing beside whoever holds the job.
+pub(crate) fn open_beside(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | common_flags();
+    let connection = open(path, flags)?;
+    if is_empty(&connection).map_err(|error| of_sqlite("read", path, error))? {
+        return Err(Error::Missing { directory: path.parent().unwrap_or(path).to_owned() });
+    }
+    if check_version(&connection, path)? < VERSION {
+        return Err(Error::NoRun { path: path.to_owned() });
+    }
+    let setting = connection.pragma_update(None, "foreign_keys", true);
+    setting.map_err(|error| of_sqlite("set up", path, error))?;
     Ok(connection)
 }
 
@@ -151,6 +198,18 @@ fn create(connection: &mut Connection, job: &str) -> rusqlite::Result<()> {
     transaction.execute_batch(TABLES)?;
     transaction.execute("INSERT INTO owner VALUES (1, ?1)", [job])?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", 1)?;
+    transaction.commit()
+}
+
+/// Brings a file of an earlier version up to this one.
+fn bring_up(connection: &mut Connection) -> rusqlite::Result<()> {
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version == VERSION {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(LEAVES)?;
     transaction.pragma_update(None, "user_version", VERSION)?;
     transaction.commit()
 }
@@ -166,7 +225,7 @@ fn check_pages(connection: &Connection, path: &Path) -> Result<()> {
     }
 }
 
-fn check_version(connection: &Connection, path: &Path) -> Result<()> {
+fn check_version(connection: &Connection, path: &Path) -> Result<i64> {
     let number = |pragma| {
         connection
             .pragma_query_value(None, pragma, |row| row.get::<_, i64>(0))
@@ -179,5 +238,5 @@ fn check_version(connection: &Connection, path: &Path) -> Result<()> {
     if found > VERSION {
         return Err(Error::NewerVersion { path: path.to_owned(), found, known: VERSION });
     }
-    Ok(())
+    Ok(found)
 }

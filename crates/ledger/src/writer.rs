@@ -5,13 +5,15 @@
 
 use std::path::Path;
 
-use rusqlite::{OptionalExtension as _, Transaction, params};
+use rusqlite::{OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
 use serde_json::Value;
-use tidemark_model::{ChunkResult, LeafSum, Oid, RowSum};
+use tidemark_model::{ChunkResult, LeafSum, Lsn, Oid, RowSum};
 
 use crate::lock::Lock;
-use crate::reader::{chunk_of, sum_of};
-use crate::record::{ChunkRecord, JournalEntry, NewRelation, RelationRecord, RunRecord, now_ms};
+use crate::reader::{chunk_of, parsed, sum_of};
+use crate::record::{
+    ChunkRecord, JournalEntry, LeafRecord, NewRelation, RelationRecord, RunRecord, now_ms,
+};
 use crate::{Error, LedgerReader, Result, directory, schema};
 
 /// The ledger of a job, held by this process.
@@ -51,7 +53,7 @@ impl Ledger {
                 "DELETE FROM leaf; DELETE FROM chunk; DELETE FROM relation; DELETE FROM run",
             )?;
             transaction.execute(
-                "INSERT INTO run VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                "INSERT INTO run VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, NULL, NULL)",
                 params![
                     record.job,
                     record.run,
@@ -87,7 +89,7 @@ impl Ledger {
         self.write("add relations", |transaction| {
             let mut forget = transaction.prepare_cached("DELETE FROM relation WHERE oid = ?1")?;
             let mut insert = transaction.prepare_cached(
-                "INSERT INTO relation VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0)",
+                "INSERT INTO relation VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0, ?9, random())",
             )?;
             for relation in relations {
                 forget.execute([relation.oid])?;
@@ -100,6 +102,7 @@ impl Ledger {
                     relation.raw_scheme,
                     stored(relation.estimated_rows, "a number of rows")?,
                     stored(relation.estimated_bytes, "a number of bytes")?,
+                    relation.shape,
                 ])?;
             }
             Ok(())
@@ -164,6 +167,105 @@ impl Ledger {
     pub fn finish_run(&self) -> Result<()> {
         let statement = "UPDATE run SET finished_at_ms = ?1, last_error = NULL";
         self.update_run("finish the run", statement, now_ms())
+    }
+
+    /// Notes that the stream is about to touch these leaves, each of them after this position, and waits for the disk: what
+    /// the target has must never be missing here. Leaves of relations that are not known are passed over.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn mark_touched(&self, leaves: &[(Oid, u32)], after: Lsn) -> Result<()> {
+        self.set_synchronous("FULL")?;
+        let marked = self.write("note touched leaves", |transaction| {
+            let mut known = transaction.prepare_cached("SELECT 1 FROM relation WHERE oid = ?1")?;
+            let mut mark =
+                transaction.prepare_cached("INSERT OR REPLACE INTO touched VALUES (?1, ?2, ?3)")?;
+            for (oid, leaf) in leaves {
+                if known.exists([oid])? {
+                    mark.execute(params![oid, leaf, after.to_string()])?;
+                }
+            }
+            Ok(())
+        });
+        self.set_synchronous("NORMAL")?;
+        marked
+    }
+
+    fn set_synchronous(&self, how: &str) -> Result<()> {
+        let set = self.reader.lock().pragma_update(None, "synchronous", how);
+        set.map_err(|error| self.reader.failed("set how commits wait for the disk", error))
+    }
+
+    /// Notes which session of the target marks the leaves from now on.
+    ///
+    /// # Errors
+    /// [`Error::NoRun`]; the file cannot be written.
+    pub fn set_epoch(&self, epoch: i64) -> Result<()> {
+        self.update_run("note the session", "UPDATE run SET epoch = ?1", epoch)
+    }
+
+    /// The session that marked the leaves last; none where none did in this run.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn epoch(&self) -> Result<Option<i64>> {
+        let read = self.reader.lock().query_row("SELECT epoch FROM run", (), |row| row.get(0));
+        let found =
+            read.optional().map_err(|error| self.reader.failed("read the session", error))?;
+        Ok(found.flatten())
+    }
+
+    /// Notes that the stream stands there for a verification.
+    ///
+    /// # Errors
+    /// [`Error::NoRun`]; the file cannot be written.
+    pub fn set_stood(&self, at: Lsn) -> Result<()> {
+        self.update_run("note the position", "UPDATE run SET stood = ?1", at.to_string())
+    }
+
+    /// Where the stream stood last for a verification.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn stood(&self) -> Result<Option<Lsn>> {
+        let stood = |row: &Row<'_>| match row.get::<_, Option<String>>(0)? {
+            Some(_) => parsed(row, "stood").map(Some),
+            None => Ok(None),
+        };
+        let read = self.reader.lock().query_row("SELECT stood FROM run", (), stood);
+        let found =
+            read.optional().map_err(|error| self.reader.failed("read the position", error))?;
+        Ok(found.flatten())
+    }
+
+    /// Forgets what is known of all leaves: somebody else may have brought changes to the target.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn forget_leaves(&self) -> Result<()> {
+        self.write("forget what is known of leaves", |transaction| {
+            transaction.execute_batch(
+                "DELETE FROM proven; DELETE FROM proof; DELETE FROM touched; UPDATE relation SET shape = '', generation = random()",
+            )?;
+            Ok(())
+        })
+    }
+
+    /// See [`LedgerReader::leaf_records`].
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn leaf_records(&self) -> Result<Vec<LeafRecord>> {
+        self.reader.leaf_records()
+    }
+
+    /// Whether somebody else has written to the file since this was asked last.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn data_version(&self) -> Result<i64> {
+        let read = self.reader.lock().pragma_query_value(None, "data_version", |row| row.get(0));
+        read.map_err(|error| self.reader.failed("look for changes", error))
     }
 
     /// Adds a line to the journal.
@@ -240,7 +342,9 @@ impl Ledger {
     ) -> Result<()> {
         let mut connection = self.reader.lock();
         let run = || -> Result<(), Failure> {
-            let transaction = connection.transaction()?;
+            // Not deferred: what was read may be another writer's by the time it is written.
+            let behavior = TransactionBehavior::Immediate;
+            let transaction = connection.transaction_with_behavior(behavior)?;
             work(&transaction)?;
             Ok(transaction.commit()?)
         };
@@ -252,7 +356,7 @@ impl Ledger {
 }
 
 /// Why a transaction was rolled back.
-enum Failure {
+pub(crate) enum Failure {
     Ours(Error),
     Sqlite(rusqlite::Error),
 }
@@ -316,6 +420,6 @@ fn add_leaf(transaction: &Transaction<'_>, oid: Oid, leaf: &LeafSum) -> Result<(
     Ok(())
 }
 
-fn stored(number: u64, what: &'static str) -> Result<i64, Failure> {
+pub(crate) fn stored(number: u64, what: &'static str) -> Result<i64, Failure> {
     i64::try_from(number).map_err(|_| Failure::Ours(Error::TooLarge { what }))
 }

@@ -9,7 +9,7 @@
 pub(crate) mod parse;
 
 use serde::{Deserialize, Serialize};
-use tidemark_model::{Column, DataType, TypeKind};
+use tidemark_model::{Column, DataType, TupleForm, TypeKind};
 
 use crate::program::Fault;
 
@@ -70,7 +70,37 @@ enum Bounds {
     Text(Vec<String>),
 }
 
-/// The leaves of a table: a key column and ascending bounds. Serialisable, so that the ledger keeps it.
+/// How a table is cut into leaves, as the server writes it. The ledger keeps it, so that sums that were taken at different
+/// times are of the same leaves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeafCut {
+    /// The key column.
+    pub column: String,
+    /// The bounds as text, ascending.
+    pub bounds: Vec<String>,
+}
+
+impl LeafCut {
+    /// The leaves among these columns; one where the column is not among them, or its bounds cannot be used.
+    pub fn among(&self, columns: &[Column]) -> LeafBounds {
+        let index = columns.iter().position(|column| column.name == self.column);
+        index.map_or_else(LeafBounds::single, |index| {
+            LeafBounds::from_text_bounds(&columns[index], index, &self.bounds)
+        })
+    }
+}
+
+/// What rows have to have in common so that sums which were taken at different times compare: the table's `file` and columns
+/// as the server describes them, and these columns' types with all that they are made of (an enum's label can be renamed
+/// without a trace in the rows).
+pub fn shape_of(file: &str, columns: &[Column]) -> String {
+    let columns: Vec<_> =
+        columns.iter().map(|column| (&column.name, &column.data_type, column.typmod)).collect();
+    let types = serde_json::to_vec(&columns).expect("types are plain data");
+    format!("{file} {:032x}", xxhash_rust::xxh3::xxh3_128(&types))
+}
+
+/// The leaves of a table: a key column and ascending bounds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeafBounds {
     key: Option<(usize, KeyKind)>,
@@ -118,6 +148,14 @@ impl LeafBounds {
     /// The key column's number in the SELECT list, if there is more than one leaf.
     pub fn key_index(&self) -> Option<usize> {
         self.key.map(|(index, _)| index)
+    }
+
+    /// The leaf of a row with this key, `near` being a good guess; none where the key cannot be read.
+    pub fn leaf_of(&self, form: TupleForm, key: &[u8], near: usize) -> Option<usize> {
+        match form {
+            TupleForm::PgBinary => self.leaf_of_binary(key, near).ok(),
+            TupleForm::PgText => self.leaf_of_text(key, near).ok(),
+        }
     }
 
     /// The leaf of a binary field, `near` being a good guess.

@@ -94,14 +94,14 @@ fn a_ledger_of_a_later_version_is_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let mut whole = filled(directory.path());
     // The header keeps user_version at byte 60, big-endian.
-    assert_eq!(whole[60..64], [0, 0, 0, 1]);
+    assert_eq!(whole[60..64], [0, 0, 0, 2]);
     whole[63] = 9;
     fs::write(directory.path().join("ledger.sqlite"), &whole).unwrap();
     for error in [
         Ledger::open(directory.path(), "shop").unwrap_err(),
         LedgerReader::open(directory.path()).unwrap_err(),
     ] {
-        assert!(matches!(error, Error::NewerVersion { found: 9, known: 1, .. }), "{error}");
+        assert!(matches!(error, Error::NewerVersion { found: 9, known: 2, .. }), "{error}");
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod damage;
 mod directory;
+mod leaves;
 mod records;
 
 use std::path::Path;
@@ -38,6 +39,7 @@ pub(crate) fn relation(oid: u32, name: &str) -> NewRelation {
         chunks_total: 3,
         leaf_bounds: "{\"key\":null}".to_owned(),
         raw_scheme: "tuple".to_owned(),
+        shape: "1 p a".to_owned(),
         estimated_rows: 1000,
         estimated_bytes: 1 << 40,
     }

@@ -18,7 +18,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tidemark_digest::{CANONICAL_VERSION, DigestKey, Forms, LeafBounds};
+use tidemark_digest::{CANONICAL_VERSION, DigestKey, Forms, LeafBounds, LeafCut};
 use tidemark_ledger::{Ledger, NewRelation, RunRecord, now_ms};
 use tidemark_model::{
     Budget, ChunkRange, ChunkSpec, Cpu, Oid, SchemaObjects, SequencePosition, Severity, TablePlan,
@@ -47,7 +47,7 @@ pub(crate) use half::{
     Half, Halves, Touched, half_copied, note_anew, planned, say_anew, touched_key,
 };
 pub(crate) use joining::{Completes, Joining};
-use ranges::{leaf_bounds, plan_chunks};
+use ranges::{leaf_cuts, plan_chunks};
 use readers::ReaderOptions;
 use report::report_of;
 pub use report::{Report, TableReport};
@@ -245,8 +245,11 @@ impl Run<'_> {
         refresh(&mut plans, snapshot.tables());
         let objects = self.schema_objects(&client, &catalog, &plans, snapshot).await?;
         let excluded = self.excluded(&catalog, &plans);
-        let leaves = leaf_bounds(&client, &plans).await;
+        let leaves = leaf_cuts(&client, &plans).await;
         let leaves = let_through(self.job, leaves, tidemark_source::Error::sqlstate).await?;
+        let oids: Vec<Oid> = plans.iter().map(|plan| plan.relation.oid).collect();
+        let shapes = tidemark_source::shapes(&client, &oids).await;
+        let shapes = let_through(self.job, shapes, tidemark_source::Error::sqlstate).await?;
         let chunks = plan_chunks(self.job, &client, &catalog, &plans).await;
         let chunks = let_through(self.job, chunks, tidemark_source::Error::sqlstate).await?;
         let joins = match self.joining() {
@@ -285,7 +288,7 @@ impl Run<'_> {
             // Who waits for it may have given up: then the run ends too.
             drop(begun.send(start.clone()));
         }
-        Ok(Prepared { start, leaves, chunks, _archive: archive })
+        Ok(Prepared { start, leaves: Leaves { cuts: leaves, shapes }, chunks, _archive: archive })
     }
 
     /// What the schema's archive has and the target is not to have.
@@ -412,7 +415,8 @@ impl Run<'_> {
             .collect();
         let tables = start.tables.iter().map(|plan| {
             let oid = plan.relation.oid;
-            let leaves = leaves.get(&oid).cloned().unwrap_or_else(LeafBounds::single);
+            let cut = leaves.cuts.get(&oid);
+            let leaves = cut.map_or_else(LeafBounds::single, |cut| cut.among(&plan.columns));
             (oid, TableWork { plan: plan.clone(), leaves })
         });
         Ok(Arc::new(Engine {
@@ -442,7 +446,7 @@ impl Run<'_> {
     fn relations(
         &self,
         order: &[&TablePlan],
-        leaves: &HashMap<u32, LeafBounds>,
+        leaves: &Leaves,
         chunks: &HashMap<u32, Vec<ChunkSpec>>,
         halves: &HashSet<Oid>,
     ) -> Vec<NewRelation> {
@@ -451,8 +455,12 @@ impl Run<'_> {
             oid: plan.relation.oid,
             name: plan.relation.name.clone(),
             chunks_total: chunks[&plan.relation.oid].len() as u32,
-            leaf_bounds: serde_json::to_string(&leaves.get(&plan.relation.oid))
+            leaf_bounds: serde_json::to_string(&leaves.cuts.get(&plan.relation.oid))
                 .expect("bounds are plain data"),
+            shape: match leaves.shapes.get(&plan.relation.oid) {
+                Some(shape) => tidemark_digest::shape_of(shape, &plan.columns),
+                None => String::new(),
+            },
             estimated_rows: plan.relation.row_estimate,
             estimated_bytes: plan.relation.heap_bytes + plan.relation.toast_bytes,
             // Sums over a part of the rows compare with nothing.
@@ -556,12 +564,18 @@ async fn names_still_mean_the_same(client: &Client, start: &SnapshotStart) -> Re
 }
 
 /// Leaves and chunks of the tables, and the tables that are copied in part only.
-type Work = (HashMap<u32, LeafBounds>, HashMap<u32, Vec<ChunkSpec>>, HashSet<Oid>);
+type Work = (Leaves, HashMap<u32, Vec<ChunkSpec>>, HashSet<Oid>);
+
+/// How the tables are cut into leaves, and of which shape they are.
+struct Leaves {
+    cuts: HashMap<u32, LeafCut>,
+    shapes: HashMap<u32, String>,
+}
 
 /// What `prepare` hands to `copy`.
 struct Prepared {
     start: SnapshotStart,
-    leaves: HashMap<u32, LeafBounds>,
+    leaves: Leaves,
     chunks: HashMap<u32, Vec<ChunkRange>>,
     _archive: Option<Archive>,
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use tidemark_digest::LeafBounds;
+use tidemark_digest::LeafCut;
 use tidemark_model::{ChunkRange, ChunkSpec, TablePlan};
 use tidemark_sink::SnapshotStart;
 use tidemark_source::Catalog;
@@ -13,21 +13,15 @@ use tidemark_wire::Client;
 
 use crate::job::Job;
 
-pub(super) async fn leaf_bounds(
+/// How tables are cut into leaves; those that are not are one leaf.
+pub(super) async fn leaf_cuts(
     client: &Client,
     plans: &[TablePlan],
-) -> tidemark_source::Result<HashMap<u32, LeafBounds>> {
+) -> tidemark_source::Result<HashMap<u32, LeafCut>> {
     let relations: Vec<_> = plans.iter().map(|plan| plan.relation.clone()).collect();
-    let mut texts = tidemark_source::leaf_bounds(client, &relations).await?;
-    let bounds = plans.iter().filter_map(|plan| {
-        let (column_name, bounds) = texts.remove(&plan.relation.oid)?;
-        let index = plan.columns.iter().position(|column| column.name == column_name)?;
-        Some((
-            plan.relation.oid,
-            LeafBounds::from_text_bounds(&plan.columns[index], index, &bounds),
-        ))
-    });
-    Ok(bounds.collect())
+    let found = tidemark_source::leaf_bounds(client, &relations).await?;
+    let cuts = found.into_iter().map(|(oid, (column, bounds))| (oid, LeafCut { column, bounds }));
+    Ok(cuts.collect())
 }
 
 pub(super) async fn plan_chunks(

@@ -145,6 +145,7 @@ fn a_table_is_half_copied_from_its_first_chunk_on_until_all_of_it_is_in() {
             name: RelationName::new("public", "t"),
             chunks_total: 4,
             leaf_bounds: String::new(),
+            shape: String::new(),
             estimated_rows: 0,
             estimated_bytes: 0,
             raw_scheme: String::new(),
