@@ -75,6 +75,9 @@ pub struct Stored {
     /// The tables that the stream goes on without.
     #[serde(default)]
     pub stopped: Vec<StoppedTable>,
+    /// Counts the processes that have taken the job; none where the target keeps no such count.
+    #[serde(default)]
+    pub epoch: Option<i64>,
 }
 
 /// A table that the stream goes on without, since a change of its definition that could not be carried over.
@@ -119,6 +122,8 @@ pub struct OpenStream {
     pub columns: HashMap<RelationName, Vec<String>>,
     /// Whether parts of a transaction are taken whose end LSN is not known yet: their heads have a bound below it.
     pub takes_undecided: bool,
+    /// The number that the target counts this session by, if it counts them: see [`Stored::epoch`].
+    pub epoch: Option<i64>,
 }
 
 /// A position that a target has made durable: made by sinks and by the spool, after they have flushed.

@@ -22,6 +22,7 @@ use super::ddl::Ddl;
 use super::followed::Followed;
 use super::gate::Order;
 use super::ladder::{DurableLsn, Ladder};
+use super::marks::Marks;
 use super::plant::is_planted;
 use super::queue::{AheadReader, Item, Queue, Queued};
 use super::unsent::Unsent;
@@ -70,6 +71,7 @@ pub(crate) struct Apply {
     followed: Followed,
     ddl: Ddl,
     unsent: Unsent,
+    marks: Option<Marks>,
     budget: Budget,
     rhythm: Rhythm,
     pending: Vec<Transaction>,
@@ -120,7 +122,7 @@ impl Apply {
         ladder: &Arc<Ladder>,
         open: OpenStream,
         followed: Followed,
-        (ddl, unsent): (Ddl, Unsent),
+        (ddl, unsent, marks): (Ddl, Unsent, Option<Marks>),
         (budget, rhythm): (Budget, Rhythm),
     ) -> Self {
         if open.takes_undecided {
@@ -134,6 +136,7 @@ impl Apply {
             followed,
             ddl,
             unsent,
+            marks,
             budget,
             rhythm,
             pending: Vec::new(),
@@ -234,6 +237,9 @@ impl Apply {
         self.note(DurableLsn::answered(flushed));
         self.accepted = self.accepted.max(flushed.lsn());
         (self.flushed_at, self.unflushed) = (Instant::now(), false);
+        if let (Order::UpTo(_), Some(marks)) = (order, &mut self.marks) {
+            marks.stand(at).await?;
+        }
         let ladder = Arc::clone(&self.ladder);
         tokio::select! {
             () = stop.cancelled() => self.ladder.gate.open(),
@@ -488,6 +494,9 @@ impl Apply {
                 .because("a part of it was applied while it came; it begins again and is applied when all of it has come"));
         }
         self.send(false).await?;
+        if let Some(marks) = &mut self.marks {
+            marks.touch_all(relation.oid).await?;
+        }
         self.writer.add_columns(&name, &columns).await?;
         let names: Vec<&str> = columns.iter().map(|new| new.column.name.as_str()).collect();
         tracing::info!(table = %name, columns = ?names, "columns that the source has got were added to the target");
@@ -507,6 +516,9 @@ impl Apply {
             None => self.budget.reserve(0).await,
         };
         let batch = StreamBatch { transactions, continues, reservation };
+        if let Some(marks) = &mut self.marks {
+            marks.touch(&batch).await?;
+        }
         let (count, changes) = (batch.transactions.len() as u64, batch.change_count() as u64);
         let heads = (batch.transactions.first(), batch.transactions.last());
         if let ((Some(first), Some(last)), false) = (heads, continues) {

@@ -24,6 +24,7 @@ mod followed;
 mod gate;
 mod join;
 mod ladder;
+mod marks;
 mod plant;
 mod queue;
 mod resume;
@@ -65,6 +66,7 @@ pub(crate) use spool::SpoolError;
 pub(crate) use unfinished::made_run;
 
 use apply::Ended;
+use marks::Track;
 use resume::Resumable;
 use session::Session;
 use unfinished::Left;
@@ -79,6 +81,16 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 const COMES_BACK: Duration = Duration::from_secs(2);
 /// How often a snapshot whose holder was lost begins again.
 const SNAPSHOTS: u32 = 3;
+/// What the ledger knows of the sessions that have applied the stream to the target.
+enum Known {
+    /// All up to the one that the target counts by this number.
+    Epoch(i64),
+    /// There was none: the snapshot is made or completed here.
+    Snapshot,
+    /// Others may have been there.
+    Nothing,
+}
+
 /// What the journal calls the making of a slot.
 const SLOT_EVENT: &str = "slot";
 /// What the journal calls the state of the publication at the snapshot.
@@ -200,7 +212,7 @@ impl Sync<'_> {
         loop {
             let before = self.ladder.view().durable;
             let tools = Tools::new(self.job, self.progress)?;
-            let ended = self.once(&tools, head, &mut reports).await;
+            let ended = Box::pin(self.once(&tools, head, &mut reports)).await;
             let error = match ended {
                 Ok(Ended::Reached(lsn) | Ended::Stopped(lsn)) => {
                     return Ok((reports, lsn));
@@ -263,6 +275,8 @@ impl Sync<'_> {
             // Before anything is compared: what the other one does meanwhile would look like a loss.
             tools.sink.refuse_if_held().await?;
         }
+        let known = self.known_epoch(stored.as_ref()).await?;
+        let mut joins = false;
         let session = match stored {
             Some(stored) if stored.stage == StoredStage::Follow => {
                 self.note_following(&stored.run).await?;
@@ -273,6 +287,7 @@ impl Sync<'_> {
                     }
                     looked => looked?,
                 };
+                joins = !resumable.joining.is_empty();
                 Box::pin(self.resume(resumable, tools, &mut reports.joined)).await?
             }
             Some(stored) if stored.stage == StoredStage::Complete => {
@@ -290,7 +305,25 @@ impl Sync<'_> {
             }
             _ => Box::pin(self.snapshot(tools, &mut reports.snapshot)).await?,
         };
-        self.follow(session, tools, head).await
+        let epoch = match known {
+            Known::Epoch(epoch) => Some(epoch + i64::from(joins)),
+            Known::Snapshot => tools.sink.stored().await?.and_then(|stored| stored.epoch),
+            Known::Nothing => None,
+        };
+        self.follow(session, (tools, epoch), head).await
+    }
+
+    /// What the ledger knows of the sessions that the target had.
+    async fn known_epoch(&self, stored: Option<&Stored>) -> Result<Known> {
+        let Some(stored) = stored.filter(|stored| stored.stage == StoredStage::Follow) else {
+            return Ok(Known::Snapshot);
+        };
+        let ledger = Arc::clone(self.ledger);
+        let last = blocking(move || ledger.epoch()).await??;
+        Ok(match (last, stored.epoch) {
+            (Some(last), Some(now)) if last == now => Known::Epoch(now),
+            _ => Known::Nothing,
+        })
     }
 
     /// What looks like a loss may be another instance between two of its sessions, which lets go of the job for moments:
@@ -443,7 +476,13 @@ impl Sync<'_> {
         }
     }
 
-    async fn follow(&self, session: Session, tools: &Tools, head: Lsn) -> Result<Ended> {
+    /// `epoch`: the target's, if nobody but this job with this ledger was there before.
+    async fn follow(
+        &self,
+        session: Session,
+        (tools, epoch): (&Tools, Option<i64>),
+        head: Lsn,
+    ) -> Result<Ended> {
         let until = match self.until {
             None => None,
             Some(Until::Lsn(lsn)) => Some(lsn),
@@ -464,7 +503,8 @@ impl Sync<'_> {
             let ledger = Arc::clone(self.ledger);
             drop(blocking(move || ledger.set_error(None)).await?);
         }
-        let followed = session.follow(self.job, tools, until, self.stop);
+        let track = Track { ledger: self.ledger, epoch };
+        let followed = session.follow(self.job, (tools, track), until, self.stop);
         let ((), ended) = tokio::try_join!(beyond, followed)?;
         Ok(ended)
     }

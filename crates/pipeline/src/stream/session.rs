@@ -23,6 +23,7 @@ use super::ddl::Ddl;
 use super::feed::{Feed, UNDECIDED_BYTES};
 use super::followed::Followed;
 use super::ladder::{DurableLsn, Ladder};
+use super::marks::Track;
 use super::queue::Queue;
 use super::resume::{next_xid, own_origins, publication_name, slot_name};
 use super::spool::{Identity, Spool};
@@ -291,7 +292,7 @@ impl Session {
     pub(crate) async fn follow(
         mut self,
         job: &Job,
-        tools: &Tools,
+        (tools, track): (&Tools, Track<'_>),
         until: Option<Lsn>,
         stop: &CancellationToken,
     ) -> Result<Ended> {
@@ -315,6 +316,7 @@ impl Session {
                 ),
             ));
         }
+        let marks = track.marks(open.epoch, &start.tables, open.position).await?;
         self.ladder.set_goal(until);
         let mut positions = open.writer.positions();
         note(&positions.borrow_and_update().clone(), &self.ladder, &self.queue);
@@ -335,8 +337,8 @@ impl Session {
         let ddl = Ddl::new(&job.source, job.stream.ddl, &start.tables, &open.columns, &chosen);
         let batches = (Budget::new(job.memory / BATCH_SHARE), rhythm(job, passed));
         let followed = Followed::new(&start.tables, &self.start.joins);
-        let unsent = Unsent::new(&job.source, &start.tables);
-        let apply = Apply::new(&self.queue, &self.ladder, open, followed, (ddl, unsent), batches);
+        let by = (ddl, Unsent::new(&job.source, &start.tables), marks);
+        let apply = Apply::new(&self.queue, &self.ladder, open, followed, by, batches);
         self.queue.let_go();
         let ended = tokio::select! {
             biased;

@@ -90,6 +90,7 @@ pub(super) async fn stored(root: &Root) -> Result<Option<Stored>> {
         tables,
         copied: None,
         stopped: Vec::new(),
+        epoch: None,
     }))
 }
 
@@ -122,6 +123,7 @@ fn stored_by(commit: Commit, stage: StoredStage, tables: Option<Vec<StoredTable>
         tables,
         copied: None,
         stopped: Vec::new(),
+        epoch: None,
     }
 }
 
@@ -138,5 +140,11 @@ pub(super) async fn open(
     let columns = tables.iter().map(|table| (table.name().clone(), table.column_names()));
     let columns = columns.collect();
     let writer = LakeWriter::new(commits, tables, options, cpu);
-    Ok(OpenStream { writer: Box::new(writer), position, columns, takes_undecided: false })
+    Ok(OpenStream {
+        writer: Box::new(writer),
+        position,
+        columns,
+        takes_undecided: false,
+        epoch: None,
+    })
 }

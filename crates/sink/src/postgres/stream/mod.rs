@@ -130,8 +130,9 @@ pub(super) async fn open(
             Arc::clone(&is_awaited),
         ));
     }
+    let epoch = Some(fence.epoch);
     let writer = PostgresStream::new((appliers, is_awaited), control, layouts, lanes, position);
-    Ok(OpenStream { writer: Box::new(writer), position, columns, takes_undecided })
+    Ok(OpenStream { writer: Box::new(writer), position, columns, takes_undecided, epoch })
 }
 
 /// A trigger or a foreign key that fires in one lane would look for rows that another one has not committed.

@@ -41,7 +41,7 @@ pub(super) async fn stored(client: &Client, job: &str) -> Result<Option<Stored>>
     let row = client
         .query_opt(
             "SELECT run, phase, end_lsn::text, source_system_identifier, source_database, \
-             (to_jsonb(p) ->> 'source_timeline')::int8 \
+             (to_jsonb(p) ->> 'source_timeline')::int8, (to_jsonb(p) ->> 'epoch')::int8 \
              FROM tidemark.progress p WHERE job = $1 AND wave = '' AND phase <> 'cleaned'",
             &[&job],
         )
@@ -73,6 +73,7 @@ pub(super) async fn stored(client: &Client, job: &str) -> Result<Option<Stored>>
         tables,
         copied: None,
         stopped,
+        epoch: row.get(6),
     }))
 }
 
