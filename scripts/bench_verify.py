@@ -8,6 +8,8 @@ tidemark made before anything is measured.
                  of both sides to nobody
     lineitem     the one large table; beside reladiff
     differences  the same database with 1,000 scattered rows changed on the target, beside the clean one
+    again        a job that follows: everything read, the source's side known from the copy, one leaf in a hundred touched, and
+                 nothing touched since the last verification
     pause        how long the stream stands at the barrier, under pgbench
 """
 
@@ -15,6 +17,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -132,6 +135,61 @@ class VerifyBench:
         part.notes.append(f"keys in diff.ndjson: {part.figures['keys']}")
         return part
 
+    def again(self):
+        """A job that follows, of which less and less is read."""
+        self.copies()
+        server, target = self.bench.source, self.target.url("followed")
+        self.target.psql("postgres", "CREATE DATABASE followed")
+        file, state = self.work / "again.toml", self.work / "again-state"
+        file.write_text('[job]\nname = "again"\n')
+        job = ["-c", str(file), "--source", server.url("tpch"), "--target", target, "--state-dir", str(state), "--progress", "none"]
+        demand(measure([bench.TIDEMARK, "sync", *job, "--until", "now"]))
+        self.target.psql("followed", "VACUUM (FREEZE, ANALYZE)")
+        follower = subprocess.Popen([bench.TIDEMARK, "sync", *job], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        orders = int(server.psql("tpch", "SELECT max(o_orderkey) FROM orders"))
+        turn = 0
+
+        def verify(*more):
+            report = self.work / "again-report"
+            shutil.rmtree(report, ignore_errors=True)
+            result = measure([bench.TIDEMARK, "verify", *job, "--report", str(report), *more])
+            if "error" not in result:
+                reading = json.loads((report / "report.json").read_text())["reading"]
+                result["bytes"] = reading["source_bytes"] + reading["target_bytes"]
+            return result
+
+        def copied():
+            # As it was after the copy: what verifications have proven since is forgotten.
+            with sqlite3.connect(state / "ledger.sqlite") as ledger:
+                ledger.execute("DELETE FROM proven")
+                ledger.execute("DELETE FROM proof")
+            ledger.close()
+            return verify("--dirty")
+
+        def touched():
+            nonlocal turn
+            turn += 1
+            at = orders * (turn % 90 + 5) // 100
+            for table, key in (("orders", "o_orderkey"), ("lineitem", "l_orderkey")):
+                column = table[0] + "_comment"
+                server.psql("tpch", f"UPDATE {table} SET {column} = {column} WHERE {key} = (SELECT max({key}) FROM {table} WHERE {key} <= {at})")
+            return verify("--dirty")
+
+        try:
+            time.sleep(3)
+            tables = sorted(TABLES, key=lambda table: -int(server.psql("tpch", f"SELECT pg_table_size('{table}')")))
+            contenders = {
+                "hash sums in the server": lambda: self.hash_sums(tables),
+                "right after the copy": copied,
+                "everything": verify,
+                "a leaf in a hundred": touched,
+                "nothing touched": lambda: verify("--dirty"),
+            }
+            return Part("again", f"both sides of TPC-H at scale {bench.SCALE:g}, a job that follows", "hash sums in the server", contenders).run()
+        finally:
+            follower.terminate()
+            follower.wait()
+
     def pause(self):
         """A job that follows under pgbench, verified again and again."""
         servers = {role: Server(self.work / f"pause-{role}", free_port()).init().start() for role in ("source", "target")}
@@ -175,7 +233,7 @@ def pause_of(report):
 
 
 def main():
-    names = ["database", "lineitem", "differences", "pause"]
+    names = ["database", "lineitem", "differences", "again", "pause"]
     wanted = sys.argv[1:] or names
     if not set(wanted) <= set(names):
         sys.exit(f"parts are: {' '.join(names)}")

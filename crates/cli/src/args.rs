@@ -354,6 +354,17 @@ pub struct VerifyArgs {
     /// Nobody writes to either side: compare them without a job, each at a moment of its own. Both must be PostgreSQL.
     #[arg(long)]
     pub quiesced: bool,
+    /// Of a job that follows: read only what the stream has touched since the copy or an earlier verification read it. Writes of
+    /// others to the target are not seen.
+    #[arg(long, conflicts_with_all = ["quiesced", "scrub"])]
+    pub dirty: bool,
+    /// Read everything on both sides, which is the default.
+    #[arg(long)]
+    pub scrub: bool,
+    /// Of a job that follows: give read snapshots up at about this age, such as 10m, and read the rest under new ones; what the
+    /// stream has touched meanwhile is read again [default: one snapshot for everything].
+    #[arg(long, value_name = "DURATION", conflicts_with = "quiesced", value_parser = crate::config::units::duration)]
+    pub max_snapshot_age: Option<std::time::Duration>,
     /// Connections that read each side [default: snapshot.readers].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub jobs: Option<u32>,

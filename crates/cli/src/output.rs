@@ -178,8 +178,13 @@ pub fn verified(report: &VerifyReport, examples: &Examples, color: bool) -> Stri
     }
     let time = duration(Duration::from_millis(report.duration_ms));
     let at = match &report.point {
-        Point::Barrier { barriers } => barriers.first().map_or(String::new(), |barrier| {
-            format!(" at {} (the stream stood for {} ms)", barrier.lsn, barrier.pause_ms)
+        Point::Barrier { barriers } => barriers.last().map_or(String::new(), |last| {
+            let pause = barriers.iter().map(|barrier| barrier.pause_ms).max().unwrap_or_default();
+            let snapshots = match barriers.len() {
+                1 => String::new(),
+                more => format!(", read at {more} points"),
+            };
+            format!(" at {}{snapshots} (the stream stood for {pause} ms)", last.lsn)
         }),
         Point::Quiesced { .. } => " while nothing was to change".to_owned(),
         Point::None { .. } => String::new(),
@@ -189,6 +194,11 @@ pub fn verified(report: &VerifyReport, examples: &Examples, color: bool) -> Stri
         report.verdict.word(),
         report.tables.len()
     ));
+    if let (Some(assumption), Some(oldest)) = (&report.assumption, report.oldest_leaf_lsn) {
+        text.push_str(&format!(
+            "incremental: what the stream has not touched was not read again, the oldest part since {oldest}; this assumes that {assumption}\n"
+        ));
+    }
     text
 }
 

@@ -13,7 +13,7 @@ use tidemark_pipeline::{Error, Kind, Target};
 use tidemark_report::{
     DiffFile, DiffLine, DiffReader, Level, Point, Redaction, Redactor, VerifyReport, check_json,
 };
-use tidemark_verify::{How, Lines, Repaired, Request, Suspect, repair};
+use tidemark_verify::{How, Lines, Reads, Repaired, Request, Suspect, repair};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{NotEmpty, RepairArgs};
@@ -48,6 +48,8 @@ pub(crate) fn run(
         readers: 1,
         level: Level::Rows,
         rate: None,
+        reads: Reads::All,
+        max_snapshot_age: None,
         progress: Arc::default(),
         lines: Lines::new(
             Box::new(std::io::sink()),

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use sha2::{Digest as _, Sha256};
 use tidemark_pipeline::Target;
 use tidemark_report::{
-    Allowance, Barrier, Digest, DigestMethod, HeatMap, KeysSetAside, LeafState, Level, Point,
-    Proof, Reading, Redaction, Redactor, SchemaFinding, SchemaSeverity, Scope, Side, SideSnapshot,
-    TableReport, Verdict, VerifyReport, to_html, to_json, to_junit,
+    Allowance, Barrier, Digest, DigestMethod, HeatMap, KeysSetAside, LastProven, LeafState, Level,
+    Point, Proof, Reading, Redaction, Redactor, SchemaFinding, SchemaSeverity, Scope, Side,
+    SideSnapshot, TableReport, Verdict, VerifyReport, to_html, to_json, to_junit,
 };
 use tidemark_verify::{
-    Lines, Outcome, Progress, Request, SideReport, TableOutcome, Which, verify_at_barrier,
+    Lines, Outcome, Progress, Reads, Request, SideReport, TableOutcome, Which, verify_at_barrier,
     verify_quiesced,
 };
 use tokio_util::sync::CancellationToken;
@@ -47,6 +47,12 @@ pub(crate) fn run(
     screen: &Screen,
 ) -> Result<ExitCode, Failure> {
     let job = job::job(config, NotEmpty::Refuse, !args.quiesced)?;
+    let hashes = matches!(args.level, LevelArg::Digest | LevelArg::Rows);
+    if args.dirty && !hashes {
+        let attempt =
+            "verify --dirty: at this level no rows are hashed, so that nothing is known of them";
+        return Err(Failure::new(ExitCode::Usage, attempt).hint("use --level digest or rows"));
+    }
     let redaction = match args.redact.unwrap_or(config.redact) {
         Redact::None => Redaction::None,
         Redact::Values => Redaction::Values,
@@ -62,6 +68,8 @@ pub(crate) fn run(
             LevelArg::Rows => Level::Rows,
         },
         rate: args.rate,
+        reads: if args.dirty { Reads::Dirty } else { Reads::All },
+        max_snapshot_age: args.max_snapshot_age,
         progress: Arc::default(),
         lines: lines(args.report.as_deref(), redaction)?,
         job,
@@ -238,20 +246,15 @@ fn point(outcome: &Outcome, leaves_read_twice: u64) -> Point {
         SideSnapshot { id: None, shows }
     };
     let (source_snapshot, target_snapshot) = (snapshot(&outcome.source), snapshot(&outcome.target));
-    match outcome.point {
+    match &outcome.point {
         None => Point::None { reason: "only definitions were compared".to_owned() },
-        Some(tidemark_verify::Point::Barrier { lsn, pause, at, held }) => Point::Barrier {
-            barriers: vec![Barrier {
-                lsn,
-                at: jiff::Timestamp::try_from(at).map(|at| at.to_string()).unwrap_or_default(),
-                source_snapshot,
-                target_snapshot,
-                keys_set_aside: KeysSetAside::default(),
-                pause_ms: milliseconds(pause),
-                snapshot_age_ms: milliseconds(held),
-                tables: outcome.tables.len() as u64,
-            }],
-        },
+        Some(tidemark_verify::Point::Barrier { lsn, pause, at, held, earlier }) => {
+            let last = tidemark_verify::Barrier { lsn: *lsn, pause: *pause, at: *at, held: *held };
+            let mut barriers: Vec<Barrier> =
+                earlier.iter().map(|earlier| barrier(earlier, outcome)).collect();
+            barriers.push(Barrier { source_snapshot, target_snapshot, ..barrier(&last, outcome) });
+            Point::Barrier { barriers }
+        }
         Some(tidemark_verify::Point::Quiesced) => Point::Quiesced {
             source_lsn: outcome.source.lsn,
             target_lsn: outcome.target.lsn,
@@ -259,6 +262,20 @@ fn point(outcome: &Outcome, leaves_read_twice: u64) -> Point {
             target_snapshot,
             leaves_read_twice,
         },
+    }
+}
+
+fn barrier(met: &tidemark_verify::Barrier, outcome: &Outcome) -> Barrier {
+    let unknown = || SideSnapshot { id: None, shows: None };
+    Barrier {
+        lsn: met.lsn,
+        at: jiff::Timestamp::try_from(met.at).map(|at| at.to_string()).unwrap_or_default(),
+        source_snapshot: unknown(),
+        target_snapshot: unknown(),
+        keys_set_aside: KeysSetAside::default(),
+        pause_ms: milliseconds(met.pause),
+        snapshot_age_ms: milliseconds(met.held),
+        tables: outcome.tables.len() as u64,
     }
 }
 
@@ -278,6 +295,10 @@ fn table_of(table: &TableOutcome, outcome: &Outcome, level: Level) -> TableRepor
     };
     report.differing_definitions = outcome.findings.iter().filter(differs).count() as u64;
     report.readings = table.readings;
+    report.last_proven = table.last_proven.map(|(lsn, at)| LastProven {
+        lsn: Some(lsn),
+        at: jiff::Timestamp::from_millisecond(at).map(|at| at.to_string()).unwrap_or_default(),
+    });
     if table.readings == 0 {
         return report;
     }
@@ -298,7 +319,11 @@ fn table_of(table: &TableOutcome, outcome: &Outcome, level: Level) -> TableRepor
         report.columns.clone_from(&named.columns);
     }
     report.lossy = table.lossy.or(report.lossy);
-    report.proof = Some(Proof::Full);
+    report.proof = Some(match table.oldest_leaf {
+        None => Proof::Full,
+        Some(_) => Proof::Incremental,
+    });
+    report.oldest_leaf_lsn = table.oldest_leaf;
     report.source_digest = Some(Digest::from(table.source));
     report.target_digest = Some(Digest::from(table.target));
     report.leaves = table.leaves.len() as u64;

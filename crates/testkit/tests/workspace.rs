@@ -23,7 +23,7 @@ const PICTURE: [(&str, &[&str]); 11] = [
     ("source", &["model", "wire"]),
     ("sink", &["model", "wire", "columnar", "digest"]),
     ("pipeline", &["model", "source", "sink", "wire", "columnar", "digest", "ledger"]),
-    ("verify", &["model", "report", "pipeline", "source", "sink", "wire", "digest"]),
+    ("verify", &["model", "report", "pipeline", "ledger", "source", "sink", "wire", "digest"]),
     (
         "cli",
         &[

@@ -15,7 +15,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use tidemark_model::{Lsn, Relation};
 use tidemark_pipeline::{
@@ -26,10 +26,12 @@ use tidemark_source::{AtPoint, Hook, Locked, Snapshot, emit_barrier};
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::outcome::{Outcome, Point};
+use crate::outcome::Outcome;
+use crate::rounds::Rounds;
 use crate::run::Run;
 use crate::scan::interrupted;
 use crate::side::{Side, View};
+use crate::state::State;
 use crate::{Request, Which, lake};
 
 /// How often a point is looked for.
@@ -55,35 +57,19 @@ pub async fn verify_at_barrier(request: &Request, stop: &CancellationToken) -> R
         return Box::pin(lake::verify(request, target.root.clone(), stop)).await;
     }
     let run = Run::open(request, true, stop).await?;
-    let mut states = run.states();
+    let states = run.states(State::at_one_point);
     if request.level == Level::Schema {
         // No moment is needed for definitions.
         return Ok(run.outcome(states, None, (None, None)));
     }
-    let wanted: Vec<usize> = (0..states.len()).collect();
-    let met = at_one_point(&run, (&wanted, Stays::UntilExported), stop, async |met| Ok(met));
-    let Met { lsn, pause, source, target, .. } = Box::pin(met).await?;
-    let (at, since) = (SystemTime::now(), Instant::now());
-    let moments = (Some(source.moment()), Some(target.moment()));
-    run.read((&source, &target), &mut states, &wanted).await?;
-    for state in &mut states {
-        // Both sides are as of one moment: what differs, differs.
-        let open = std::mem::take(&mut state.open);
-        if state.readings > 0 {
-            state.different.extend(open);
-        }
-    }
-    run.name((&source, &target), &mut states, &wanted).await?;
-    tokio::join!(source.release(), target.release());
-    let point = Point::Barrier { lsn, pause, at, held: since.elapsed() };
-    Ok(run.outcome(states, Some(point), moments))
+    Rounds::begin(run, states).await?.finish(stop).await
 }
 
 /// Both sides at one LSN.
 pub(crate) struct Met {
-    lsn: Lsn,
+    pub(crate) lsn: Lsn,
     /// For how long the stream stood, if it goes on already.
-    pause: Duration,
+    pub(crate) pause: Duration,
     /// What holds it, if it does not.
     held: Option<Held>,
     pub(crate) source: View,

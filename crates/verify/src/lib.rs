@@ -7,6 +7,7 @@
 //! ```text
 //! pair: both catalogs -> Pair per table, findings about definitions
 //!   exact: both sides at one LSN of a job that follows  |  quiesced: each side at a moment of its own
+//!     known, rounds: what need not be read again, and what is read at this point and at later ones
 //!     lake: the same for a target of Parquet files, whose rows are summed as its commits describe them
 //!     run: reading of both sides at once -> sums by leaf -> state: what is settled
 //!       naming: the rows that differ, from the reading itself or read again -> lines
@@ -19,6 +20,7 @@ mod aside;
 mod classify;
 mod exact;
 mod findings;
+mod known;
 mod lake;
 mod lines;
 mod naming;
@@ -27,6 +29,7 @@ mod pair;
 mod quiesced;
 mod reading;
 mod repair;
+mod rounds;
 mod run;
 mod scan;
 mod side;
@@ -36,7 +39,7 @@ pub use exact::verify_at_barrier;
 pub use findings::SchemaFinding;
 pub use lines::Lines;
 pub use naming::Named;
-pub use outcome::{Outcome, Point, SideReport, TableOutcome};
+pub use outcome::{Barrier, Outcome, Point, SideReport, TableOutcome};
 pub use quiesced::verify_quiesced;
 pub use repair::{How, Repaired, Suspect, repair};
 
@@ -59,10 +62,24 @@ pub struct Request {
     pub readers: usize,
     /// Bytes a second that are read from both sides together; `None`: as fast as it goes.
     pub rate: Option<u64>,
+    /// Of a job that follows: which leaves are read.
+    pub reads: Reads,
+    /// Of a job that follows: read snapshots are given up at about this age, and the rest is read under new ones.
+    pub max_snapshot_age: Option<Duration>,
     /// For whoever watches.
     pub progress: Arc<Progress>,
     /// Takes the rows that differ.
     pub lines: Lines,
+}
+
+/// Which leaves are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reads {
+    /// All, on both sides.
+    #[default]
+    All,
+    /// Those that the stream has touched since they were read last, by a verification or by the copy.
+    Dirty,
 }
 
 /// How far a verification is. Counters are written by batch; reading them blocks nobody.

@@ -13,7 +13,7 @@ use crate::naming::Named;
 use crate::side::Side;
 
 /// The moments at which the sides were held against each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Point {
     /// Both sides as of this position of the source.
     Barrier {
@@ -25,9 +25,25 @@ pub enum Point {
         at: SystemTime,
         /// For how long the snapshots were held.
         held: Duration,
+        /// Where leaves were read before, of what was not to grow as old as it takes to read all: they are the same at
+        /// `lsn`, too, since the stream has not touched them.
+        earlier: Vec<Barrier>,
     },
     /// Each side at a moment of its own, while neither was to change.
     Quiesced,
+}
+
+/// Where both sides met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Barrier {
+    /// The position.
+    pub lsn: Lsn,
+    /// For how long nothing was applied because of it.
+    pub pause: Duration,
+    /// When.
+    pub at: SystemTime,
+    /// For how long the snapshots were held.
+    pub held: Duration,
 }
 
 /// What was found out.
@@ -93,6 +109,12 @@ pub struct TableOutcome {
     pub readings: u32,
     /// The source's position at the last of them.
     pub lsn: Option<Lsn>,
+    /// The position of the oldest reading that the verdict stands on, where some leaves were not read again because the stream
+    /// has not touched them since.
+    pub oldest_leaf: Option<Lsn>,
+    /// Position and time (milliseconds since 1970) of the last verification that found the whole table the same, this one
+    /// included; none where there was none, or nobody kept it.
+    pub last_proven: Option<(Lsn, i64)>,
     /// The columns that a row is known by; none: rows are compared as a multiset.
     pub key_columns: Vec<String>,
     /// The rows that differ; none where they were not looked for, or not all found.

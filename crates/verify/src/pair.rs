@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use tidemark_digest::{
-    DigestColumn, DigestKey, Forms, KeyPlan, LeafBounds, LocatedForm, Locator, RawScheme,
+    DigestColumn, DigestKey, Forms, KeyPlan, LeafBounds, LeafCut, LocatedForm, Locator, RawScheme,
     RowHasher, has_value_form,
 };
 use tidemark_model::sql::{Ident, Literal};
@@ -73,6 +73,12 @@ pub(crate) struct Leaves {
 impl Leaves {
     pub(crate) fn count(&self) -> usize {
         self.bounds.leaf_count()
+    }
+
+    /// As the ledger keeps it; none where there is one leaf.
+    pub(crate) fn cut(&self) -> Option<LeafCut> {
+        let (column, bounds) = self.text.as_ref()?;
+        Some(LeafCut { column: column.name.clone(), bounds: bounds.clone() })
     }
 }
 
@@ -250,6 +256,21 @@ impl Pair {
         Ok(self.compile(which, forms, &key, LeafBounds::single())?.raw_scheme())
     }
 
+    /// How its rows are hashed, for the ledger: sums that were taken in another way compare with nothing.
+    pub(crate) fn hashed_as(&self) -> String {
+        let names: Vec<(&str, Wire)> =
+            self.select.iter().map(|select| (select.name.as_str(), select.wire)).collect();
+        format!("{:?} {names:?} {:?}", self.forms, self.filter)
+    }
+
+    /// Whether the raw sums of a copy are over what these are over.
+    pub(crate) fn is_hashed_as(&self, raw_scheme: &str) -> Result<bool> {
+        let is_own = self.select.iter().all(|select| select.wire == Wire::Own);
+        let scheme = serde_json::to_value(self.scheme(Which::Source, self.forms)?).ok();
+        let is_same = scheme.as_ref().and_then(|scheme| scheme.as_str()) == Some(raw_scheme);
+        Ok(is_own && is_same)
+    }
+
     /// Whether rows are read for more than to be counted.
     pub(crate) fn is_hashed(&self) -> bool {
         !self.select.is_empty()
@@ -405,13 +426,14 @@ impl Pair {
             return None;
         }
         let bound = |at: Option<usize>| at.and_then(|at| bounds.get(at)).cloned();
-        let range = |leaf: &u32| ChunkRange::Key {
+        // Leaves that lie side by side are read as one.
+        let range = |leaves: &[u32]| ChunkRange::Key {
             column: column.name.clone(),
-            from: bound((*leaf as usize).checked_sub(1)),
-            to: bound(Some(*leaf as usize)),
+            from: bound((leaves[0] as usize).checked_sub(1)),
+            to: bound(leaves.last().map(|leaf| *leaf as usize)),
             type_name: column.type_name.clone(),
         };
-        Some(leaves.iter().map(range).collect())
+        Some(leaves.chunk_by(|one, next| one + 1 == *next).map(range).collect())
     }
 }
 

@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Safe: sessions end with the future.
 pub async fn verify_quiesced(request: &Request, stop: &CancellationToken) -> Result<Outcome> {
     let run = Run::open(request, false, stop).await?;
-    let mut states = run.states();
+    let mut states = run.states(State::new);
     let mut moments = (None, None);
     let mut wanted: Vec<usize> = (0..states.len()).collect();
     let mut reading = 0;

@@ -56,6 +56,14 @@ pub(crate) struct Found {
     pub(crate) keys: Option<Differences>,
 }
 
+impl Found {
+    /// Of a table of so many leaves, none of which was read.
+    pub(crate) fn nothing(leaves: usize) -> Self {
+        let none = vec![RowSum::default(); leaves];
+        Self { source: none.clone(), target: none, keys: None }
+    }
+}
+
 impl<'a> Reading<'a> {
     /// A reading of these pieces of the source and of the target; `room`: bytes for locators; `size`: bytes of a table.
     pub(crate) fn new(
@@ -79,10 +87,11 @@ impl<'a> Reading<'a> {
         Self { pairs, key, tables: Mutex::new(Tables { room, of }) }
     }
 
-    /// What was found of each pair of tables.
+    /// What was found of each pair of tables that was read to its end.
     pub(crate) fn finish(self) -> Result<HashMap<usize, Found>> {
         let tables = self.tables.into_inner().expect("no holder panics");
-        let found = tables.of.into_iter().map(|(pair, table)| {
+        let whole = tables.of.into_iter().filter(|(_, table)| table.left == [0, 0]);
+        let found = whole.map(|(pair, table)| {
             let [source, target] = table.sums;
             let keys = match table.located {
                 Located::Held(held) => match *held {

@@ -11,10 +11,11 @@ use tidemark_model::Lsn;
 use tidemark_pipeline::{Error, Kind, Result, Target};
 use tokio_util::sync::CancellationToken;
 
+use crate::known::Known;
 use crate::naming::name;
 use crate::outcome::{Outcome, Point, TableOutcome, side_report};
-use crate::pair::{Paired, pair};
-use crate::reading::Reading;
+use crate::pair::{Pair, Paired, pair};
+use crate::reading::{Found, Reading};
 use crate::scan::{Piece, Tools, plan, scan};
 use crate::side::{Side, View};
 use crate::state::State;
@@ -29,6 +30,8 @@ pub(crate) struct Run<'a> {
     pub(crate) source: Side,
     pub(crate) target: Side,
     pub(crate) paired: Paired,
+    /// Of a job that follows, as its ledger has it.
+    pub(crate) known: Option<Known>,
     began: Instant,
 }
 
@@ -55,13 +58,22 @@ impl<'a> Run<'a> {
             Side::open(Which::Target, &of_target.spec, how),
         )?;
         let mut bounds = source.bounds().await?;
+        let known = if moves { Known::of(job, &source.catalog).await } else { None };
+        if let Some(known) = &known {
+            known.cut(&mut bounds);
+        }
         let paired = pair(request, moves, (&source.catalog, &target.catalog), &mut bounds)?;
-        let tools = Tools::new(request, stop)?;
-        Ok(Self { request, tools, source, target, paired, began })
+        let mut tools = Tools::new(request, stop)?;
+        if let Some(known) = &known {
+            // Sums that are kept compare under one key only.
+            tools.key = known.key.clone();
+        }
+        Ok(Self { request, tools, source, target, paired, known, began })
     }
 
-    pub(crate) fn states(&self) -> Vec<State> {
-        self.paired.pairs.iter().map(|pair| State::new(pair.leaves.count())).collect()
+    /// Nothing is known yet.
+    pub(crate) fn states(&self, state: impl Fn(usize) -> State) -> Vec<State> {
+        self.paired.pairs.iter().map(|pair| state(pair.leaves.count())).collect()
     }
 
     /// The relations of these pairs on one side.
@@ -91,9 +103,8 @@ impl<'a> Run<'a> {
         }
         let there: Vec<usize> =
             wanted.iter().copied().filter(|pair| states[*pair].gone.is_none()).collect();
-        let tables = views.0.tables().iter().chain(views.1.tables());
-        let sizes = tables.map(|relation| relation.heap_bytes + relation.toast_bytes);
-        self.tools.progress.begin_reading(sizes.sum());
+        let bytes = there.iter().map(|pair| self.bytes_to_read(views, *pair, &states[*pair]));
+        self.tools.progress.begin_reading(bytes.sum());
         let again = there.iter().filter(|pair| states[**pair].readings == 1);
         let leaves = again.map(|pair| states[*pair].open.len() as u64);
         self.tools.progress.read_again.fetch_add(leaves.sum(), Ordering::Relaxed);
@@ -104,22 +115,43 @@ impl<'a> Run<'a> {
             .collect();
         let room = self.request.job.memory / 4;
         let of = (self.paired.pairs.as_slice(), &self.tools.key);
-        let reading = Reading::new(of, [&ours, &theirs], room, |pair| sizes[&pair]);
-        tokio::try_join!(
+        // What is read on one side only can be located on none.
+        let is_on_both = |state: &State| {
+            state.to_read(Which::Source).len() == state.to_read(Which::Target).len()
+        };
+        let size = |pair: usize| if is_on_both(&states[pair]) { sizes[&pair] } else { 0 };
+        let reading = Reading::new(of, [&ours, &theirs], room, size);
+        let scanned = tokio::try_join!(
             scan(&self.tools, views.0, ours, &reading),
             scan(&self.tools, views.1, theirs, &reading),
-        )?;
-        for (pair, found) in reading.finish()? {
+        );
+        let mut found = reading.finish()?;
+        // What was read to its end counts whatever became of the rest.
+        let is_settled = |pair: &usize| scanned.is_ok() || found.contains_key(pair);
+        let settled: Vec<usize> = there.into_iter().filter(is_settled).collect();
+        for pair in settled {
             let state = &mut states[pair];
-            let read = state.open.clone();
+            let read = state.to_read(Which::Source);
             let is_whole = read.len() == state.source.len();
             let has_read = is_whole || self.paired.pairs[pair].ranges_of(&read).is_some();
+            let none = || Found::nothing(state.source.len());
+            let found = found.remove(&pair).unwrap_or_else(none);
             state.settle(&found.source, &found.target);
             // Of leaves that were read beside those in question nothing is to be named.
             state.keys = found.keys.filter(|_| has_read).map(|keys| (keys, read));
             state.lsn = Some(views.0.moment().0);
         }
-        Ok(())
+        scanned.map(drop)
+    }
+
+    /// About so many bytes of a pair are to be read from both sides.
+    pub(crate) fn bytes_to_read(&self, views: (&View, &View), pair: usize, state: &State) -> u64 {
+        let leaves = state.source.len().max(1) as f64;
+        let of = |view: &View| {
+            let share = state.to_read(view.which).len() as f64 / leaves;
+            (self.size(view, pair) as f64 * share) as u64
+        };
+        of(views.0) + of(views.1)
     }
 
     /// Names the differing rows of these pairs under the snapshots that were read last, where the verdict stands.
@@ -153,13 +185,15 @@ impl<'a> Run<'a> {
     fn pieces(&self, view: &View, states: &[State], wanted: &[usize]) -> Vec<Piece> {
         let some = |pair: &usize| {
             let state = &states[*pair];
-            let ranges = match state.readings {
-                0 => None,
-                _ => self.paired.pairs[*pair].ranges_of(&state.open),
+            let leaves = state.to_read(view.which);
+            let ranges = match leaves.len() {
+                0 => return None,
+                all if all == state.source.len() => None,
+                _ => self.paired.pairs[*pair].ranges_of(&leaves),
             };
-            (*pair, ranges)
+            Some((*pair, ranges))
         };
-        plan(self.request, view, &self.paired.pairs, wanted.iter().map(some))
+        plan(self.request, view, &self.paired.pairs, wanted.iter().filter_map(some))
     }
 
     /// What came of it.
@@ -171,8 +205,12 @@ impl<'a> Run<'a> {
     ) -> Outcome {
         let level = self.request.level;
         let pairs = self.paired.pairs.iter().zip(states);
-        let mut tables: Vec<TableOutcome> =
-            pairs.map(|(pair, state)| state.outcome(pair, level)).collect();
+        let known = self.known.as_ref();
+        let outcome = |(pair, state): (&Pair, State)| TableOutcome {
+            last_proven: known.and_then(|known| known.last_proven(pair)),
+            ..state.outcome(pair, level)
+        };
+        let mut tables: Vec<TableOutcome> = pairs.map(outcome).collect();
         tables.sort_by(|one, other| one.name.cmp(&other.name));
         Outcome {
             level,

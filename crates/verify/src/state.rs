@@ -1,7 +1,8 @@
 //! What is known of a pair of tables while it is compared.
 //!
-//! **Invariant:** equality is only ever concluded from one reading of all leaves, under one snapshot of each side; a leaf is
-//! different when it differs in two readings and neither side has changed in between, or at one LSN.
+//! **Invariant:** equality is only ever concluded from one reading of all leaves, under one snapshot of each side, or of a pair
+//! at one LSN from readings of leaves that the stream has not touched since; a leaf is different when it differs in two
+//! readings and neither side has changed in between, or at one LSN, read on both sides.
 
 use tidemark_digest::Differences;
 use tidemark_model::{Lsn, RowSum};
@@ -21,6 +22,13 @@ pub(crate) struct State {
     /// Leaves that differ and hold still.
     pub(crate) different: Vec<u32>,
     pub(crate) readings: u32,
+    /// What is known of each leaf without reading it.
+    pub(crate) before: Vec<Before>,
+    /// Whether what is found the same is known when the rest is read under another snapshot.
+    pub(crate) is_kept: bool,
+    /// Leaves that are left for another snapshot.
+    later: Vec<u32>,
+    is_at_one_point: bool,
     /// The source's position at the last of them.
     pub(crate) lsn: Option<Lsn>,
     pub(crate) gone: Option<Which>,
@@ -41,6 +49,10 @@ impl State {
             open: (0..leaves as u32).collect(),
             different: Vec::new(),
             readings: 0,
+            before: vec![Before::Nothing; leaves],
+            is_kept: false,
+            later: Vec::new(),
+            is_at_one_point: false,
             lsn: None,
             gone: None,
             keys: None,
@@ -49,9 +61,83 @@ impl State {
         }
     }
 
+    /// The same of a pair that is read at one LSN.
+    pub(crate) fn at_one_point(leaves: usize) -> Self {
+        Self { is_at_one_point: true, ..Self::new(leaves) }
+    }
+
     /// Whether another reading may tell more.
     pub(crate) fn wants_reading(&self) -> bool {
         !self.open.is_empty() && self.different.is_empty()
+    }
+
+    /// Of the open leaves those that are to be read on a side.
+    pub(crate) fn to_read(&self, which: Which) -> Vec<u32> {
+        let is_wanted = |leaf: &&u32| match self.before[**leaf as usize] {
+            Before::Nothing => true,
+            Before::Copied(..) => which == Which::Target,
+            Before::Proven(..) => false,
+        };
+        self.open.iter().filter(is_wanted).copied().collect()
+    }
+
+    /// Whether it was read, be it in part.
+    pub(crate) fn was_read(&self) -> bool {
+        self.readings > 0
+    }
+
+    /// Whether both sides have the same rows in the same representation, all of which are known.
+    pub(crate) fn is_identical(&self) -> bool {
+        let is_same =
+            |before: &Before| matches!(before, Before::Proven([one, other], _) if one == other);
+        self.gone.is_none() && self.before.iter().all(is_same)
+    }
+
+    /// Opens all leaves that are to be read at a new point.
+    pub(crate) fn reopen(&mut self) {
+        (self.open, self.later, self.different) = Default::default();
+        for (leaf, before) in (0..).zip(&self.before) {
+            match before {
+                Before::Proven([one, other], _) => {
+                    (self.source[leaf as usize], self.target[leaf as usize]) = (*one, *other);
+                }
+                _ => self.open.push(leaf),
+            }
+        }
+    }
+
+    /// Leaves a part of the open leaves for another point, so that no more than a share is read, but `at_least_one`; gives
+    /// whether there are any left.
+    pub(crate) fn narrow(&mut self, share: f64, at_least_one: bool) -> bool {
+        let wanted = (self.open.len() as f64 * share) as usize;
+        let wanted = wanted.max(usize::from(at_least_one)).min(self.open.len());
+        self.later = self.open.split_off(wanted);
+        !self.later.is_empty()
+    }
+
+    /// What is left for later stays unknown.
+    pub(crate) fn give_up(&mut self) {
+        self.open.append(&mut self.later);
+        self.open.sort_unstable();
+    }
+
+    /// Keeps what was found the same by a reading at this position.
+    pub(crate) fn keep(&mut self, lsn: Lsn) {
+        for (leaf, before) in (0..).zip(&mut self.before) {
+            let sums = [self.source[leaf as usize], self.target[leaf as usize]];
+            let is_unknown = [&self.open, &self.later, &self.different]
+                .iter()
+                .any(|leaves| leaves.contains(&leaf));
+            if self.readings > 0 && !is_unknown {
+                *before = Before::Proven(sums, before.lsn().unwrap_or(lsn));
+            }
+        }
+    }
+
+    /// The position of the oldest reading that it stands on, where that is not `lsn`.
+    pub(crate) fn oldest(&self, lsn: Lsn) -> Option<Lsn> {
+        let known = self.before.iter().filter_map(|before| before.lsn());
+        known.min().filter(|oldest| *oldest < lsn)
     }
 
     /// Whether there are rows to be named: their verdict stands, and they are not the same.
@@ -91,6 +177,9 @@ impl State {
     /// of the other leaves proves nothing of them: a row may have gone from one to another in between, so that all of them
     /// are open again.
     pub(crate) fn settle(&mut self, ours: &[RowSum], theirs: &[RowSum]) {
+        if self.is_at_one_point {
+            return self.settle_at_one_point(ours, theirs);
+        }
         let (is_first, is_whole) = (self.readings == 0, self.open.len() == self.source.len());
         self.readings += 1;
         let mut has_changed = false;
@@ -111,6 +200,25 @@ impl State {
         }
     }
 
+    /// The same where all readings are of one LSN: what differs, differs, if it was read on both sides.
+    fn settle_at_one_point(&mut self, ours: &[RowSum], theirs: &[RowSum]) {
+        self.readings += 1;
+        for leaf in std::mem::take(&mut self.open) {
+            let at = leaf as usize;
+            let before = self.before[at];
+            let (one, other) = before.with(ours[at], theirs[at]);
+            (self.source[at], self.target[at]) = (one, other);
+            match is_same(one, other) {
+                true => {}
+                false if before == Before::Nothing => self.different.push(leaf),
+                false => {
+                    self.before[at] = Before::Nothing;
+                    self.open.push(leaf);
+                }
+            }
+        }
+    }
+
     pub(crate) fn outcome(self, pair: &Pair, level: Level) -> TableOutcome {
         let total = |leaves: &[RowSum]| {
             leaves.iter().fold(RowSum::default(), |mut sum, leaf| {
@@ -119,6 +227,7 @@ impl State {
             })
         };
         let (source, target) = (total(&self.source), total(&self.target));
+        let oldest_leaf = self.lsn.and_then(|lsn| self.oldest(lsn));
         let is_exact = self.source == self.target;
         // What no sum can tell: every differing row was looked at, and the source calls it equal.
         let is_equal_to_sql = level == Level::Rows
@@ -155,6 +264,8 @@ impl State {
             different: self.different,
             unsettled: self.open,
             readings: self.readings,
+            oldest_leaf,
+            last_proven: None,
             lsn: self.lsn,
             key_columns: pair.key.iter().map(|at| pair.source.columns[*at].name.clone()).collect(),
             named: match verdict {
@@ -163,6 +274,39 @@ impl State {
             },
             unnamed: self.unnamed,
             lossy: None,
+        }
+    }
+}
+
+/// What is known of a leaf without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Before {
+    Nothing,
+    /// The source had this sum when it was copied, at this position, and has it still. Its value form need not be known.
+    Copied(RowSum, Lsn),
+    /// The source's sum and the target's, of the same values, when they were read, the older one at this position; the stream
+    /// has not touched them since.
+    Proven([RowSum; 2], Lsn),
+}
+
+impl Before {
+    pub(crate) fn lsn(self) -> Option<Lsn> {
+        match self {
+            Self::Nothing => None,
+            Self::Copied(_, lsn) | Self::Proven(_, lsn) => Some(lsn),
+        }
+    }
+
+    /// The sums of both sides, of which `ours` and `theirs` are what was read.
+    fn with(self, ours: RowSum, theirs: RowSum) -> (RowSum, RowSum) {
+        match self {
+            Self::Nothing => (ours, theirs),
+            Self::Proven([one, other], _) => (one, other),
+            // The same bytes have the same value; of others only a reading tells.
+            Self::Copied(sum, _) if (sum.count, sum.raw) == (theirs.count, theirs.raw) => {
+                (theirs, theirs)
+            }
+            Self::Copied(sum, _) => (RowSum { value: !theirs.value, ..sum }, theirs),
         }
     }
 }

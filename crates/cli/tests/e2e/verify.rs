@@ -44,6 +44,16 @@ fn a_job_is_verified_at_one_lsn_while_it_runs_and_after_it_was_stopped() {
     assert!(html.contains(report["lsn"].as_str().unwrap()) && html.contains("pet"));
     assert!(fs::read_to_string(place.join("report.junit.xml")).unwrap().contains("<testsuite"));
 
+    let ran = job.run(&[&verify[..], &["--dirty", "--max-snapshot-age", "10m"]].concat()).expect(0);
+    assert!(ran.stdout.contains("\nincremental: "), "{}", ran.stdout);
+    let later = report_in(&place);
+    assert_eq!((&later["verdict"], &later["proof"]), (&"identical".into(), &"incremental".into()));
+    assert!(later["oldest_leaf_lsn"].as_str().is_some() && later["assumption"].as_str().is_some());
+    assert_eq!(table(&later, "pet")["last_proven"]["lsn"], later["lsn"], "{later}");
+    let ran = job.run(&["verify", "--dirty", "--level", "count"]).expect(2);
+    assert!(ran.stderr.contains("--level digest or rows"), "{}", ran.stderr);
+    job.run(&["verify", "--dirty", "--quiesced"]).expect(2);
+
     running.signal(Signal::INT);
     running.end().expect(0);
     pair.target.psql("UPDATE pet SET legs = legs + 1 WHERE id = 5").unwrap();

@@ -164,7 +164,7 @@ const AT_BARRIER: &str = "<p>The barrier is one position in the source\u{2019}s 
      snapshot was taken; then it went on. Both sides were then read, each under its snapshot.</p>\n";
 const KEYS_APART: &str = "<p>Keys of transactions that lay between the source\u{2019}s snapshot and the barrier were set aside and compared \
      one by one.</p>\n";
-const SEVERAL: &str = "<p>Snapshots were held for a bounded time, so each range is proven at the barrier that it was read at.</p>\n";
+const SEVERAL: &str = "<p>Snapshots were held for a bounded time: parts were read at each of these barriers, and what the stream touched afterwards was read again, so that all of it is as of the last one.</p>\n";
 
 fn at_barriers(barriers: &[Barrier]) -> String {
     let keys = barriers.iter().any(|barrier| barrier.keys_set_aside.total() > 0);

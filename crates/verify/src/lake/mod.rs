@@ -101,7 +101,8 @@ pub(crate) async fn verify(
     let found = run.read(&source, &paired, lsn).await?;
     let moment = source.moment();
     source.release().await;
-    let point = Point::Barrier { lsn, pause, at, held: since.elapsed() };
+    let held = since.elapsed();
+    let point = Point::Barrier { lsn, pause, at, held, earlier: Vec::new() };
     Ok(run.outcome(paired, found, &commit, (Some(point), Some(moment))))
 }
 
@@ -370,6 +371,8 @@ fn unread(pair: &LakePair) -> TableOutcome {
         different: Vec::new(),
         unsettled: Vec::new(),
         readings: 0,
+        oldest_leaf: None,
+        last_proven: None,
         lsn: None,
         key_columns: pair.table.key.clone(),
         named: None,

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod cases;
+mod dirty;
 mod generated;
 mod lake;
 mod lake_damage;

@@ -57,13 +57,13 @@ impl Drop for Follower {
     }
 }
 
-struct Moving {
-    pair: Pair,
+pub(crate) struct Moving {
+    pub(crate) pair: Pair,
     _directory: TempDir,
 }
 
 impl Moving {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let (mut pair, directory) = (Pair::new(), TempDir::new().unwrap());
         let job = &mut pair.request.job;
         job.name = name.to_owned();
@@ -80,12 +80,12 @@ impl Moving {
         Self { pair, _directory: directory }
     }
 
-    fn writer(&self) -> Writer {
+    pub(crate) fn writer(&self) -> Writer {
         let options = WriterOptions { clients: 2, seed: 5, pause: Duration::from_millis(2) };
         Writer::start(self.pair.source.cluster(), self.pair.source.name(), &options).unwrap()
     }
 
-    async fn follows(&self) {
+    pub(crate) async fn follows(&self) {
         let state_dir = &self.pair.request.job.state_dir;
         loop {
             let status = ask_status(state_dir).await.unwrap();
@@ -96,7 +96,7 @@ impl Moving {
         }
     }
 
-    async fn verify(&self) -> Outcome {
+    pub(crate) async fn verify(&self) -> Outcome {
         verify_at_barrier(&self.pair.request, &CancellationToken::new()).await.unwrap()
     }
 }

@@ -9,7 +9,7 @@ use tidemark_pipeline::{
 use tidemark_report::{Level, Redaction, Redactor};
 use tidemark_source::Selection;
 use tidemark_testkit::{Database, shared};
-use tidemark_verify::{Lines, Outcome, Request, TableOutcome, verify_quiesced};
+use tidemark_verify::{Lines, Outcome, Reads, Request, TableOutcome, verify_quiesced};
 use tidemark_wire::ConnectSpec;
 use tokio_util::sync::CancellationToken;
 
@@ -64,7 +64,16 @@ pub(crate) fn request(source: &str, target: &str) -> Request {
         tool_version: "test".to_owned(),
     };
     let lines = Lines::new(Box::new(std::io::sink()), Redactor::new(Redaction::None, [0; 32]));
-    Request { job, level: Level::Digest, readers: 2, rate: None, progress: Arc::default(), lines }
+    Request {
+        job,
+        level: Level::Digest,
+        readers: 2,
+        rate: None,
+        reads: Reads::All,
+        max_snapshot_age: None,
+        progress: Arc::default(),
+        lines,
+    }
 }
 
 pub(crate) fn table(outcome: &Outcome, name: &str) -> TableOutcome {
