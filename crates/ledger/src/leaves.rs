@@ -26,6 +26,16 @@ impl LedgerReader {
         self.read_leaf_records().map_err(|error| self.failed("read what is known of leaves", error))
     }
 
+    /// How every relation of the run is cut into leaves, as JSON, by OID.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn cuts(&self) -> Result<Vec<(Oid, String)>> {
+        let cut_of = |row: &Row<'_>| Ok((row.get("oid")?, row.get("leaf_bounds")?));
+        self.rows("SELECT oid, leaf_bounds FROM relation ORDER BY oid", (), cut_of)
+            .map_err(|error| self.failed("read how relations are cut", error))
+    }
+
     fn read_leaf_records(&self) -> rusqlite::Result<Vec<LeafRecord>> {
         let mut connection = self.lock();
         let transaction = connection.transaction()?;

@@ -129,7 +129,7 @@ impl LedgerReader {
             .map_err(|error| self.failed("read the journal", error))
     }
 
-    fn rows<T>(
+    pub(crate) fn rows<T>(
         &self,
         statement: &str,
         parameters: impl rusqlite::Params,

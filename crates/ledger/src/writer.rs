@@ -259,7 +259,15 @@ impl Ledger {
         self.reader.leaf_records()
     }
 
-    /// Whether somebody else has written to the file since this was asked last.
+    /// See [`LedgerReader::cuts`].
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn cuts(&self) -> Result<Vec<(Oid, String)>> {
+        self.reader.cuts()
+    }
+
+    /// A number that is another one whenever somebody else has written to the file.
     ///
     /// # Errors
     /// The file cannot be read.

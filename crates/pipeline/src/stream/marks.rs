@@ -160,15 +160,14 @@ impl Marks {
     async fn cut(&mut self) -> Result<Vec<(Oid, u32)>> {
         let ledger = Arc::clone(&self.ledger);
         let read = blocking(move || {
-            Ok::<_, tidemark_ledger::Error>((ledger.data_version()?, ledger.leaf_records()?))
+            Ok::<_, tidemark_ledger::Error>((ledger.data_version()?, ledger.cuts()?))
         });
-        let (version, records) = read.await??;
+        let (version, cuts) = read.await??;
         self.version = version;
         self.tables.clear();
         let mut others = Vec::new();
-        for record in records {
-            let oid = record.copy.oid;
-            let cut: Option<LeafCut> = serde_json::from_str(&record.leaf_bounds).unwrap_or(None);
+        for (oid, cut) in cuts {
+            let cut: Option<LeafCut> = serde_json::from_str(&cut).unwrap_or(None);
             match self.plans.iter().find(|plan| plan.relation.oid == oid) {
                 Some(plan) => {
                     self.tables.insert(oid, Table::new(cut, &plan.relation.columns));
