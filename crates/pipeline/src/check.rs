@@ -62,12 +62,7 @@ pub(crate) async fn look_at(
     only: Option<&HashSet<Oid>>,
 ) -> Result<Looked> {
     let (client, mut findings) = connect(&job.source, AddressOf::Source).await?;
-    // The definition of an index is read under a lock: who queues behind our waiting is let through now and then.
-    let timeout = job.lock_timeout.as_millis().clamp(1, 2_000_000_000);
-    client
-        .batch_execute(&format!("SET lock_timeout = {timeout}"))
-        .await
-        .map_err(tidemark_wire::Error::sql("set up the session that reads the catalog"))?;
+    limit_waits(&client, job.lock_timeout).await?;
     let catalog = patiently(&job.source, async || read_catalog(&client).await).await?;
     let target_version = match &job.target {
         Target::Postgres(target) => {
@@ -105,9 +100,22 @@ pub(crate) async fn look_at(
     Ok(Looked { catalog, plans, findings, client })
 }
 
+/// The definition of an index is read under a lock: who queues behind our waiting is let through now and then.
+///
+/// # Errors
+/// The connection failed.
+pub async fn limit_waits(client: &Client, lock_timeout: Duration) -> Result<()> {
+    let timeout = lock_timeout.as_millis().clamp(1, 2_000_000_000);
+    let set = client.batch_execute(&format!("SET lock_timeout = {timeout}")).await;
+    Ok(set.map_err(tidemark_wire::Error::sql("set up the session that reads the catalog"))?)
+}
+
 /// Reads what may have to wait for an exclusive lock of the application, as patiently as the snapshot's holder waits for
-/// its locks; in the end the error names who has it.
-async fn patiently<T>(
+/// its locks; in the end the error names who has it. `read` goes by a session of [`limit_waits`].
+///
+/// # Errors
+/// Those of `read`, and that somebody keeps a lock.
+pub async fn patiently<T>(
     source: &ConnectSpec,
     read: impl AsyncFn() -> tidemark_source::Result<T>,
 ) -> Result<T> {

@@ -25,7 +25,7 @@ mod status;
 mod stream;
 mod target;
 
-pub use check::check;
+pub use check::{check, limit_waits, patiently};
 pub use cleanup::cleanup;
 pub use control::{CONTROL_VERSION, Held, ask_status};
 pub use error::{Error, Kind, Result};

@@ -37,7 +37,11 @@ pub use tidemark_model::names;
 
 pub use address::{AddressOf, pooler_behind, pooler_that_refused};
 pub use bounds::{key_bounds, leaf_bounds};
-pub use catalog::{Catalog, Sequence, Server, read_catalog, read_sequences, read_server};
+pub use catalog::{
+    Catalog, CollationVersion, Definition, DefinitionKind, Definitions, Sequence, Server,
+    read_catalog, read_collation_versions, read_definitions, read_owned_ends, read_sequences,
+    read_server,
+};
 pub use check::{Needs, check};
 pub use chunks::{copy_statement, estimated_bytes, even_chunk_bytes, parts_of, plan_chunks};
 pub use cleanup::{Given, cleanup};

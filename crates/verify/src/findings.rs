@@ -1,13 +1,14 @@
 //! What the two sides' definitions do not have in common.
 //!
-//! **Invariant:** a finding that changes which values a table can hold, or which tables and columns there are, makes the
-//! table different; all others are told and change no verdict.
+//! **Invariant:** a table or a column that one side lacks makes the table different. All else changes no verdict, because the
+//! rows themselves say whether they are the same: a warning is what changes which values a table can hold from now on, or
+//! how it works once it is used; a note is the rest.
+//!
+//! **Not here:** what is declared beyond tables and columns (`definitions`).
 
-use std::collections::HashSet;
-
-use tidemark_model::{Column, Generated, Relation, RelationName};
+use tidemark_model::{Column, Relation, RelationName, TypeKind};
 use tidemark_report::SchemaSeverity;
-use tidemark_source::{Catalog, Sequence};
+use tidemark_source::Catalog;
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +27,7 @@ pub struct SchemaFinding {
     pub target: Option<String>,
 }
 
-fn finding(
+pub(crate) fn finding(
     table: &RelationName,
     (kind, severity): (&'static str, SchemaSeverity),
     object: impl Into<String>,
@@ -53,7 +54,7 @@ pub(crate) fn missing_table(name: &RelationName, is_on_source: bool) -> SchemaFi
     finding(name, (kind, SchemaSeverity::Different), "table", source, target)
 }
 
-/// Columns, keys, indexes and row security of a pair. `columns` are the chosen ones of the source.
+/// Columns of a pair. `columns` are the chosen ones of the source.
 pub(crate) fn of_tables(
     source: &Relation,
     columns: &[Column],
@@ -77,8 +78,6 @@ pub(crate) fn of_tables(
         let kind = ("column-extra", SchemaSeverity::Different);
         found.push(finding(&source.name, kind, &column.name, None, Some(&column.type_name)));
     }
-    of_keys(source, target, &mut found);
-    of_indexes(source, target, &mut found);
     found
 }
 
@@ -98,44 +97,17 @@ fn of_columns(table: &RelationName, one: &Column, other: &Column, found: &mut Ve
         let (ours, theirs) = (one.collation.as_deref(), other.collation.as_deref());
         found.push(finding(table, kind, &one.name, ours, theirs));
     }
-    if one.generated != other.generated {
-        let word = |column: &Column| match column.generated {
-            Generated::No => "stored as written",
-            Generated::Stored => "generated, stored",
-            Generated::Virtual => "generated, virtual",
-        };
-        let kind = ("column-generated", SchemaSeverity::Warning);
-        found.push(finding(table, kind, &one.name, Some(word(one)), Some(word(other))));
+    if let (TypeKind::Enum(ours), TypeKind::Enum(theirs)) =
+        (&one.data_type.kind, &other.data_type.kind)
+        && ours != theirs
+    {
+        let kind = ("enum-labels", SchemaSeverity::Warning);
+        let (ours, theirs) = (ours.join(", "), theirs.join(", "));
+        found.push(finding(table, kind, &one.name, Some(&ours), Some(&theirs)));
     }
 }
 
-fn of_keys(source: &Relation, target: &Relation, found: &mut Vec<SchemaFinding>) {
-    let key = |relation: &Relation| relation.primary_key().map(|key| key.columns.join(", "));
-    let (ours, theirs) = (key(source), key(target));
-    if ours != theirs {
-        let kind = ("primary-key", SchemaSeverity::Warning);
-        let (ours, theirs) = (ours.as_deref(), theirs.as_deref());
-        found.push(finding(&source.name, kind, "primary key", ours, theirs));
-    }
-}
-
-fn of_indexes(source: &Relation, target: &Relation, found: &mut Vec<SchemaFinding>) {
-    let names = |relation: &Relation| {
-        let names = relation.indexes.iter().map(|index| index.name.clone());
-        names.collect::<HashSet<_>>()
-    };
-    let (ours, theirs) = (names(source), names(target));
-    for index in source.indexes.iter().filter(|index| !theirs.contains(&index.name)) {
-        let kind = ("index-missing", SchemaSeverity::Warning);
-        found.push(finding(&source.name, kind, &index.name, Some(&index.definition), None));
-    }
-    for index in target.indexes.iter().filter(|index| !ours.contains(&index.name)) {
-        let kind = ("index-extra", SchemaSeverity::Note);
-        found.push(finding(&source.name, kind, &index.name, None, Some(&index.definition)));
-    }
-}
-
-/// Servers and sequences.
+/// The servers.
 pub(crate) fn of_sides(source: &Catalog, target: &Catalog) -> Vec<SchemaFinding> {
     let about = |object: &str, severity, one: &str, other: &str| SchemaFinding {
         table: None,
@@ -161,23 +133,5 @@ pub(crate) fn of_sides(source: &Catalog, target: &Catalog) -> Vec<SchemaFinding>
             &other.collation,
         ));
     }
-    found.extend(source.sequences.iter().filter_map(|sequence| {
-        let other = target.sequences.iter().find(|other| other.name == sequence.name);
-        of_sequence(sequence, other)
-    }));
     found
-}
-
-/// The stream does not carry sequences: one that lags behind gives numbers out that rows have already.
-fn of_sequence(source: &Sequence, target: Option<&Sequence>) -> Option<SchemaFinding> {
-    let (kind, target) = match target {
-        None => ("sequence-missing", None),
-        Some(target) if !(source.can_select && target.can_select) => return None,
-        Some(target) if target.last_value >= source.last_value => return None,
-        Some(target) => ("sequence-behind", Some(target.last_value.to_string())),
-    };
-    let table = source.owned_by.as_ref().map(|(table, _)| table.clone());
-    let object = source.name.plain();
-    let (severity, source) = (SchemaSeverity::Warning, Some(source.last_value.to_string()));
-    Some(SchemaFinding { table, object, kind, severity, source, target })
 }

@@ -5,7 +5,7 @@
 //! Rows are hashed by `digest`, which shares nothing with what moved them.
 //!
 //! ```text
-//! pair: both catalogs -> Pair per table, findings about definitions
+//! pair: both catalogs -> Pair per table; findings, definitions: what the two are declared to be
 //!   exact: both sides at one LSN of a job that follows  |  quiesced: each side at a moment of its own
 //!     known, rounds: what need not be read again, and what is read at this point and at later ones
 //!     lake: the same for a target of Parquet files, whose rows are summed as its commits describe them
@@ -18,6 +18,7 @@
 mod again;
 mod aside;
 mod classify;
+mod definitions;
 mod exact;
 mod findings;
 mod known;

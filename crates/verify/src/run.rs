@@ -11,6 +11,7 @@ use tidemark_model::Lsn;
 use tidemark_pipeline::{Error, Kind, Result, Target};
 use tokio_util::sync::CancellationToken;
 
+use crate::definitions::compare;
 use crate::known::Known;
 use crate::naming::name;
 use crate::outcome::{Outcome, Point, TableOutcome, side_report};
@@ -62,7 +63,8 @@ impl<'a> Run<'a> {
         if let Some(known) = &known {
             known.cut(&mut bounds);
         }
-        let paired = pair(request, moves, (&source.catalog, &target.catalog), &mut bounds)?;
+        let mut paired = pair(request, moves, (&source.catalog, &target.catalog), &mut bounds)?;
+        paired.findings.extend(compare(job, &source, &target).await?);
         let mut tools = Tools::new(request, stop)?;
         if let Some(known) = &known {
             // Sums that are kept compare under one key only.

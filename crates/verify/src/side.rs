@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use tidemark_model::{Lsn, Relation};
-use tidemark_pipeline::{Error, Result};
+use tidemark_pipeline::{Error, Result, limit_waits, patiently};
 use tidemark_source::{Catalog, Reader, Snapshot, SnapshotOptions, read_catalog};
-use tidemark_wire::ConnectSpec;
+use tidemark_wire::{Client, ConnectSpec};
 
 use crate::Which;
 use crate::pair::Bounds;
@@ -32,7 +32,9 @@ impl Side {
     ) -> Result<Self> {
         let spec = spec.clone().with_application_name(application);
         let client = spec.connect().await.map_err(|error| of(which, Error::from(error)))?;
-        let catalog = read_catalog(&client).await.map_err(|error| of(which, Error::from(error)))?;
+        limit_waits(&client, lock_timeout).await.map_err(|error| of(which, error))?;
+        let catalog = patiently(&spec, async || read_catalog(&client).await).await;
+        let catalog = catalog.map_err(|error| of(which, error))?;
         let application = application.to_owned();
         Ok(Self { which, spec, lock_timeout, application, catalog })
     }
@@ -61,6 +63,17 @@ impl Side {
     pub(crate) fn shows(&self, snapshot: Snapshot) -> View {
         let version = self.catalog.server.version_num;
         View { which: self.which, spec: self.spec.clone(), version, snapshot }
+    }
+
+    /// Reads by a session of its own what may have to wait for somebody's lock.
+    pub(crate) async fn read<T>(
+        &self,
+        read: impl AsyncFn(&Client) -> tidemark_source::Result<T>,
+    ) -> Result<T> {
+        let client = self.spec.connect().await.map_err(|error| self.of(error))?;
+        limit_waits(&client, self.lock_timeout).await.map_err(|error| self.of(error))?;
+        let found = patiently(&self.spec, async || read(&client).await).await;
+        found.map_err(|error| self.of(error))
     }
 
     pub(crate) fn spec(&self) -> &ConnectSpec {

@@ -8,7 +8,9 @@
 //!
 //! PostgreSQL manual, chapter 53 (system catalogs).
 
+mod collations;
 mod columns;
+mod definitions;
 mod keys;
 mod relations;
 mod sequences;
@@ -22,7 +24,9 @@ use tidemark_wire::Client;
 
 use crate::{Result, sql};
 
-pub use sequences::{Sequence, read_sequences};
+pub use collations::{CollationVersion, read_collation_versions};
+pub use definitions::{Definition, DefinitionKind, Definitions, read_definitions};
+pub use sequences::{Sequence, read_owned_ends, read_sequences};
 pub use server::{Server, read_server};
 
 /// What one database holds.

@@ -7,6 +7,7 @@
 mod cases;
 mod dirty;
 mod generated;
+mod definitions;
 mod lake;
 mod lake_damage;
 mod moving;
