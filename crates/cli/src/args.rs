@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tidemark_model::Lsn;
 
-use crate::config::Redact;
+use crate::config::{Allow, Level, Redact};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -345,9 +345,10 @@ pub struct RepairArgs {
 /// Arguments of `verify`.
 #[derive(Debug, Clone, Args)]
 pub struct VerifyArgs {
-    /// How deep: each level has the earlier ones in it, and only digest and rows prove anything about rows.
-    #[arg(long, value_name = "LEVEL", default_value = "digest")]
-    pub level: LevelArg,
+    /// How deep: each level has the earlier ones in it, and only digest and rows prove anything about rows [default:
+    /// verify.level, which is digest].
+    #[arg(long, value_name = "LEVEL")]
+    pub level: Option<Level>,
     /// Directory for report.json, report.html, report.junit.xml and diff.ndjson, which names every row that differs.
     #[arg(long, value_name = "DIR")]
     pub report: Option<PathBuf>,
@@ -365,43 +366,21 @@ pub struct VerifyArgs {
     /// stream has touched meanwhile is read again [default: one snapshot for everything].
     #[arg(long, value_name = "DURATION", conflicts_with = "quiesced", value_parser = crate::config::units::duration)]
     pub max_snapshot_age: Option<std::time::Duration>,
-    /// Connections that read each side [default: snapshot.readers].
+    /// Connections that read each side [default: verify.jobs, or else snapshot.readers].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub jobs: Option<u32>,
-    /// Bytes a second that are read from both sides together, such as 50MiB [default: as fast as it goes].
+    /// Bytes a second that are read from both sides together, such as 50MiB [default: verify.rate, or else as fast as it goes].
     #[arg(long, value_name = "BYTES/S", value_parser = crate::config::units::bytes)]
     pub rate: Option<u64>,
-    /// Deviations that do not count; may be given more than once or as a list.
+    /// Deviations that do not count; may be given more than once or as a list [default: verify.allow, which is empty].
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
-    pub allow: Vec<AllowArg>,
+    pub allow: Vec<Allow>,
     /// What is hidden of the rows that differ [default: verify.redact, which is values].
     #[arg(long, value_name = "WHAT")]
     pub redact: Option<Redact>,
     /// Print the report as JSON; the rows that differ are in it by their numbers, first and last key only.
     #[arg(long)]
     pub json: bool,
-}
-
-/// How deep a verification looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LevelArg {
-    /// Definitions.
-    Schema,
-    /// And numbers of rows.
-    Count,
-    /// And sums over every row; the rows that differ are named.
-    Digest,
-    /// And every column of the rows that differ.
-    Rows,
-}
-
-/// What does not count as a difference.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum AllowArg {
-    /// Equal values in another representation.
-    Equivalent,
-    /// Values that a declared mapping cannot carry in full.
-    Lossy,
 }
 
 /// Arguments of `status`.

@@ -62,9 +62,12 @@ fn write_key(text: &mut String, key: &Key) {
     };
     write!(text, "\n### `{}`\n\n{}\n\n", key.path, key.why.replace(". ", ".\n")).ok();
     writeln!(text, "- Type: {}", key.kind.name()).ok();
-    if let Kind::Choice(choices) = key.kind {
-        writeln!(text, "- One of: `{}`", choices.join("`, `")).ok();
-    }
+    let choices = key.kind.choices().join("`, `");
+    match key.kind {
+        Kind::Choice(_) => writeln!(text, "- One of: `{choices}`").ok(),
+        Kind::Choices(_) => writeln!(text, "- Any of: `{choices}`").ok(),
+        _ => None,
+    };
     writeln!(text, "- Default: {default}").ok();
     writeln!(text, "- Example: `{} = {}`", key.name(), key.example).ok();
 }

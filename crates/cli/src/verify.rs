@@ -22,8 +22,8 @@ use tidemark_verify::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{AllowArg, LevelArg, NotEmpty, VerifyArgs};
-use crate::config::{Config, Redact};
+use crate::args::{NotEmpty, VerifyArgs};
+use crate::config::{self, Allow, Config, Redact};
 use crate::exit::{ExitCode, Failure};
 use crate::job;
 use crate::jobs::{Signals, runtime};
@@ -47,27 +47,27 @@ pub(crate) fn run(
     screen: &Screen,
 ) -> Result<ExitCode, Failure> {
     let job = job::job(config, NotEmpty::Refuse, !args.quiesced)?;
-    let hashes = matches!(args.level, LevelArg::Digest | LevelArg::Rows);
-    if args.dirty && !hashes {
+    let level = match args.level.unwrap_or(config.verify.level) {
+        config::Level::Schema => Level::Schema,
+        config::Level::Count => Level::Count,
+        config::Level::Digest => Level::Digest,
+        config::Level::Rows => Level::Rows,
+    };
+    if args.dirty && !level.reads_rows() {
         let attempt =
             "verify --dirty: at this level no rows are hashed, so that nothing is known of them";
         return Err(Failure::new(ExitCode::Usage, attempt).hint("use --level digest or rows"));
     }
-    let redaction = match args.redact.unwrap_or(config.redact) {
+    let redaction = match args.redact.unwrap_or(config.verify.redact) {
         Redact::None => Redaction::None,
         Redact::Values => Redaction::Values,
         Redact::Keys => Redaction::Keys,
     };
-    let readers = args.jobs.unwrap_or(config.snapshot.readers);
+    let readers = args.jobs.or(config.verify.jobs).unwrap_or(config.snapshot.readers);
     let request = Request {
         readers: usize::try_from(readers).unwrap_or(1),
-        level: match args.level {
-            LevelArg::Schema => Level::Schema,
-            LevelArg::Count => Level::Count,
-            LevelArg::Digest => Level::Digest,
-            LevelArg::Rows => Level::Rows,
-        },
-        rate: args.rate,
+        level,
+        rate: args.rate.or(config.verify.rate),
         reads: if args.dirty { Reads::Dirty } else { Reads::All },
         max_snapshot_age: args.max_snapshot_age,
         progress: Arc::default(),
@@ -203,7 +203,8 @@ fn report(config: &Config, args: &VerifyArgs, request: &Request, outcome: Outcom
         TableReport::skipped(&skipped.name.schema, &skipped.name.name, &skipped.because)
     }));
     report.schema_findings = outcome.findings.iter().map(finding).collect();
-    report.policy.allow = args.allow.iter().map(AllowArg::allowance).collect();
+    let allow = if args.allow.is_empty() { &config.verify.allow } else { &args.allow };
+    report.policy.allow = allow.iter().map(|allow| allowance(*allow)).collect();
     report.digest = DigestMethod {
         algorithm: "xxh3-128 of each row under a random key, added modulo 2^128 by leaf".to_owned(),
         key_id: outcome.key_id.clone(),
@@ -355,12 +356,10 @@ fn finding(found: &tidemark_verify::SchemaFinding) -> SchemaFinding {
     }
 }
 
-impl AllowArg {
-    fn allowance(&self) -> Allowance {
-        match self {
-            Self::Equivalent => Allowance::Equivalent,
-            Self::Lossy => Allowance::Lossy,
-        }
+fn allowance(allow: Allow) -> Allowance {
+    match allow {
+        Allow::Equivalent => Allowance::Equivalent,
+        Allow::Lossy => Allowance::Lossy,
     }
 }
 

@@ -39,8 +39,11 @@ fn write_section(text: &mut String, section: &Section) {
 
 fn write_key(text: &mut String, section: &Section, key: &Key) {
     comment(text, key.why);
-    if let Kind::Choice(choices) = key.kind {
-        comment(text, &format!("One of: {}.", choices.join(", ")));
+    let choices = key.kind.choices().join(", ");
+    match key.kind {
+        Kind::Choice(_) => comment(text, &format!("One of: {choices}.")),
+        Kind::Choices(_) => comment(text, &format!("Any of: {choices}.")),
+        _ => {}
     }
     if key.default.is_none() {
         comment(text, &format!("Default: {}.", key.otherwise));

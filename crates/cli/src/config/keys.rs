@@ -22,6 +22,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// A list of texts.
     Texts,
+    /// A list of these words.
+    Choices(&'static [&'static str]),
 }
 
 impl Kind {
@@ -36,6 +38,15 @@ impl Kind {
             Self::Switch => "true or false",
             Self::Choice(_) => "choice",
             Self::Texts => "list of texts",
+            Self::Choices(_) => "list of choices",
+        }
+    }
+
+    /// The words that a value may be, or be made of.
+    pub fn choices(self) -> &'static [&'static str] {
+        match self {
+            Self::Choice(choices) | Self::Choices(choices) => choices,
+            _ => &[],
         }
     }
 }
@@ -99,7 +110,11 @@ pub const SECTIONS: [Section; 11] = [
     },
     Section { name: "parquet", repeated: false, why: "How Parquet files are written." },
     Section { name: "limits", repeated: false, why: "What the process may use." },
-    Section { name: "verify", repeated: false, why: "What a verification shows of the rows." },
+    Section {
+        name: "verify",
+        repeated: false,
+        why: "How a verification reads, what it lets pass, and what it shows.",
+    },
     Section { name: "serve", repeated: false, why: "What monitoring may ask, over HTTP." },
 ];
 
@@ -114,6 +129,10 @@ pub const COMPRESSION: &[&str] = &["zstd", "lz4", "snappy", "none"];
 
 /// The choices of `stream.ddl`.
 pub const DDL: &[&str] = &["additive", "stop-table", "stop"];
+/// The choices of `verify.level`.
+pub const LEVEL: &[&str] = &["schema", "count", "digest", "rows"];
+/// The choices of `verify.allow`.
+pub const ALLOW: &[&str] = &["equivalent", "lossy"];
 /// The choices of `verify.redact`.
 pub const REDACT: &[&str] = &["none", "values", "keys"];
 /// The choices of `limits.on_full`.
@@ -370,6 +389,38 @@ pub const KEYS: &[Key] = &[
         why: "What happens when the spool is full and the source keeps too much: wait leaves the WAL on the source, drop-slot gives the slot up so that the source's disk lives (exit code 6; a new snapshot is needed then).",
     },
     Key {
+        path: "verify.level",
+        kind: Kind::Choice(LEVEL),
+        default: Some("digest"),
+        otherwise: "",
+        example: r#""digest""#,
+        why: "How deep a verification looks: schema compares definitions, count numbers of rows too, digest every row, rows also names the columns that differ. Each has the earlier ones in it, and only digest and rows prove anything about rows. --level of the command line wins.",
+    },
+    Key {
+        path: "verify.jobs",
+        kind: Kind::Count,
+        default: None,
+        otherwise: "`snapshot.readers`",
+        example: "4",
+        why: "Connections that read each side at the same time, 1 to 64. --jobs of the command line wins.",
+    },
+    Key {
+        path: "verify.rate",
+        kind: Kind::Bytes,
+        default: None,
+        otherwise: "as fast as it goes",
+        example: r#""50MiB""#,
+        why: "Bytes a second that are read from both sides together, at least 64KiB, so that a verification leaves the servers room for their work. --rate of the command line wins.",
+    },
+    Key {
+        path: "verify.allow",
+        kind: Kind::Choices(ALLOW),
+        default: None,
+        otherwise: "an empty list",
+        example: r#"["equivalent"]"#,
+        why: "Deviations that end a verification with exit code 0 instead of 4: equivalent for equal values in another representation (1.0 and 1.00), lossy for values that a declared mapping to a lake cannot carry. The report tells and counts them all the same. --allow of the command line takes the place of the whole list.",
+    },
+    Key {
         path: "verify.redact",
         kind: Kind::Choice(REDACT),
         default: Some("values"),
@@ -389,7 +440,6 @@ pub const KEYS: &[Key] = &[
 
 /// Keys and sections of the design that come with a later version: refused, but not as a misspelling.
 pub const LATER: &[&str] = &[
-    "verify.allow",
     "wave",
     "wave.name",
     "wave.tables",

@@ -17,11 +17,13 @@ use super::expand::{Lookup, expand};
 use super::file::{ConfigFile, nearest};
 use super::glob::{Selection, TableGlob};
 use super::keys::{Kind, key};
-use super::raw::{RawLimits, RawParquet, RawSnapshot, RawSource, RawStream, RawTable, RawTarget};
+use super::raw::{
+    RawLimits, RawParquet, RawSnapshot, RawSource, RawStream, RawTable, RawTarget, RawVerify,
+};
 use super::{
-    Compression, Config, Ddl, InForce, Job, Limits, OnFull, Origin, Parquet, Redact, SchemaMode,
-    Snapshot, Source, Stream, Table, Target, TargetUrl, Triggers, check_job_name, fitted_job_name,
-    units, url,
+    Allow, Compression, Config, Ddl, InForce, Job, Level, Limits, OnFull, Origin, Parquet, Redact,
+    SchemaMode, Snapshot, Source, Stream, Table, Target, TargetUrl, Triggers, Verify,
+    check_job_name, fitted_job_name, units, url,
 };
 use crate::args::Global;
 use crate::redact;
@@ -116,12 +118,7 @@ impl Resolver<'_> {
             let why = "would drop the slot that source.slot names, which is not ours";
             return Err(self.wrong(&Found { key, text, origin: Origin::File }, why));
         }
-        let redact = self.choice("verify.redact", raw.verify.redact, |word| match word {
-            "none" => Some(Redact::None),
-            "values" => Some(Redact::Values),
-            "keys" => Some(Redact::Keys),
-            _ => None,
-        })?;
+        let verify = self.verify(raw.verify)?;
         let listen = self.listen(raw.serve.listen)?;
         Ok(Config {
             job,
@@ -133,7 +130,7 @@ impl Resolver<'_> {
             stream,
             parquet,
             limits,
-            redact,
+            verify,
             listen,
             in_force: self.in_force,
             file: None,
@@ -340,11 +337,7 @@ impl Resolver<'_> {
             Some(readers) => (readers, Origin::File),
             None => (default_readers(), Origin::Default),
         };
-        self.note("snapshot.readers".to_owned(), readers.to_string(), origin);
-        if !(1..=64).contains(&readers) {
-            let found = Found { key: "snapshot.readers".to_owned(), text: String::new(), origin };
-            return Err(self.wrong(&found, format!("{readers} is not between 1 and 64")));
-        }
+        let readers = self.readers("snapshot.readers", readers, origin)?;
         let chunk_bytes =
             self.bytes("snapshot.chunk_bytes", raw.chunk_bytes, 64 << 10..=16 << 30)?;
         let lock_timeout = self.duration(
@@ -353,6 +346,16 @@ impl Resolver<'_> {
             Duration::from_millis(10)..=Duration::from_secs(3600),
         )?;
         Ok(Snapshot { readers, chunk_bytes, lock_timeout })
+    }
+
+    /// Connections that read at the same time.
+    fn readers(&mut self, key: &str, readers: u32, origin: Origin) -> Result<u32, ConfigError> {
+        self.note(key.to_owned(), readers.to_string(), origin);
+        if (1..=64).contains(&readers) {
+            return Ok(readers);
+        }
+        let found = Found { key: key.to_owned(), text: String::new(), origin };
+        Err(self.wrong(&found, format!("{readers} is not between 1 and 64")))
     }
 
     fn parquet(&mut self, raw: RawParquet) -> Result<Parquet, ConfigError> {
@@ -423,6 +426,41 @@ impl Resolver<'_> {
     fn wrong_lanes(&self, origin: Origin, why: impl Display) -> ConfigError {
         let found = Found { key: "stream.lanes".to_owned(), text: String::new(), origin };
         self.wrong(&found, why)
+    }
+
+    fn verify(&mut self, raw: RawVerify) -> Result<Verify, ConfigError> {
+        let level = self.choice("verify.level", raw.level, |word| match word {
+            "schema" => Some(Level::Schema),
+            "count" => Some(Level::Count),
+            "digest" => Some(Level::Digest),
+            "rows" => Some(Level::Rows),
+            _ => None,
+        })?;
+        let jobs = raw.jobs.map(|jobs| self.readers("verify.jobs", jobs, Origin::File));
+        let jobs = jobs.transpose()?;
+        let rate = match raw.rate {
+            None => None,
+            rate => Some(self.bytes("verify.rate", rate, 64 << 10..=1 << 50)?),
+        };
+        let allow = raw.allow.map(|words| self.allowed(words)).transpose()?.unwrap_or_default();
+        let redact = self.choice("verify.redact", raw.redact, |word| match word {
+            "none" => Some(Redact::None),
+            "values" => Some(Redact::Values),
+            "keys" => Some(Redact::Keys),
+            _ => None,
+        })?;
+        Ok(Verify { level, jobs, rate, allow, redact })
+    }
+
+    fn allowed(&mut self, words: Vec<String>) -> Result<Vec<Allow>, ConfigError> {
+        let (key, origin) = ("verify.allow".to_owned(), Origin::File);
+        let words = self.texts(&key, words, origin)?;
+        let allow = words.into_iter().map(|text| match text.as_str() {
+            "equivalent" => Ok(Allow::Equivalent),
+            "lossy" => Ok(Allow::Lossy),
+            _ => Err(self.not_a_choice(&Found { key: key.clone(), text, origin })),
+        });
+        allow.collect()
     }
 
     fn listen(&mut self, file: Option<String>) -> Result<Option<SocketAddr>, ConfigError> {
@@ -506,17 +544,16 @@ impl Resolver<'_> {
         parse: impl Fn(&str) -> Option<T>,
     ) -> Result<T, ConfigError> {
         let found = self.with_default(path, file)?;
-        parse(&found.text).ok_or_else(|| {
-            let choices = match key(&generic(path)).map(|key| key.kind) {
-                Some(Kind::Choice(choices)) => choices,
-                _ => &[],
-            };
-            let mut why = format!("{:?} is not one of {}", found.text, choices.join(", "));
-            if let Some(near) = nearest(&found.text, choices.iter().copied()) {
-                why.push_str(&format!("; did you mean {near:?}?"));
-            }
-            self.wrong(&found, why)
-        })
+        parse(&found.text).ok_or_else(|| self.not_a_choice(&found))
+    }
+
+    fn not_a_choice(&self, found: &Found) -> ConfigError {
+        let choices = key(&generic(&found.key)).map(|key| key.kind.choices()).unwrap_or_default();
+        let mut why = format!("{:?} is not one of {}", found.text, choices.join(", "));
+        if let Some(near) = nearest(&found.text, choices.iter().copied()) {
+            why.push_str(&format!("; did you mean {near:?}?"));
+        }
+        self.wrong(found, why)
     }
 
     fn bytes(
@@ -636,7 +673,9 @@ mod tests {
                 Kind::Choice(choices) => assert!(choices.contains(&default), "{}", key.path),
                 Kind::Text => assert!(!default.is_empty(), "{}", key.path),
                 Kind::Switch => assert!(default.parse::<bool>().is_ok(), "{}", key.path),
-                Kind::Url | Kind::Count | Kind::Texts => panic!("{} has a default", key.path),
+                Kind::Url | Kind::Count | Kind::Texts | Kind::Choices(_) => {
+                    panic!("{} has a default", key.path)
+                }
             }
         }
     }

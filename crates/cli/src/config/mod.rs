@@ -54,14 +54,51 @@ pub struct Config {
     pub parquet: Parquet,
     /// `[limits]`
     pub limits: Limits,
-    /// `verify.redact`
-    pub redact: Redact,
+    /// `[verify]`
+    pub verify: Verify,
     /// `serve.listen`
     pub listen: Option<SocketAddr>,
     /// Where each value comes from, for `config check`; without secrets.
     pub in_force: Vec<InForce>,
     /// The file that was read, if there was one.
     pub file: Option<PathBuf>,
+}
+
+/// `[verify]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verify {
+    /// How deep it looks.
+    pub level: Level,
+    /// Connections that read each side; none: as many as `snapshot.readers`.
+    pub jobs: Option<u32>,
+    /// Bytes a second from both sides; none: as fast as it goes.
+    pub rate: Option<u64>,
+    /// What does not count.
+    pub allow: Vec<Allow>,
+    /// What is hidden of the rows that differ.
+    pub redact: Redact,
+}
+
+/// How deep a verification looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Level {
+    /// Definitions.
+    Schema,
+    /// And numbers of rows.
+    Count,
+    /// And sums over every row; the rows that differ are named.
+    Digest,
+    /// And every column of the rows that differ.
+    Rows,
+}
+
+/// What does not count as a difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Allow {
+    /// Equal values in another representation.
+    Equivalent,
+    /// Values that a declared mapping cannot carry in full.
+    Lossy,
 }
 
 /// What is hidden of the rows that differ.

@@ -38,6 +38,14 @@ pub struct RawConfig {
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawVerify {
+    /// `level`
+    pub level: Option<String>,
+    /// `jobs`
+    pub jobs: Option<u32>,
+    /// `rate`
+    pub rate: Option<String>,
+    /// `allow`
+    pub allow: Option<Vec<String>>,
     /// `redact`
     pub redact: Option<String>,
 }

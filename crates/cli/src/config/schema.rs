@@ -55,10 +55,8 @@ fn describe_key(key: &Key) -> Value {
         Kind::Count => json!({ "type": "integer", "minimum": 1 }),
         Kind::Switch => json!({ "type": "boolean" }),
         Kind::Texts => json!({ "type": "array", "items": { "type": "string" } }),
-        // A choice may also be a reference such as ${VAR}, which an editor must not underline.
-        Kind::Choice(choices) => {
-            json!({ "type": "string", "anyOf": [{ "enum": choices }, { "pattern": "\\$\\{" }] })
-        }
+        Kind::Choice(choices) => choice(choices),
+        Kind::Choices(choices) => json!({ "type": "array", "items": choice(choices) }),
         Kind::Text | Kind::Url | Kind::Bytes | Kind::Duration => json!({ "type": "string" }),
     };
     value["description"] = json!(key.why);
@@ -66,6 +64,11 @@ fn describe_key(key: &Key) -> Value {
         value["default"] = json!(default);
     }
     value
+}
+
+/// It may also be a reference such as ${VAR}, which an editor must not underline.
+fn choice(choices: &[&str]) -> Value {
+    json!({ "type": "string", "anyOf": [{ "enum": choices }, { "pattern": "\\$\\{" }] })
 }
 
 #[cfg(test)]

@@ -102,6 +102,17 @@ fn two_databases_without_a_job_are_compared_where_they_stand_still() {
     assert!(ran.stdout.contains("equivalent"), "{}", ran.stdout);
     job.run(&["verify", "--quiesced", "--table", "public.scale", "--allow", "equivalent"])
         .expect(0);
+    let says = "[verify]\nlevel = \"rows\"\njobs = 3\nrate = \"1GiB\"\nallow = [\"equivalent\"]\n";
+    let told = Job::new("told", &pair.source.url(), &pair.target.url()).configured(says);
+    let of_scale = ["verify", "--quiesced", "--table", "public.scale", "--json"];
+    let ran = told.run(&of_scale).expect(0);
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((&report["level"], &report["reading"]["jobs"]), (&"rows".into(), &3.into()));
+    assert_eq!(report["policy"]["allow"], json!(["equivalent"]));
+    let flags = ["--allow", "lossy", "--level", "digest", "--jobs", "1"];
+    let ran = told.run(&[&of_scale[..], &flags].concat()).expect(4);
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((&report["level"], &report["reading"]["jobs"]), (&"digest".into(), &1.into()));
     pair.source.psql("CREATE TABLE only_here (a int)").unwrap();
     let ran = job.run(&["verify", "--quiesced"]).expect(1);
     assert!(ran.stdout.contains("only_here"), "{}", ran.stdout);
