@@ -176,8 +176,15 @@ impl Repair<'_> {
             }
         }
         self.done.healed += open.len() as u64;
+        // What goes makes room, in a unique index, for what comes.
+        stands.sort_by_key(|(_, one)| match one.kind {
+            DiffKind::Extra => 0,
+            DiffKind::Missing => 2,
+            _ => 1,
+        });
+        let triggers = self.triggers();
         let statements: Result<Vec<(String, u64)>> =
-            stands.iter().map(|(_, one)| statement(pair, one)).collect();
+            stands.iter().map(|(_, one)| statement(pair, one, triggers)).collect();
         let statements = statements?;
         self.done.written += statements.iter().map(|(_, rows)| rows).sum::<u64>();
         if !self.how.applies {
@@ -213,14 +220,20 @@ impl Repair<'_> {
         Ok(found)
     }
 
+    fn triggers(&self) -> Triggers {
+        match &self.run.request.job.target {
+            Target::Postgres(target) => target.triggers,
+            Target::Lake(_) => Triggers::AsIs,
+        }
+    }
+
     async fn write(&self, pair: &Pair, statements: &[(String, u64)]) -> Result<()> {
         let target = &self.run.target;
         let mut client = target.spec().connect().await.map_err(|error| target.of(error))?;
         let refused = |cause| refused(pair, &cause);
         let transaction = client.transaction().await.map_err(refused)?;
         transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await.map_err(refused)?;
-        let Target::Postgres(of_target) = &self.run.request.job.target else { return Ok(()) };
-        if of_target.triggers == Triggers::Replica {
+        if self.triggers() == Triggers::Replica {
             let replica = "SET LOCAL session_replication_role = replica";
             transaction.batch_execute(replica).await.map_err(refused)?;
         }
@@ -297,7 +310,7 @@ fn key_of(pair: &Pair, found: &Found) -> Result<Key> {
 }
 
 /// The statement that makes the target's row what the source's is, and how many rows it touches.
-fn statement(pair: &Pair, found: &Found) -> Result<(String, u64)> {
+fn statement(pair: &Pair, found: &Found, triggers: Triggers) -> Result<(String, u64)> {
     let [source, target] = &found.bodies;
     let source = source.as_deref().map(|body| texts(pair, body)).transpose()?;
     let target = target.as_deref().map(|body| texts(pair, body)).transpose()?;
@@ -322,17 +335,35 @@ fn statement(pair: &Pair, found: &Found) -> Result<(String, u64)> {
             )
         }
         (Some(source), Some(target)) => {
-            let changes = found.columns.iter().map(|(at, _)| *at).filter(is_written);
-            let changes = changes.filter(|at| columns[*at].identity != Identity::Always);
-            let changes = changes
-                .map(|at| format!("{} = {}", Ident(&columns[at].name), literal(at, &source)));
+            let differs = |at: &usize| found.columns.iter().any(|(column, _)| column == at);
+            let rows = some_of(pair, &owned(&target), found.copies);
+            let by_system = |at: &usize| columns[*at].identity == Identity::Always;
+            if let Some(at) = (0..columns.len()).filter(differs).find(by_system) {
+                if triggers == Triggers::AsIs {
+                    return Err(unchangeable(pair, &columns[at].name));
+                }
+                return Ok((
+                    replaced(pair, &rows, differs, |at| literal(at, &source)),
+                    found.copies,
+                ));
+            }
+            let is_stored = |at: usize| columns[at].generated == Generated::Stored;
+            let is_made_anew = (0..columns.len()).any(|at| is_stored(at) && differs(&at));
+            let changes = (0..columns.len()).filter(is_written).filter_map(|at| {
+                let name = Ident(&columns[at].name);
+                match () {
+                    () if differs(&at) => Some(format!("{name} = {}", literal(at, &source))),
+                    // So that the target makes its own columns anew, whatever they are made of.
+                    () if is_made_anew && !by_system(&at) => Some(format!("{name} = {name}")),
+                    () => None,
+                }
+            });
             let changes = changes.collect::<Vec<_>>().join(", ");
             if changes.is_empty() {
-                // Only what the target makes itself differs: the look afterwards will tell.
+                // Only what the target makes when it is read differs: the look afterwards will tell.
                 return Ok((format!("-- {table}: a generated column differs"), 0));
             }
-            let row = owned(&target);
-            format!("UPDATE ONLY {table} SET {changes} WHERE {}", some_of(pair, &row, found.copies))
+            format!("UPDATE ONLY {table} SET {changes} WHERE {rows}")
         }
         (None, Some(target)) => {
             format!(
@@ -343,6 +374,47 @@ fn statement(pair: &Pair, found: &Found) -> Result<(String, u64)> {
         (None, None) => return Err(defect("a row of neither side")),
     };
     Ok((sql, found.copies))
+}
+
+/// Puts other rows in the place of these: no UPDATE may change an identity column that is GENERATED ALWAYS. What does not
+/// differ, and what only the target has, stays as it is there.
+fn replaced(
+    pair: &Pair,
+    rows: &str,
+    differs: impl Fn(&usize) -> bool,
+    literal: impl Fn(usize) -> String,
+) -> String {
+    let table = &pair.target.relation.name;
+    let written =
+        pair.target.relation.columns.iter().filter(|column| column.generated == Generated::No);
+    let (names, values): (Vec<String>, Vec<String>) = written
+        .map(|column| {
+            let name = Ident(&column.name);
+            let at = pair.target.columns.iter().position(|other| other.name == column.name);
+            let value = match at.filter(&differs) {
+                Some(at) => literal(at),
+                None => format!("gone.{name}"),
+            };
+            (name.to_string(), value)
+        })
+        .unzip();
+    format!(
+        "WITH gone AS (DELETE FROM ONLY {table} WHERE {rows} RETURNING *) \
+         INSERT INTO {table} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM gone",
+        names.join(", "),
+        values.join(", ")
+    )
+}
+
+fn unchangeable(pair: &Pair, column: &str) -> Error {
+    let (table, column) = (pair.name(), Ident(column));
+    let message = format!(
+        "repair {table}: {column} is GENERATED ALWAYS AS IDENTITY on the target, so no UPDATE may change it"
+    );
+    Error::new(Kind::TargetRefused, message).hint(format!(
+        "ALTER TABLE {table} ALTER COLUMN {column} SET GENERATED BY DEFAULT there for as long as the repair takes; \
+         or repair with target.triggers = \"replica\": the rows are then put in anew, and no trigger or foreign key sees it"
+    ))
 }
 
 fn owned(texts: &[Option<&str>]) -> Key {
