@@ -1,7 +1,10 @@
 //! Which columns of a row differ, and whether they do to SQL.
 //!
 //! **Invariant:** a column is called equivalent only if its canonical values are equal, or if its type compares other values as
-//! equal (citext, a nondeterministic collation) and the source says that these two are.
+//! equal (citext, a nondeterministic collation) and the source says that these two are. So are two rows one, whose keys it
+//! calls equal.
+
+use std::collections::HashMap;
 
 use tidemark_digest::{DigestKey, Forms, LeafBounds, RowHasher};
 use tidemark_model::sql::Ident;
@@ -9,6 +12,7 @@ use tidemark_model::{Column, DataType, RowSum, TupleForm, Tuples, TypeKind};
 use tidemark_pipeline::{Error, Kind, Result};
 use tidemark_report::DiffKind;
 use tidemark_wire::Client;
+use tidemark_wire::tokio_postgres::types::ToSql;
 
 use crate::Which;
 use crate::again::fields;
@@ -22,8 +26,8 @@ pub(crate) struct Classify<'a> {
     pair: &'a Pair,
     /// The source's and the target's of each column.
     hashers: Vec<[RowHasher; 2]>,
-    /// For the columns whose type has an equality of its own: the query that asks for it.
-    asks: Vec<Option<String>>,
+    /// Of the columns whose type has one of its own.
+    equalities: Vec<Option<Equality>>,
     client: Option<Client>,
 }
 
@@ -39,10 +43,11 @@ impl<'a> Classify<'a> {
         let both = ours.into_iter().zip(theirs);
         let hashers = both.map(|(one, other)| Ok([compile(one)?, compile(other)?]));
         let hashers = hashers.collect::<Result<_>>()?;
-        let mut classify = Self { run, pair, hashers, asks: Vec::new(), client: None };
+        let mut classify = Self { run, pair, hashers, equalities: Vec::new(), client: None };
         let nondeterministic = classify.nondeterministic().await?;
         let columns = pair.source.columns.iter();
-        classify.asks = columns.map(|column| equality(column, &nondeterministic)).collect();
+        let equalities = columns.map(|column| Equality::of(column, &nondeterministic));
+        classify.equalities = equalities.collect();
         Ok(classify)
     }
 
@@ -78,10 +83,8 @@ impl<'a> Classify<'a> {
     /// Says of each row on both sides which columns differ and how, and of the row what follows from them.
     pub(crate) async fn classify(&mut self, found: &mut [Found]) -> Result<()> {
         self.columns(found)?;
-        for column in 0..self.asks.len() {
-            if let Some(sql) = self.asks[column].clone() {
-                self.ask(column, &sql, found).await?;
-            }
+        for column in 0..self.equalities.len() {
+            self.ask(column, found).await?;
         }
         for one in found.iter_mut().filter(|one| one.kind == DiffKind::Changed) {
             let is_same = |(_, class): &(usize, DiffKind)| *class == DiffKind::Equivalent;
@@ -90,6 +93,64 @@ impl<'a> Classify<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the source may call keys equal that are not the same.
+    pub(crate) fn has_alike_keys(&self) -> bool {
+        self.pair.key.iter().any(|at| self.equalities[*at].is_some())
+    }
+
+    /// Makes one row of two that only one side has each, where the source calls their keys equal, and no others beside them.
+    pub(crate) async fn unite(&mut self, apart: Vec<Found>) -> Result<Vec<Found>> {
+        let width = self.pair.key.len();
+        let mut columns: Vec<Vec<String>> = vec![Vec::new(); 2 * width];
+        let mut places: [Vec<usize>; 2] = [Vec::new(), Vec::new()];
+        for (number, one) in apart.iter().enumerate().filter(|(_, one)| one.copies == 1) {
+            let side = match one.kind {
+                DiffKind::Missing => 0,
+                DiffKind::Extra => 1,
+                _ => continue,
+            };
+            let key = self.pair.key.iter().map(|at| self.text(&one.bodies[side], *at));
+            if let Some(key) = key.collect::<Option<Vec<String>>>() {
+                let of_side = columns.iter_mut().skip(side * width);
+                of_side.zip(key).for_each(|(column, text)| column.push(text));
+                places[side].push(number);
+            }
+        }
+        if places.iter().any(Vec::is_empty) {
+            return Ok(apart);
+        }
+        let sql = self.alike_keys();
+        let parameters: Vec<&(dyn ToSql + Sync)> =
+            columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
+        let rows = self.client().await?.query(&sql, &parameters).await.map_err(unasked)?;
+        let place = |side: usize, ordinal: i64| {
+            let at = usize::try_from(ordinal).ok()?.checked_sub(1)?;
+            places[side].get(at).copied()
+        };
+        let alike =
+            rows.iter().filter_map(|row| Some((place(0, row.get(0))?, place(1, row.get(1))?)));
+        Ok(united(apart, &alike.collect::<Vec<_>>()))
+    }
+
+    /// The query for the numbers of the keys that are equal: first all columns of the source's, then those of the target's.
+    fn alike_keys(&self) -> String {
+        let width = self.pair.key.len();
+        let names = (0..width).map(|at| format!("k{at}, ")).collect::<String>();
+        let conditions = self.pair.key.iter().enumerate().map(|(at, column)| {
+            let (one, other) = (format!("a.k{at}"), format!("b.k{at}"));
+            match &self.equalities[*column] {
+                Some(equality) => equality.condition(&one, &other),
+                None => format!("{one} OPERATOR(pg_catalog.=) ({other} COLLATE pg_catalog.\"C\")"),
+            }
+        });
+        format!(
+            "SELECT a.n, b.n FROM {} JOIN {} ON {}",
+            unnested(&format!("a ({names}n)"), 1..=width),
+            unnested(&format!("b ({names}n)"), width + 1..=2 * width),
+            conditions.collect::<Vec<_>>().join(" AND ")
+        )
     }
 
     /// The columns in which the rows on both sides differ, by their values alone.
@@ -119,19 +180,26 @@ impl<'a> Classify<'a> {
         Ok(found)
     }
 
-    /// Asks the source which of the values of one column it takes for equal.
-    async fn ask(&mut self, column: usize, sql: &str, found: &mut [Found]) -> Result<()> {
-        let hashed = self.pair.source.columns.len();
-        let text = |body: &Option<Box<[u8]>>| {
-            let body = body.as_deref()?;
-            let field = fields(body, Shows::Row).get(hashed + column).copied().flatten()?;
-            String::from_utf8(field.to_vec()).ok()
-        };
+    /// The text of a column, where it is not NULL.
+    fn text(&self, body: &Option<Box<[u8]>>, column: usize) -> Option<String> {
+        let at = self.pair.source.columns.len() + column;
+        let field = fields(body.as_deref()?, Shows::Row).get(at).copied().flatten()?;
+        String::from_utf8(field.to_vec()).ok()
+    }
+
+    /// Asks the source which of the values of one column it takes for equal, if it may take others than the same for equal.
+    async fn ask(&mut self, column: usize, found: &mut [Found]) -> Result<()> {
+        let Some(equality) = &self.equalities[column] else { return Ok(()) };
+        let sql = format!(
+            "SELECT {} FROM {} ORDER BY n",
+            equality.condition("a", "b"),
+            unnested("u (a, b, n)", 1..=2)
+        );
         let mut open = Vec::new();
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for (number, one) in found.iter().enumerate() {
             let place = one.columns.iter().position(|of| *of == (column, DiffKind::Changed));
-            let values = (text(&one.bodies[0]), text(&one.bodies[1]));
+            let values = (self.text(&one.bodies[0], column), self.text(&one.bodies[1], column));
             if let (Some(place), (Some(our), Some(their))) = (place, values) {
                 open.push((number, place));
                 ours.push(our);
@@ -141,7 +209,7 @@ impl<'a> Classify<'a> {
         if open.is_empty() {
             return Ok(());
         }
-        let rows = self.client().await?.query(sql, &[&ours, &theirs]).await.map_err(unasked)?;
+        let rows = self.client().await?.query(&sql, &[&ours, &theirs]).await.map_err(unasked)?;
         for ((number, place), row) in open.into_iter().zip(&rows) {
             if row.get::<_, Option<bool>>(0) == Some(true) {
                 found[number].columns[place].1 = DiffKind::Equivalent;
@@ -151,29 +219,70 @@ impl<'a> Classify<'a> {
     }
 }
 
-/// The query for the values that a type itself calls equal though their bytes are not, if it does that.
-fn equality(column: &Column, nondeterministic: &[String]) -> Option<String> {
-    let base = base_of(&column.data_type);
-    let is_citext = base.name == "citext" && base.extension.as_deref() == Some("citext");
-    let collation = column.collation.as_ref().filter(|name| nondeterministic.contains(name));
-    if !is_citext && collation.is_none() {
-        return None;
+/// Puts these pairs together, where neither is in another one.
+fn united(apart: Vec<Found>, alike: &[(usize, usize)]) -> Vec<Found> {
+    let mut times: HashMap<usize, u32> = HashMap::new();
+    for (one, other) in alike {
+        *times.entry(*one).or_default() += 1;
+        *times.entry(*other).or_default() += 1;
     }
-    let collate = collation.and_then(|name| name.split_once('.'));
-    let collate = collate.map_or_else(String::new, |(schema, name)| {
-        format!(" COLLATE {}.{}", Ident(schema), Ident(name))
-    });
-    // Of the type alone: a length would cut values that are longer on the target.
-    let (schema, name) = (Ident(&base.schema), Ident(&base.name));
-    let operator = if is_citext { schema } else { Ident("pg_catalog") };
-    Some(format!(
-        "SELECT (a::{schema}.{name}) OPERATOR({operator}.=) (b::{schema}.{name}{collate}) \
-         FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[])) \
-         WITH ORDINALITY AS u (a, b, n) ORDER BY n"
-    ))
+    let mut apart: Vec<Option<Found>> = apart.into_iter().map(Some).collect();
+    for (one, other) in alike.iter().filter(|(one, other)| times[one] == 1 && times[other] == 1) {
+        let extra = apart[*other].take();
+        if let (Some(missing), Some(extra)) = (&mut apart[*one], extra) {
+            missing.kind = DiffKind::Changed;
+            missing.bodies[1] = extra.bodies.into_iter().nth(1).flatten();
+        }
+    }
+    apart.into_iter().flatten().collect()
 }
 
-fn base_of(data_type: &DataType) -> &DataType {
+/// How a type calls values equal though their bytes are not.
+struct Equality {
+    type_name: String,
+    operator: String,
+    collate: String,
+}
+
+impl Equality {
+    fn of(column: &Column, nondeterministic: &[String]) -> Option<Self> {
+        let base = base_of(&column.data_type);
+        let is_citext = is_citext(base);
+        let collation = column.collation.as_ref().filter(|name| nondeterministic.contains(name));
+        if !is_citext && collation.is_none() {
+            return None;
+        }
+        let collate = collation.and_then(|name| name.split_once('.'));
+        Some(Self {
+            // Of the type alone: a length would cut values that are longer on the target.
+            type_name: format!("{}.{}", Ident(&base.schema), Ident(&base.name)),
+            operator: Ident(if is_citext { &base.schema } else { "pg_catalog" }).to_string(),
+            collate: collate.map_or_else(String::new, |(schema, name)| {
+                format!(" COLLATE {}.{}", Ident(schema), Ident(name))
+            }),
+        })
+    }
+
+    /// The condition that two texts are equal.
+    fn condition(&self, one: &str, other: &str) -> String {
+        let Self { type_name, operator, collate } = self;
+        format!("({one}::{type_name}) OPERATOR({operator}.=) ({other}::{type_name}{collate})")
+    }
+}
+
+/// Parameters that are arrays of text, side by side; `as_of` names the columns and the number of the row.
+fn unnested(as_of: &str, parameters: std::ops::RangeInclusive<usize>) -> String {
+    let arrays =
+        parameters.map(|number| format!("pg_catalog.unnest(${number}::pg_catalog.text[])"));
+    let arrays = arrays.collect::<Vec<_>>().join(", ");
+    format!("ROWS FROM ({arrays}) WITH ORDINALITY AS {as_of}")
+}
+
+pub(crate) fn is_citext(base: &DataType) -> bool {
+    base.name == "citext" && base.extension.as_deref() == Some("citext")
+}
+
+pub(crate) fn base_of(data_type: &DataType) -> &DataType {
     match &data_type.kind {
         TypeKind::Domain { base, .. } => base,
         _ => data_type,

@@ -118,6 +118,12 @@ pub(crate) struct Found {
     pub(crate) columns: Vec<(usize, DiffKind)>,
 }
 
+impl Found {
+    fn bytes(&self) -> usize {
+        self.bodies.iter().flatten().map(|body| body.len()).sum()
+    }
+}
+
 struct Naming<'a> {
     run: &'a Run<'a>,
     views: [&'a View; 2],
@@ -125,6 +131,9 @@ struct Naming<'a> {
     pair: &'a Pair,
     level: Level,
     classify: Option<Classify<'a>>,
+    /// Rows that only one side has, as long as the other side may have one whose key is equal to the source.
+    apart: Vec<Found>,
+    apart_bytes: u64,
     named: Named,
     ends: Option<[(Vec<Place>, Key); 2]>,
     has_changed: bool,
@@ -147,6 +156,8 @@ impl<'a> Naming<'a> {
             pair: &run.paired.pairs[number],
             level: run.request.level,
             classify: None,
+            apart: Vec::new(),
+            apart_bytes: 0,
             named: Named::default(),
             ends: None,
             has_changed: false,
@@ -200,6 +211,7 @@ impl<'a> Naming<'a> {
             true => self.write_all(aside, shows).await?,
             false => self.write_parts(aside, (leaves, shows_now)).await?,
         }
+        self.write_apart().await?;
         self.close()
     }
 
@@ -264,7 +276,7 @@ impl<'a> Naming<'a> {
         let (mut waiting, mut bytes) = (Vec::new(), 0);
         while let Some(group) = groups.next()? {
             for found in matched(group) {
-                bytes += found.bodies.iter().flatten().map(|body| body.len()).sum::<usize>();
+                bytes += found.bytes();
                 waiting.push(found);
             }
             if waiting.len() >= WRITTEN || bytes >= WRITTEN_BYTES {
@@ -281,9 +293,30 @@ impl<'a> Naming<'a> {
                 Some(classify) => classify,
                 none => none.insert(Classify::open(self.run, self.pair).await?),
             };
+            if classify.has_alike_keys() {
+                let is_alone = |one: &mut Found| one.bodies.iter().any(Option::is_none);
+                let alone = found.extract_if(.., is_alone);
+                self.apart.extend(alone.inspect(|one| self.apart_bytes += one.bytes() as u64));
+            }
             classify.classify(&mut found).await?;
         }
-        found.iter().try_for_each(|found| self.write_found(found, shows))
+        found.iter().try_for_each(|found| self.write_found(found, shows))?;
+        // Beyond that it is not known any more which rows are one.
+        match self.apart_bytes > self.run.request.job.memory / 8 {
+            true => self.write_apart().await,
+            false => Ok(()),
+        }
+    }
+
+    /// Writes the rows that only one side has, those as one that the source calls the same.
+    async fn write_apart(&mut self) -> Result<()> {
+        let Some(classify) = &mut self.classify else { return Ok(()) };
+        self.apart_bytes = 0;
+        let mut united = classify.unite(std::mem::take(&mut self.apart)).await?;
+        for part in united.chunks_mut(WRITTEN) {
+            classify.classify(part).await?;
+        }
+        united.iter().try_for_each(|found| self.write_found(found, Shows::Row))
     }
 
     fn write_found(&mut self, found: &Found, shows: Shows) -> Result<()> {

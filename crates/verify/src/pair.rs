@@ -18,6 +18,7 @@ use tidemark_pipeline::{Error, Job, Kind, Result};
 use tidemark_report::{Level, SchemaSeverity};
 use tidemark_source::{Catalog, Selection};
 
+use crate::classify::{base_of, is_citext};
 use crate::findings::{self, SchemaFinding};
 use crate::{Request, Skipped, Which};
 
@@ -383,8 +384,15 @@ impl Pair {
     pub(crate) fn is_row(&self, which: Which, key: &[Option<String>]) -> String {
         let condition = |(at, text): (&usize, &Option<String>)| {
             let name = Ident(&self.half(which).columns[*at].name);
-            match (text, self.key_type(*at).filter(|_| !self.key.is_empty())) {
+            let has_key = !self.key.is_empty();
+            let citext = base_of(&self.source.columns[*at].data_type);
+            match (text, self.key_type(*at).filter(|_| has_key)) {
                 (None, _) => format!("{name} IS NULL"),
+                // So that the rows are found that are equal to the server, as those of other types are.
+                (Some(text), None) if has_key && is_citext(citext) => {
+                    let schema = Ident(&citext.schema);
+                    format!("{name} OPERATOR({schema}.=) {}::{schema}.citext", Literal(text))
+                }
                 (Some(text), Some(of)) => {
                     format!("{name} OPERATOR(pg_catalog.=) {}::{of}", Literal(text))
                 }
@@ -404,10 +412,7 @@ impl Pair {
         let is_integer = |column: &Column| {
             ["int2", "int4", "int8"].iter().any(|name| column.data_type.is_builtin(name))
         };
-        let base = match &one.data_type.kind {
-            TypeKind::Domain { base, .. } => base,
-            _ => &one.data_type,
-        };
+        let base = base_of(&one.data_type);
         let is_plain = base.schema == "pg_catalog" || matches!(base.kind, TypeKind::Enum(_));
         match () {
             () if is_integer(one) && is_integer(other) => Some("pg_catalog.int8"),

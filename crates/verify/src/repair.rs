@@ -163,7 +163,8 @@ impl Repair<'_> {
     ) -> Result<()> {
         let pair = &self.run.paired.pairs[number];
         let asked: Vec<Key> = keys.keys().cloned().collect();
-        let mut found = self.differences(number, views, &asked).await?;
+        let is_one = |key: &Key| keys.get(key).copied().is_none_or(is_on_both);
+        let mut found = self.differences(number, views, (&asked, is_one)).await?;
         let mut open = keys;
         let mut stands = Vec::new();
         for one in found.drain(..) {
@@ -196,26 +197,35 @@ impl Repair<'_> {
         self.write(pair, &statements).await?;
         let after = self.run.target.view(self.run.relations(Which::Target, &[number])).await?;
         let keys: Vec<Key> = stands.into_iter().map(|(key, _)| key).collect();
-        let left = self.differences(number, [views[0], &after], &keys).await?;
+        let left = self.differences(number, [views[0], &after], (&keys, |_: &Key| true)).await?;
         after.release().await;
         self.done.left += left.len() as u64;
         Ok(())
     }
 
-    /// What differs now among the rows with these keys, with their columns.
+    /// What differs now among the rows with these keys, with their columns. Two rows are one, as the report took them, if their
+    /// keys are equal to the source and `is_one` says so of both.
     async fn differences(
         &self,
         number: usize,
         views: [&View; 2],
-        keys: &[Key],
+        (keys, is_one): (&[Key], impl Fn(&Key) -> bool),
     ) -> Result<Vec<Found>> {
         let (ask, run) = (Ask::Keys(keys.to_vec()), self.run);
+        let pair = &run.paired.pairs[number];
         let mut aside = Box::pin(read_again(run, views, number, (ask, Shows::Row))).await?;
         let (mut groups, mut found) = (aside.groups()?, Vec::new());
         while let Some(group) = groups.next()? {
             found.extend(matched(group));
         }
-        let mut classify = Classify::open(run, &run.paired.pairs[number]).await?;
+        let mut classify = Classify::open(run, pair).await?;
+        if classify.has_alike_keys() {
+            let is_apart = |one: &mut Found| {
+                !is_on_both(one.kind) && key_of(pair, one).is_ok_and(|key| is_one(&key))
+            };
+            let apart = found.extract_if(.., is_apart).collect();
+            found.extend(classify.unite(apart).await?);
+        }
         classify.columns(&mut found)?;
         Ok(found)
     }
@@ -286,8 +296,11 @@ fn keys_of(pair: &Pair, suspects: Vec<Suspect>) -> Result<HashMap<Key, DiffKind>
 
 /// A missing row that was found among the extra ones, say, is another finding.
 fn is_same_kind(reported: DiffKind, found: DiffKind) -> bool {
-    let is_on_both = |kind| !matches!(kind, DiffKind::Missing | DiffKind::Extra);
     reported == found || is_on_both(reported) && is_on_both(found)
+}
+
+fn is_on_both(kind: DiffKind) -> bool {
+    !matches!(kind, DiffKind::Missing | DiffKind::Extra)
 }
 
 /// All columns as text, of the side's row. What is no text must not be taken for NULL: it would be written.

@@ -70,7 +70,11 @@ fn short(line: &Value) -> String {
 }
 
 /// What was found, and its lines.
-async fn named(pair: &Pair, level: Level, redaction: Redaction) -> (Outcome, Kept, DiffFile) {
+pub(crate) async fn named(
+    pair: &Pair,
+    level: Level,
+    redaction: Redaction,
+) -> (Outcome, Kept, DiffFile) {
     let mut request = pair.request.clone();
     request.level = level;
     let kept = Kept::new(&mut request, redaction);
