@@ -112,6 +112,13 @@ pub(crate) fn pair(
     for relation in &chosen {
         let name = &relation.name;
         let Some(other) = target.relation(name) else {
+            if let Some(whole) = whole_on(target, source.ancestors(relation)) {
+                let because = format!(
+                    "a partition of {whole}, which is one table on the target: rows of the two are not compared"
+                );
+                paired.skipped.push(Skipped { name: name.clone(), because });
+                continue;
+            }
             paired.findings.push(findings::missing_table(name, true));
             paired.alone.push(name.clone());
             continue;
@@ -164,11 +171,19 @@ pub(crate) fn left_behind(source: &Relation, moves: bool) -> Option<String> {
     })
 }
 
+/// The one of these partitioned tables that is a plain one on the other side.
+fn whole_on<'a>(other: &Catalog, above: Vec<&'a RelationName>) -> Option<&'a RelationName> {
+    above.into_iter().find(|name| other.relation(name).is_some_and(Relation::holds_rows))
+}
+
 /// Tables that the selection would take and the source has not. A pattern that is only of the source's tables is none of
-/// the target's business.
+/// the target's business, and the partitions of a table that the source has whole are told with it.
 fn extra_tables(selection: &Selection, source: &Catalog, target: &Catalog) -> Vec<RelationName> {
     let there = selection.apply(target).unwrap_or_default();
-    let is_extra = |relation: &&Relation| source.relation(&relation.name).is_none();
+    let is_extra = |relation: &&Relation| {
+        source.relation(&relation.name).is_none()
+            && whole_on(source, target.ancestors(relation)).is_none()
+    };
     there.iter().filter(is_extra).map(|relation| relation.name.clone()).collect()
 }
 

@@ -86,6 +86,22 @@ async fn what_may_not_be_read_as_a_whole_makes_it_incomplete_with_the_reason() {
     assert_eq!(outcome.verdict(), Verdict::Incomplete);
     assert!(outcome.skipped[0].because.contains("partitioned there"), "{outcome:?}");
 
+    // Of a table that is cut on one side only nothing is known, and nothing is different.
+    let cut = "CREATE TABLE t (a int) PARTITION BY RANGE (a); CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (1) TO (9)";
+    for (source, target) in [("CREATE TABLE t (a int)", cut), (cut, "CREATE TABLE t (a int)")] {
+        let pair = Pair::new();
+        pair.source.psql(source).unwrap();
+        pair.target.psql(target).unwrap();
+        let outcome = pair.verify().await;
+        let skipped: Vec<&str> =
+            outcome.skipped.iter().map(|skipped| skipped.because.as_str()).collect();
+        assert_eq!((outcome.verdict(), outcome.alone.len()), (Verdict::Incomplete, 0));
+        assert!(
+            matches!(skipped[..], [because] if because.contains("not compared")),
+            "{skipped:?}"
+        );
+    }
+
     let empty = Pair::new();
     assert_eq!(empty.verify().await.verdict(), Verdict::Incomplete, "nothing is no proof");
 }
