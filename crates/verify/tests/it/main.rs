@@ -6,9 +6,9 @@
 
 mod alike;
 mod cases;
+mod definitions;
 mod dirty;
 mod generated;
-mod definitions;
 mod lake;
 mod lake_damage;
 mod moving;
