@@ -244,9 +244,13 @@ impl<T: Take> Scan<'_, T> {
             self.tools.pass(bytes).await;
             // The next batch is read while this one is taken.
             let read = async { copy.next(BATCH_BYTES, &self.tools.budget).await.map_err(of) };
-            let take = self.take(chunk, tuples, spec);
+            let take = async {
+                let chunk = self.take(chunk, tuples, spec).await?;
+                // Before the next batch is there, which may be waiting for this memory.
+                drop(reservation);
+                Ok(chunk)
+            };
             (next, chunk) = tokio::try_join!(read, take)?;
-            drop(reservation);
         }
         let said = copy.rows().unwrap_or_default();
         let arrived = chunk.rows();

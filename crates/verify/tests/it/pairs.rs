@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tidemark_report::{Level, SchemaSeverity, Verdict};
 use tidemark_testkit::workload;
@@ -28,6 +29,20 @@ async fn a_copy_is_identical_table_by_table_whatever_the_order_of_its_rows() {
     let found = pair.table("t").await;
     assert_eq!((found.source.count, found.target.count), (20_000, 20_000));
     assert!(found.leaves.len() > 50 && found.readings == 1, "{found:?}");
+}
+
+/// Each reader has a batch that is hashed and asks for the next one: what all have together must not be what all wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_share_little_memory_all_come_to_the_end() {
+    let mut pair = Pair::new();
+    for side in [&pair.source, &pair.target] {
+        workload::load_wide_rows(side.cluster(), side.name(), 60, 300_000).unwrap();
+    }
+    (pair.request.readers, pair.request.job.memory) = (4, 4 << 20);
+    pair.request.job.chunk_bytes = 1 << 30;
+    let verified = tokio::time::timeout(Duration::from_secs(60), pair.verify()).await;
+    let outcome = verified.expect("the readers wait for each other");
+    assert_eq!(outcome.verdict(), Verdict::Identical, "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
