@@ -180,11 +180,10 @@ async fn meet_once(
     let there = run.relations(Which::Target, wanted);
     let locked = Locked::take(target.spec(), &target.options(there)).await;
     let locked = locked.map_err(|error| target.of(error))?;
+    let (holder, stood) = (locked.holder_pid(), CancellationToken::new());
     let reach = async |lsn: Lsn, mut held: Held| {
-        tokio::select! {
-            stands = held.up_to(lsn) => stands?,
-            error = in_the_way(run, locked.holder_pid()) => return Err(error),
-        }
+        held.up_to(lsn).await?;
+        stood.cancel();
         let exported = locked.export().await.map_err(|error| run.target.of(error))?;
         let held = match stays {
             Stays::UntilExported => Err(held.open()),
@@ -193,7 +192,17 @@ async fn meet_once(
         Ok((lsn, exported, held))
     };
     let there = run.relations(Which::Source, wanted);
-    let (snapshot, (lsn, exported, held)) = Box::pin(stand(source, there, stream, reach)).await?;
+    // From the beginning: a stream that waits for our locks cannot be held either.
+    let until_it_stands = async {
+        tokio::select! {
+            () = stood.cancelled() => std::future::pending().await,
+            error = in_the_way(run, holder) => error,
+        }
+    };
+    let (snapshot, (lsn, exported, held)) = tokio::select! {
+        met = Box::pin(stand(source, there, stream, reach)) => met?,
+        error = until_it_stands => return Err(error),
+    };
     if snapshot.lsn() != lsn {
         return Err(taken_again());
     }

@@ -190,6 +190,27 @@ async fn what_was_planted_is_repaired_between_the_changes_of_the_stream() {
     writer.stop().unwrap();
 }
 
+/// A TRUNCATE that the stream brings waits for the locks of a verification, which waits for the stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_empties_tables_again_and_again_is_never_waited_for_in_vain() {
+    let moving = Moving::new("emptied");
+    let follower = Follower::start(&moving.pair.request.job);
+    moving.follows().await;
+    let restless = Restless::start(&moving.pair, "TRUNCATE keyless");
+    for _ in 0..4 {
+        let stop = CancellationToken::new();
+        let verifying = verify_at_barrier(&moving.pair.request, &stop);
+        let ended = tokio::time::timeout(Duration::from_secs(60), verifying).await;
+        match ended.expect("the stream and the verification wait for each other") {
+            Ok(outcome) => assert_eq!(outcome.verdict(), Verdict::Identical, "{outcome:?}"),
+            Err(error) => assert_eq!(error.kind, Kind::Unavailable, "{error:?}"),
+        }
+    }
+    drop(restless);
+    assert_eq!(moving.verify().await.verdict(), Verdict::Identical);
+    follower.stop();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_does_not_run_is_run_to_the_point() {
     let moving = Moving::new("stopped");
