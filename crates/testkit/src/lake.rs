@@ -30,7 +30,7 @@ pub fn load(root: &Path, (cluster, database): (&Cluster, &str)) -> Result<()> {
 }
 
 /// The Python that has pyarrow: `scripts/lib.sh` makes it.
-fn python() -> PathBuf {
+pub(crate) fn python() -> PathBuf {
     let made = || crate::cluster::cache_home().join("python/bin/python");
     std::env::var_os("TIDEMARK_PYTHON").map_or_else(made, PathBuf::from)
 }

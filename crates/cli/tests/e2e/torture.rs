@@ -31,6 +31,36 @@ fn survives(seed: u64, profile: Profile, subject: Subject) {
     assert!(!outcome.faults.is_empty());
 }
 
+/// Four verdicts at least, each second one with something to find, in however much time they need.
+fn is_verified(seed: u64, subject: Subject) {
+    let outcome = run(&Trial {
+        seconds: (1, 1),
+        profile: Some(Profile::Verify),
+        configuration: Configuration::default(),
+        ..Trial::new(seed, subject)
+    })
+    .unwrap();
+    say(&outcome.json().to_string());
+    if let Some(failure) = &outcome.failure {
+        panic!("seed {seed}: {failure}\n{}", outcome.events.join("\n"));
+    }
+    let verified = outcome.verified.unwrap();
+    assert!(verified.verdicts >= 4 && verified.rows > 100_000, "{verified:?}");
+    assert!(verified.planted >= 2, "{verified:?}");
+    assert_eq!((verified.found, verified.false_alarms), (verified.planted, 0), "{verified:?}");
+    assert!(outcome.verdict.unwrap().rows > 5_000);
+}
+
+#[test]
+fn a_storm_is_verified_while_it_goes_on_and_what_was_planted_is_found() {
+    is_verified(2, Subject::Tidemark { binary: binary(), plant: None });
+}
+
+#[test]
+fn a_storm_into_a_lake_is_verified_while_it_goes_on_and_what_was_planted_is_found() {
+    is_verified(3, Subject::Lake { binary: binary(), plant: None });
+}
+
 #[test]
 fn a_storm_is_followed_through_faults_of_every_kind() {
     survives(2, Profile::Mixed, Subject::Tidemark { binary: binary(), plant: None });

@@ -2,7 +2,6 @@
 //!
 //! **Invariant:** a campaign that ran nothing is not a good one.
 
-use std::collections::VecDeque;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -69,8 +68,11 @@ const PLANTS: [Plant; 19] = [
 
 const USAGE: &str = "\
 usage: torture [--seeds N] [--minutes M] [--first-seed S] [--jobs J] [--pg MAJOR] [--seconds FROM-TO]
-               [--target postgres|lake|any] [--subject tidemark|subscription] [--binary PATH] [--profile mixed|kills|network|servers|instances|joins|commits|calm]
+               [--target postgres|lake|any] [--subject tidemark|subscription] [--binary PATH] [--profile mixed|kills|network|servers|instances|joins|commits|verify|calm]
                [--lanes N] [--plant NAME] [--planted] [--seeds-per-plant K] [--only NAME,NAME] [--keep DIR] [--keep-data]";
+
+/// Time of each run in which verifications follow each other, in seconds: its tables have to grow.
+const VERIFIES: (u64, u64) = (90, 240);
 
 /// What a campaign runs.
 #[derive(Debug, Clone)]
@@ -135,17 +137,22 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Options> {
     let (mut named, mut plant, mut is_yardstick, mut per_plant, mut is_planted) =
         (None, None, false, 6, false);
     let mut is_lake = false;
+    let (mut seeds, mut seconds) = (None, None);
     let mut arguments = arguments.into_iter();
     while let Some(name) = arguments.next() {
         let mut value =
             || arguments.next().with_context(|| format!("{name} needs a value\n{USAGE}"));
         match name.as_str() {
-            "--seeds" => options.seeds = number(&value()?)?,
-            "--minutes" => options.time = Duration::from_secs(60 * number(&value()?)?),
+            "--seeds" => seeds = Some(number(&value()?)?),
+            "--minutes" => {
+                options.time = Duration::from_secs(60 * number(&value()?)?);
+                // The time alone: as many as begin in it.
+                options.seeds = u64::MAX;
+            }
             "--first-seed" => options.first_seed = number(&value()?)?,
             "--jobs" => options.jobs = usize::try_from(number(&value()?)?.clamp(1, 16))?,
             "--pg" => options.version = version(&value()?)?,
-            "--seconds" => options.seconds = range(&value()?)?,
+            "--seconds" => seconds = Some(range(&value()?)?),
             "--binary" => named = Some(PathBuf::from(value()?)),
             "--plant" => plant = Some(value()?),
             "--planted" => is_planted = true,
@@ -175,8 +182,16 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Options> {
         }
     }
     options.planted = is_planted.then_some(per_plant);
+    options.seeds = seeds.unwrap_or(options.seeds);
+    options.seconds = seconds.unwrap_or(match options.profile {
+        Some(Profile::Verify) => VERIFIES,
+        _ => options.seconds,
+    });
     let binary = binary(named.as_deref());
     options.subject = match (is_yardstick, is_lake) {
+        (true, _) if options.profile == Some(Profile::Verify) => {
+            bail!("a subscription has nothing that verifies it\n{USAGE}")
+        }
         (true, false) => Subject::Subscription,
         (true, true) => bail!("a subscription has no lake\n{USAGE}"),
         (false, true) => Subject::Lake { binary, plant },
@@ -216,6 +231,7 @@ fn profile(text: &str) -> Result<Profile> {
         "instances" => Profile::Instances,
         "joins" => Profile::Joins,
         "commits" => Profile::Commits,
+        "verify" => Profile::Verify,
         "calm" => Profile::Calm,
         other => bail!("--profile {other}\n{USAGE}"),
     })
@@ -266,12 +282,11 @@ impl Campaign {
     fn seeds(&self, out: &mut (dyn Write + Send)) -> Result<bool> {
         let began = Instant::now();
         let first = self.options.first_seed;
-        let waiting: Mutex<VecDeque<u64>> =
-            Mutex::new((first..first + self.options.seeds).collect());
+        let waiting = Mutex::new(first..first.saturating_add(self.options.seeds));
         let done: Mutex<(Vec<Outcome>, &mut (dyn Write + Send))> = Mutex::new((Vec::new(), out));
         let work = || -> Result<()> {
             while began.elapsed() < self.options.time {
-                let seed = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let seed = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
                 let Some(seed) = seed else { return Ok(()) };
                 let outcome = run(&self.trial(seed)).with_context(|| format!("run seed {seed}"))?;
                 let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
@@ -379,6 +394,14 @@ mod tests {
     }
 
     #[test]
+    fn minutes_alone_are_as_many_seeds_as_begin_in_them() {
+        let seeds = |text: &str| parsed(&format!("--subject subscription {text}")).unwrap().seeds;
+        assert_eq!(seeds(""), 5);
+        assert_eq!(seeds("--minutes 2 --seeds 3"), 3);
+        assert!(seeds("--minutes 2") > 1_000_000);
+    }
+
+    #[test]
     fn what_is_unknown_is_refused_with_the_usage() {
         for wrong in [
             "--sedes 3",
@@ -388,6 +411,7 @@ mod tests {
             "--target lake",
             "--target tape",
             "--profile odd",
+            "--profile verify",
         ] {
             let text = format!("--subject subscription {wrong}");
             assert!(parsed(&text).is_err(), "{wrong}");

@@ -58,8 +58,8 @@ pub(super) trait Follower: Send {
     fn limit_files(&mut self, bytes: Option<u64>) -> Result<()>;
     /// Starts a second instance and waits until it ends; none if it does not within the time.
     fn second(&mut self, same_directory: bool, within: Duration) -> Result<Option<Ended>>;
-    /// Gives tables up, so that the next start lets them join again; it does not run now. None if that takes longer.
-    fn give_up(&mut self, tables: &[&str], within: Duration) -> Result<Option<Ended>>;
+    /// Starts another command of the job, beside it or in its place; none where there are no others.
+    fn command(&mut self, arguments: &[&str]) -> Result<Option<Child>>;
     /// Brings the target to where the source is and ends; it does not run now.
     fn drain(&mut self, within: Duration) -> Result<Drained>;
     /// What to ask the servers about it.
@@ -161,7 +161,7 @@ impl Drop for Tidemark {
 }
 
 /// Waits for a process; kills it when it takes longer.
-fn end_within(mut child: Child, within: Duration) -> Result<Option<Ended>> {
+pub(super) fn end_within(mut child: Child, within: Duration) -> Result<Option<Ended>> {
     let status = process::poll(within, || Ok(child.try_wait()?))?;
     if status.is_none() {
         child.kill().ok();
@@ -215,10 +215,8 @@ impl Follower for Tidemark {
         end_within(child, within)
     }
 
-    fn give_up(&mut self, tables: &[&str], within: Duration) -> Result<Option<Ended>> {
-        let arguments = [&["reset"], tables, &["--yes"]].concat();
-        let child = self.spawn(&arguments, &Self::state_dir(&self.directory))?;
-        end_within(child, within)
+    fn command(&mut self, arguments: &[&str]) -> Result<Option<Child>> {
+        self.spawn(arguments, &Self::state_dir(&self.directory)).map(Some)
     }
 
     fn drain(&mut self, within: Duration) -> Result<Drained> {
@@ -336,7 +334,7 @@ impl Follower for Subscription {
         Ok(None)
     }
 
-    fn give_up(&mut self, _tables: &[&str], _within: Duration) -> Result<Option<Ended>> {
+    fn command(&mut self, _arguments: &[&str]) -> Result<Option<Child>> {
         Ok(None)
     }
 

@@ -141,6 +141,8 @@ pub enum Profile {
     Joins,
     /// Answers to commits that are lost, and kills; never by a seed alone.
     Commits,
+    /// No fault, but verifications in turn, of which every second one has a difference to find; never by a seed alone.
+    Verify,
     /// No fault at all.
     Calm,
 }
@@ -199,7 +201,8 @@ impl Plan {
         };
         // Where swaps are frequent every batch has one, and the follower's fast path is never seen.
         let swaps_one_in = if seed.is_multiple_of(3) { 1 } else { 150 };
-        let early_count = if profile == Profile::Calm { 0 } else { random.random_range(0..=2) };
+        let has_faults = !matches!(profile, Profile::Calm | Profile::Verify);
+        let early_count = if has_faults { random.random_range(0..=2) } else { 0 };
         let early = (0..early_count)
             .map(|_| Planned {
                 pause: Duration::from_millis(random.random_range(50..1_500)),
@@ -209,7 +212,7 @@ impl Plan {
             })
             .collect();
         let late = (0..200).map(|_| late(&mut random, profile)).collect();
-        let late = if profile == Profile::Calm { Vec::new() } else { late };
+        let late = if has_faults { late } else { Vec::new() };
         Self { profile, early, late, length, rows_max, swaps_one_in }
     }
 }

@@ -13,7 +13,7 @@ use super::plan::Profile;
 /// Why a run is bad.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// What saw it: `promise`, `difference`, `exit`, `count`, `stuck`, `second instance`, `rig`.
+    /// What saw it: `promise`, `difference`, `exit`, `count`, `stuck`, `second instance`, `verify`, `rig`.
     pub seen_by: &'static str,
     /// What was seen.
     pub detail: String,
@@ -36,6 +36,62 @@ pub struct Verdict {
     pub duplicated: u64,
     /// Rows of the target that the source does not have in that form.
     pub wrong: u64,
+}
+
+/// What the verifications of a run have found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Those that came to a verdict.
+    pub verdicts: u64,
+    /// Rows that they have read, of both sides together.
+    pub rows: u64,
+    /// For how long the stream stood for each.
+    pub pauses: Vec<Duration>,
+    /// How long each took.
+    pub lengths: Vec<Duration>,
+    /// Verdicts other than `identical` where nothing was planted, and rows that were named but not planted.
+    pub false_alarms: u64,
+    /// Differences that were planted and read.
+    pub planted: u64,
+    /// Of those, the ones that were called different and named row by row (of a lake: table by table), and no others.
+    pub found: u64,
+    /// Of those, the ones that `tidemark repair` has mended.
+    pub repaired: u64,
+    /// Verifications that were killed.
+    pub killed: u64,
+    /// Verifications that found no point, because transactions of the source went on for too long.
+    pub pointless: u64,
+}
+
+impl Verified {
+    fn json(&self) -> Value {
+        let millis = |all: &[Duration]| all.iter().map(Duration::as_millis).collect::<Vec<_>>();
+        json!({
+            "verdicts": self.verdicts,
+            "rows": self.rows,
+            "pause_ms": millis(&self.pauses),
+            "length_ms": millis(&self.lengths),
+            "false_alarms": self.false_alarms,
+            "planted": self.planted,
+            "found": self.found,
+            "repaired": self.repaired,
+            "killed": self.killed,
+            "without_a_point": self.pointless,
+        })
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.verdicts += other.verdicts;
+        self.rows += other.rows;
+        self.pauses.extend(&other.pauses);
+        self.lengths.extend(&other.lengths);
+        self.false_alarms += other.false_alarms;
+        self.planted += other.planted;
+        self.found += other.found;
+        self.repaired += other.repaired;
+        self.killed += other.killed;
+        self.pointless += other.pointless;
+    }
 }
 
 /// All that is known of one run.
@@ -81,6 +137,8 @@ pub struct Outcome {
     pub peak_wal_bytes: u64,
     /// The report of `--until now`.
     pub drained: Option<Value>,
+    /// What its verifications have found, where it had any.
+    pub verified: Option<Verified>,
     /// Where a failed run was kept.
     pub kept: Option<String>,
 }
@@ -112,6 +170,7 @@ impl Outcome {
             "peak_rss_kb": (self.peak_rss_kb > 0).then_some(self.peak_rss_kb),
             "peak_wal_bytes": self.peak_wal_bytes,
             "until_now": self.drained,
+            "verified": self.verified.as_ref().map(Verified::json),
             "events": if self.failure.is_some() { json!(self.events) } else { Value::Null },
             "kept": self.kept,
         })
@@ -133,6 +192,7 @@ pub(super) fn table(outcomes: &[Outcome]) -> String {
     let mut recoveries: Vec<Duration> =
         outcomes.iter().flat_map(|outcome| outcome.recoveries.clone()).collect();
     recoveries.sort_unstable();
+    let verified = all_verified(outcomes);
     let mut rows = vec![
         ("seeds".to_owned(), outcomes.len().to_string()),
         (
@@ -157,12 +217,39 @@ pub(super) fn table(outcomes: &[Outcome]) -> String {
         ("states judged while running".to_owned(), sum(&|o| o.glances).to_string()),
         ("lanes seen to have moved".to_owned(), sum(&|o| o.lane_moves.0).to_string()),
         ("  and to stand apart".to_owned(), sum(&|o| o.lane_moves.1).to_string()),
-        ("recovery after kill -9, p50 / p99 / max".to_owned(), percentiles(&recoveries)),
+        ("recovery after kill -9, p50 / p99 / max (kills)".to_owned(), percentiles(&recoveries)),
         ("peak memory of tidemark".to_owned(), largest(outcomes, |o| o.peak_rss_kb * 1024)),
         ("peak WAL kept by the source".to_owned(), largest(outcomes, |o| o.peak_wal_bytes)),
     ]);
+    rows.extend(verified.as_ref().map(verified_rows).into_iter().flatten());
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     rows.iter().map(|(name, value)| format!("| {name:width$} | {value} |\n")).collect()
+}
+
+/// What all of them have verified; none where none has.
+fn all_verified(outcomes: &[Outcome]) -> Option<Verified> {
+    let mut each = outcomes.iter().filter_map(|outcome| outcome.verified.as_ref());
+    let mut all = each.next()?.clone();
+    each.for_each(|verified| all.add(verified));
+    all.pauses.sort_unstable();
+    all.lengths.sort_unstable();
+    Some(all)
+}
+
+fn verified_rows(all: &Verified) -> Vec<(String, String)> {
+    let number = |name: &str, value: u64| (name.to_owned(), value.to_string());
+    vec![
+        number("verifications under the storm", all.verdicts),
+        number("  rows that they read", all.rows),
+        number("  false alarms", all.false_alarms),
+        number("  differences planted", all.planted),
+        number("  and found, each row named and no other", all.found),
+        number("  and mended by repair", all.repaired),
+        number("  killed half-way", all.killed),
+        number("  without a point, for transactions of the source", all.pointless),
+        ("  time of one, p50 / p99 / max".to_owned(), percentiles(&all.lengths)),
+        ("  the stream stood for, p50 / p99 / max".to_owned(), percentiles(&all.pauses)),
+    ]
 }
 
 fn count(outcomes: &[Outcome], of: impl Fn(&Outcome) -> bool) -> String {
@@ -179,11 +266,11 @@ fn largest(outcomes: &[Outcome], of: impl Fn(&Outcome) -> u64) -> String {
 fn percentiles(sorted: &[Duration]) -> String {
     let at = |share: f64| {
         let index = ((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len());
-        format!("{:.2}", sorted[index - 1].as_secs_f64())
+        format!("{:.3}", sorted[index - 1].as_secs_f64())
     };
     match sorted.len() {
         0 => "not measured".to_owned(),
-        count => format!("{} / {} / {} s ({count} kills)", at(0.5), at(0.99), at(1.0)),
+        count => format!("{} / {} / {} s ({count})", at(0.5), at(0.99), at(1.0)),
     }
 }
 
@@ -194,8 +281,8 @@ mod tests {
     #[test]
     fn percentiles_are_of_what_was_measured() {
         let hundred: Vec<Duration> = (1..=100).map(|n| Duration::from_millis(n * 10)).collect();
-        assert_eq!(percentiles(&hundred), "0.50 / 0.99 / 1.00 s (100 kills)");
-        assert_eq!(percentiles(&hundred[..1]), "0.01 / 0.01 / 0.01 s (1 kills)");
+        assert_eq!(percentiles(&hundred), "0.500 / 0.990 / 1.000 s (100)");
+        assert_eq!(percentiles(&hundred[..1]), "0.010 / 0.010 / 0.010 s (1)");
         assert_eq!(percentiles(&[]), "not measured");
     }
 }

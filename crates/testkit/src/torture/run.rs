@@ -7,7 +7,9 @@
 
 mod inject;
 mod judge;
+mod plant;
 mod tables;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ use rustix::process::Signal;
 use super::configuration::Configuration;
 use super::follower::{Ended, Follower, Subscription, Tidemark, ended_within};
 use super::plan::{Fault, Plan, Planned, Profile, Side};
-use super::report::{Failure, Outcome, Verdict};
+use super::report::{Failure, Outcome, Verdict, Verified};
 use super::rig::{DATABASE, Rig};
 use super::watch::{Seen, Watch, show};
 use crate::workload::storm::Pace;
@@ -225,6 +227,9 @@ struct Run<'a> {
     storm: StormReport,
     verdict: Option<Verdict>,
     drained: Option<serde_json::Value>,
+    verified: Option<Verified>,
+    /// What a verification said that is wrong, unless the end shows that it is right.
+    alarm: Option<Failure>,
 }
 
 impl<'a> Run<'a> {
@@ -256,6 +261,8 @@ impl<'a> Run<'a> {
             storm: StormReport::default(),
             verdict: None,
             drained: None,
+            verified: None,
+            alarm: None,
         })
     }
 
@@ -268,7 +275,10 @@ impl<'a> Run<'a> {
         }
         self.wait("follow", |seen| seen.follows)?;
         self.event("follows");
-        self.under_faults()?;
+        match self.plan.profile {
+            Profile::Verify => verify::in_turn(self)?,
+            _ => self.under_faults()?,
+        }
         if let Sabotage::Midway(sql) = &self.trial.sabotage {
             self.rig.target.psql(DATABASE, sql).map_err(rig_error)?;
         }
@@ -289,7 +299,8 @@ impl<'a> Run<'a> {
         if let Sabotage::AtEnd(sql) = &self.trial.sabotage {
             self.rig.target.psql(DATABASE, sql).map_err(rig_error)?;
         }
-        self.judge()
+        self.judge()?;
+        self.alarm.take().map_or(Ok(()), Err)
     }
 
     fn under_faults(&mut self) -> Step {
@@ -357,7 +368,11 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn until(&mut self, within: Duration, probe: impl Fn(&Self, &Seen) -> bool) -> Step<bool> {
+    fn until(
+        &mut self,
+        within: Duration,
+        mut probe: impl FnMut(&Self, &Seen) -> bool,
+    ) -> Step<bool> {
         let mut failure = None;
         let found = process::poll(within, || {
             let seen = self.watch.seen();
@@ -536,6 +551,7 @@ impl<'a> Run<'a> {
             peak_rss_kb: seen.peak_rss_kb,
             peak_wal_bytes: seen.peak_wal_bytes,
             drained: self.drained.take(),
+            verified: self.verified.take(),
             kept: None,
         }
     }

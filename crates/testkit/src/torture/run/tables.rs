@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::follower::Ended;
+use super::super::follower::{Ended, end_within};
 use super::super::plan::{Fault, Side};
 use super::super::report::Failure;
 use super::super::rig::DATABASE;
@@ -90,7 +90,10 @@ pub(super) fn rejoin(run: &mut Run<'_>, number: u32, kill_after: Option<Duration
 fn give_up(run: &mut Run<'_>, tables: &[&str]) -> Step {
     let until = Instant::now() + LET_GO_WITHIN;
     loop {
-        let ended = run.follower.give_up(tables, LET_GO_WITHIN).map_err(rig_error)?;
+        let arguments = [&["reset"], tables, &["--yes"]].concat();
+        let child = run.follower.command(&arguments).map_err(rig_error)?;
+        let ended = child.map(|child| end_within(child, LET_GO_WITHIN)).transpose();
+        let ended = ended.map_err(rig_error)?.flatten();
         match ended {
             Some(Ended::Code(0)) => return Ok(()),
             Some(Ended::Code(8 | 9)) if Instant::now() < until => {}

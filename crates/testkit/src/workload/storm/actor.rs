@@ -134,8 +134,9 @@ impl Actor {
         }
         let mut session = Session::strict(&self.cluster, &self.database)?;
         let client = seat.client;
+        // Notices would fill a pipe that is read at the end only, and psql would wait for room in it.
         let sql = format!(
-            "SET lock_timeout = '20s'; SET application_name = 'storm {client}';\n\
+            "SET client_min_messages = error; SET lock_timeout = '20s'; SET application_name = 'storm {client}';\n\
              SELECT format('COMMIT PREPARED %L;', gid) FROM pg_prepared_xacts WHERE gid LIKE 'storm {client} %' AND database = current_database() \\gexec\n\
              SELECT coalesce(max(seq), 0) FROM storm.ledger WHERE client = {client};"
         );
