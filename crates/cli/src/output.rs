@@ -11,7 +11,9 @@ use comfy_table::{
 };
 use serde::Serialize;
 use tidemark_model::{Finding, RelationName, Severity};
-use tidemark_report::{DiffKind, Point, SchemaSeverity, ShownKey, TableReport, VerifyReport};
+use tidemark_report::{
+    DiffKind, Point, SchemaSeverity, ShownKey, TableReport, Verdict, VerifyReport,
+};
 
 use crate::exit::{ExitCode, Failure};
 
@@ -136,13 +138,20 @@ fn differing_rows(table: &TableReport, some: &[(DiffKind, ShownKey)], is_in_file
     text
 }
 
+/// More identical tables than this are one line: who looks for what differs must not have to scroll.
+const IDENTICAL_MAX: usize = 40;
+
 /// What a verification found: the verdict, a line for each table, what was found of definitions.
 pub fn verified(report: &VerifyReport, examples: &Examples, color: bool) -> String {
     let mut table = table(color);
     let titles = ["table", "verdict", "source rows", "target rows", "digest", "leaves", "differ"];
     table.set_header(titles.map(|title| header(title, color)));
     let rows = |rows: Option<u64>| rows.map_or("-".to_owned(), count);
-    for one in &report.tables {
+    let is_identical = |one: &&TableReport| one.verdict == Verdict::Identical;
+    let identical = report.tables.iter().filter(is_identical);
+    let are_shown = identical.clone().count() <= IDENTICAL_MAX;
+    let shown = report.tables.iter().filter(|one| are_shown || !is_identical(one));
+    for one in shown.clone() {
         let digest = one.source_digest.map(|digest| format!("{:032x}", digest.raw));
         table.add_row([
             Cell::new(one.plain_name()),
@@ -159,7 +168,19 @@ pub fn verified(report: &VerifyReport, examples: &Examples, color: bool) -> Stri
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    let mut text = format!("{table}\n");
+    let mut text = match shown.count() {
+        0 => String::new(),
+        _ => format!("{table}\n"),
+    };
+    if !are_shown {
+        let (tables, all) = (identical.clone().count() as u64, identical);
+        let all = all.filter_map(|one| one.source_rows).fold(0, u64::saturating_add);
+        text.push_str(&format!(
+            "{} tables are identical, with {} rows; --report and --json name each\n",
+            count(tables),
+            count(all)
+        ));
+    }
     for one in report.tables.iter().filter(|one| one.skipped_reason.is_some()) {
         let reason = one.skipped_reason.as_deref().unwrap_or_default();
         text.push_str(&format!("{}: {reason}\n", one.plain_name()));
@@ -392,6 +413,33 @@ mod tests {
         assert_eq!(duration(Duration::from_secs(7_500)), "2h05m");
         assert_eq!(rate(10, Duration::ZERO), None);
         assert_eq!(rate(u64::MAX, Duration::from_secs(1)), Some(u64::MAX));
+    }
+
+    #[test]
+    fn of_many_tables_those_that_are_identical_are_one_line() {
+        let verified = |identical: usize, different: bool| {
+            let side = tidemark_report::Side::default;
+            let level = tidemark_report::Level::Digest;
+            let mut report = VerifyReport::new("shop", level, side(), side());
+            report.tables = (0..identical)
+                .map(|number| {
+                    let mut table = TableReport::new("public", format!("t{number}"));
+                    (table.verdict, table.source_rows) = (Verdict::Identical, Some(1_000));
+                    table
+                })
+                .collect();
+            if different {
+                report.tables.push(TableReport::skipped("public", "other", "the reason"));
+            }
+            super::verified(&report, &Examples::new(), false)
+        };
+        let few = verified(IDENTICAL_MAX, true);
+        assert!(few.contains("public.t39") && few.contains("public.other"), "{few}");
+        let many = verified(500, true);
+        assert!(many.contains("500 tables are identical, with 500,000 rows"), "{many}");
+        assert!(many.contains("public.other: the reason"), "{many}");
+        assert!(!many.contains("public.t39") && many.lines().count() < 10, "{many}");
+        assert!(!verified(500, false).contains("verdict"), "a table without a row");
     }
 
     #[test]

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
+use tidemark_model::RelationName;
 use tidemark_pipeline::Target;
 use tidemark_report::{
     Allowance, Barrier, Digest, DigestMethod, HeatMap, KeysSetAside, LastProven, LeafState, Level,
-    Point, Proof, Reading, Redaction, Redactor, SchemaFinding, SchemaSeverity, Scope, Side,
+    Point, Proof, Reading, Redaction, Redactor, SchemaFinding, SchemaSeverity, Scope, Side, SideKind,
     SideSnapshot, TableReport, Verdict, VerifyReport, to_html, to_json, to_junit,
 };
 use tidemark_verify::{
@@ -185,6 +186,9 @@ fn report(config: &Config, args: &VerifyArgs, request: &Request, outcome: Outcom
         side(&outcome.source, request.job.source.host_display()),
         side(&outcome.target, target),
     );
+    if matches!(request.job.target, Target::Lake(_)) {
+        report.target.kind = SideKind::Lake;
+    }
     report.tool_version = env!("CARGO_PKG_VERSION").to_owned();
     report.duration_ms = milliseconds(outcome.duration);
     report.scope = Scope {
@@ -194,10 +198,7 @@ fn report(config: &Config, args: &VerifyArgs, request: &Request, outcome: Outcom
     };
     report.point = point(&outcome, request.progress.read_again());
     report.tables = outcome.tables.iter().map(|table| table_of(table, &outcome, level)).collect();
-    report.tables.extend(outcome.alone.iter().map(|name| {
-        let because = "only one side has it";
-        TableReport::skipped(&name.schema, &name.name, because)
-    }));
+    report.tables.extend(outcome.alone.iter().map(|name| alone(name, &outcome)));
     let skipped = outcome.skipped.iter();
     report.tables.extend(skipped.map(|skipped| {
         TableReport::skipped(&skipped.name.schema, &skipped.name.name, &skipped.because)
@@ -214,6 +215,16 @@ fn report(config: &Config, args: &VerifyArgs, request: &Request, outcome: Outcom
     report.reading = reading(request, outcome.duration);
     report.config_hash = config_hash(config);
     report.command = command(std::env::args().skip(1));
+    report
+}
+
+/// A table that one side lacks is different, whatever its rows are.
+fn alone(name: &RelationName, outcome: &Outcome) -> TableReport {
+    let findings = outcome.findings.iter().filter(|found| found.table.as_ref() == Some(name));
+    let is_on_source = findings.clone().any(|found| found.source.is_some());
+    let because = if is_on_source { "only the source has it" } else { "only the target has it" };
+    let mut report = TableReport::skipped(&name.schema, &name.name, because);
+    report.differing_definitions = findings.count() as u64;
     report
 }
 

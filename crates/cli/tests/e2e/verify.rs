@@ -118,6 +118,44 @@ fn two_databases_without_a_job_are_compared_where_they_stand_still() {
     assert!(ran.stdout.contains("only_here"), "{}", ran.stdout);
 }
 
+#[test]
+fn what_one_side_lacks_is_different_and_what_may_not_be_read_is_incomplete_and_both_say_why() {
+    let (pair, directory) = (Pair::new("unread"), TempDir::new().unwrap());
+    let role = format!("reader_{}", pair.source.name());
+    pair.source.psql(&format!("CREATE ROLE {role} LOGIN")).unwrap();
+    let rows = "CREATE TABLE shown (id int PRIMARY KEY); CREATE TABLE hidden (id int PRIMARY KEY); INSERT INTO hidden VALUES (1)";
+    for side in [&pair.source, &pair.target] {
+        side.psql(&format!("{rows}; GRANT SELECT ON shown, hidden TO {role}")).unwrap();
+    }
+    let policy =
+        "ALTER TABLE hidden ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON hidden USING (id < 0)";
+    pair.source.psql(policy).unwrap();
+    let as_role =
+        |url: String| url.replacen("postgres://postgres", &format!("postgres://{role}"), 1);
+    let job = Job::new("unread", &as_role(pair.source.url()), &as_role(pair.target.url()));
+    let place = directory.path().join("report");
+    let chosen = ["verify", "--quiesced", "--table", "public.shown", "--table", "public.hidden"];
+    let verify = [&chosen[..], &["--report", place.to_str().unwrap()]].concat();
+    let ran = job.run(&verify).expect(3);
+    assert!(ran.stdout.contains("public.hidden: row security hides rows"), "{}", ran.stdout);
+    let report = report_in(&place);
+    assert_eq!(table(&report, "hidden")["verdict"], "incomplete");
+    assert_eq!(table(&report, "shown")["verdict"], "identical");
+
+    let chosen = ["verify", "--quiesced", "--table", "public.supplier"];
+    let verify = [&chosen[..], &["--report", place.to_str().unwrap()]].concat();
+    let ran = job.run(&verify).expect(1);
+    assert!(ran.stdout.contains("public.supplier: only the source has it"), "{}", ran.stdout);
+    let report = report_in(&place);
+    let supplier = table(&report, "supplier");
+    assert_eq!(supplier["verdict"], "different");
+    assert_eq!(supplier["differing_definitions"], 1);
+    for side in [&pair.source, &pair.target] {
+        side.psql(&format!("DROP OWNED BY {role}")).unwrap();
+    }
+    pair.source.psql(&format!("DROP ROLE {role}")).unwrap();
+}
+
 /// All that a report's directory holds.
 fn all_of(place: &Path) -> String {
     let files =

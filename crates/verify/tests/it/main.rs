@@ -11,6 +11,7 @@ mod dirty;
 mod generated;
 mod lake;
 mod lake_damage;
+mod many;
 mod moving;
 mod naming;
 mod pairs;
