@@ -8,8 +8,8 @@ use super::definition_list;
 use super::text::{Esc, bytes, duration, time};
 use crate::words::{count, counted};
 use crate::{
-    Allowance, Barrier, KeysSetAside, Point, SchemaFinding, SchemaSeverity, SideSnapshot, Verdict,
-    VerifyReport,
+    Allowance, Barrier, KeysSetAside, Point, Redaction, SchemaFinding, SchemaSeverity, SideKind,
+    SideSnapshot, Verdict, VerifyReport,
 };
 
 pub(super) fn definitions(report: &VerifyReport) -> String {
@@ -44,11 +44,32 @@ fn definition(finding: &SchemaFinding) -> String {
     format!(
         "<tbody><tr><td class=\"name\">{}</td><td>{severity}: {}</td><td>{}</td><td>{}</td></tr>\n{}</tbody>\n",
         Esc(&finding.object),
-        Esc(&finding.kind),
+        in_words(&finding.kind),
         there(&finding.source),
         there(&finding.target),
         fix.unwrap_or_default()
     )
+}
+
+/// What a kind of finding is to somebody who reads it for the first time, with its name for scripts.
+fn in_words(kind: &str) -> String {
+    let words = match kind {
+        "table-missing" => "the target has no such table",
+        "table-extra" => "the source has no such table",
+        "column-missing" => "the target has no such column",
+        "column-extra" => "the source has no such column",
+        "column-type" => "another type",
+        "column-nullability" => "NULL is allowed on one side only",
+        "column-collation" => "another collation",
+        "column-generated" => "generated in another way",
+        "primary-key" => "another primary key",
+        "index-missing" => "the target has no such index",
+        "index-extra" => "the source has no such index",
+        "sequence-missing" => "the target has no such sequence",
+        "sequence-behind" => "the target\u{2019}s sequence is behind",
+        other => return Esc(other).to_string(),
+    };
+    format!("{words} <small>{kind}</small>")
 }
 
 pub(super) fn skipped(report: &VerifyReport) -> String {
@@ -74,7 +95,7 @@ pub(super) fn skipped(report: &VerifyReport) -> String {
                 )
             });
             format!(
-                "<table class=\"facts\">\n<thead><tr><th>Object</th><th>Why</th></tr></thead>\n{}</table>\n",
+                "<table class=\"facts\">\n<thead><tr><th>Not compared, or not in full</th><th>Why</th></tr></thead>\n{}</table>\n",
                 rows.collect::<String>()
             )
         }
@@ -253,17 +274,29 @@ pub(super) fn again(report: &VerifyReport) -> String {
         )
     });
     format!(
-        "<section>\n<h2>Run it again</h2>\n<pre>{}</pre>\n{}</section>\n",
+        "<section>\n<h2>Run it again</h2>\n<pre>{}</pre>\n{}{}</section>\n",
         Esc(&report.command),
-        diff.unwrap_or_default()
+        diff.unwrap_or_default(),
+        if can_be_repaired(report) { REPAIR } else { "" }
     )
+}
+
+const REPAIR: &str = "<p><code>tidemark repair DIRECTORY</code>, with the directory of this file and the options above that name \
+     the job, reads these rows again and prints the statements that give the target what the source has now; with \
+     <code>--apply</code> it runs them.</p>\n";
+
+/// Whether `tidemark repair` has something to begin with.
+fn can_be_repaired(report: &VerifyReport) -> bool {
+    let names_rows = report.diff.as_ref().is_some_and(|diff| diff.lines > 0);
+    let is_in_a_database = report.target.kind == SideKind::Postgresql;
+    names_rows && is_in_a_database && report.redaction != Redaction::Keys
 }
 
 pub(super) fn versions(report: &VerifyReport, checksum: &str) -> String {
     let redaction = match report.redaction {
-        crate::Redaction::None => "none: keys and values are in the files",
-        crate::Redaction::Values => "values: keys are in the files, values are hashes",
-        crate::Redaction::Keys => "keys: keys and values are hashes",
+        Redaction::None => "none: keys and values are in the files",
+        Redaction::Values => "values: keys are in the files, values are hashes",
+        Redaction::Keys => "keys: keys and values are hashes",
     };
     let lines = definition_list(&[
         ("Tidemark", Esc(&report.tool_version).to_string()),

@@ -71,6 +71,7 @@ pub(super) fn cell(table: &TableReport) -> String {
     };
     let label = match table.differing_leaves {
         0 => leaves,
+        1 => format!("<b>1</b> of {leaves} differs"),
         differing => format!("<b>{}</b> of {leaves} differ", count(differing)),
     };
     format!("<td class=\"map\">{}<span>{label}</span></td>", picture(map))

@@ -108,7 +108,9 @@ fn proof(table: &TableReport) -> &'static str {
 fn details(report: &VerifyReport, table: &TableReport) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(reason) = &table.skipped_reason {
-        lines.push(format!("<b>Not proven:</b> {}", Esc(reason)));
+        // What differs is known to differ, whatever else was not looked at.
+        let word = if table.verdict == Verdict::Different { "Because" } else { "Not proven" };
+        lines.push(format!("<b>{word}:</b> {}", Esc(reason)));
     } else if table.verdict == Verdict::Incomplete {
         lines.push(why_incomplete(table).to_owned());
     }
@@ -193,12 +195,15 @@ fn key(key: &ShownKey) -> String {
 }
 
 fn column(found: &ColumnFinding) -> String {
-    let kinds =
-        [(found.changed, "other values"), (found.equivalent, "equal"), (found.lossy, "lossy")];
+    let kinds = [
+        (found.changed, "with another value"),
+        (found.equivalent, "with an equal value, written in another way"),
+        (found.lossy, "with a value that a declared mapping cannot carry in full"),
+    ];
     let parts: Vec<_> = kinds
         .iter()
         .filter(|(rows, _)| *rows > 0)
-        .map(|(rows, kind)| format!("{} {kind}", count(*rows)))
+        .map(|(rows, kind)| format!("{} {kind}", counted(*rows, "row")))
         .collect();
     let hint = found.hint.as_ref().map(|hint| format!(" \u{2014} {}", Esc(hint)));
     format!(
