@@ -59,8 +59,8 @@ pub struct Verified {
     pub repaired: u64,
     /// Verifications that were killed.
     pub killed: u64,
-    /// Verifications that found no point, because transactions of the source went on for too long.
-    pub pointless: u64,
+    /// Those that gave up: transactions of the source went on for too long, or a TRUNCATE waited for them.
+    pub given_up: u64,
 }
 
 impl Verified {
@@ -76,7 +76,7 @@ impl Verified {
             "found": self.found,
             "repaired": self.repaired,
             "killed": self.killed,
-            "without_a_point": self.pointless,
+            "given_up": self.given_up,
         })
     }
 
@@ -90,7 +90,7 @@ impl Verified {
         self.found += other.found;
         self.repaired += other.repaired;
         self.killed += other.killed;
-        self.pointless += other.pointless;
+        self.given_up += other.given_up;
     }
 }
 
@@ -246,7 +246,7 @@ fn verified_rows(all: &Verified) -> Vec<(String, String)> {
         number("  and found, each row named and no other", all.found),
         number("  and mended by repair", all.repaired),
         number("  killed half-way", all.killed),
-        number("  without a point, for transactions of the source", all.pointless),
+        number("  given up for a transaction or a TRUNCATE", all.given_up),
         ("  time of one, p50 / p99 / max".to_owned(), percentiles(&all.lengths)),
         ("  the stream stood for, p50 / p99 / max".to_owned(), percentiles(&all.pauses)),
     ]

@@ -27,8 +27,8 @@ const SALT: u64 = 0x7665_7269_6679;
 const VERDICTS_MIN: u64 = 4;
 /// One that takes longer is stuck.
 const ENDS_WITHIN: Duration = Duration::from_secs(240);
-/// So many in a row may find no point.
-const POINTLESS_MAX: u32 = 12;
+/// So many in a row may give up.
+const GIVEN_UP_MAX: u32 = 12;
 /// How long the servers may take to end the sessions of one that was killed.
 const ENDED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -178,7 +178,7 @@ fn planted(run: &mut Run<'_>, random: &mut StdRng) -> Step {
 /// Lets the report be repaired, while the stream goes on.
 fn repaired(run: &mut Run<'_>) -> Step {
     let report = run.rig.path().join("report").display().to_string();
-    for _ in 0..POINTLESS_MAX {
+    for _ in 0..GIVEN_UP_MAX {
         let ended = ended(run, &["repair", &report, "--apply"])?;
         match ended {
             Ended::Code(0) => {
@@ -186,19 +186,19 @@ fn repaired(run: &mut Run<'_>) -> Step {
                 counted(run).repaired += 1;
                 return Ok(());
             }
-            Ended::Code(8) => counted(run).pointless += 1,
+            Ended::Code(8) => counted(run).given_up += 1,
             other => {
                 let detail = format!("repair ended with {other:?}\n{}", run.follower.said());
                 return Err(Failure { seen_by: "verify", detail });
             }
         }
     }
-    Err(pointless(run))
+    Err(none_came_to_an_end(run))
 }
 
-/// A verification that comes to a verdict; those are counted that do not, because no point was found.
+/// A verification that comes to a verdict; those that give up are counted.
 fn verdict(run: &mut Run<'_>, random: &mut StdRng) -> Step<Found> {
-    for _ in 0..POINTLESS_MAX {
+    for _ in 0..GIVEN_UP_MAX {
         let arguments = arguments(run, random);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let began = Instant::now();
@@ -211,14 +211,14 @@ fn verdict(run: &mut Run<'_>, random: &mut StdRng) -> Step<Found> {
                 count(counted(run), &found, began.elapsed());
                 return Ok(found);
             }
-            Ended::Code(8) => counted(run).pointless += 1,
+            Ended::Code(8) => counted(run).given_up += 1,
             other => {
                 let detail = format!("verify {how} ended with {other:?}\n{}", run.follower.said());
                 return Err(Failure { seen_by: "verify", detail });
             }
         }
     }
-    Err(pointless(run))
+    Err(none_came_to_an_end(run))
 }
 
 fn count(verified: &mut Verified, found: &Found, length: Duration) {
@@ -283,9 +283,9 @@ fn alarm(run: &mut Run<'_>, wrong: String) {
     run.alarm = Some(Failure { seen_by: "verify", detail: wrong });
 }
 
-fn pointless(run: &Run<'_>) -> Failure {
+fn none_came_to_an_end(run: &Run<'_>) -> Failure {
     let said = run.follower.said();
-    let detail = format!("no point was found in {POINTLESS_MAX} verifications in a row\n{said}");
+    let detail = format!("{GIVEN_UP_MAX} verifications in a row gave up\n{said}");
     Failure { seen_by: "stuck", detail }
 }
 
