@@ -4,7 +4,9 @@
 //! beside it, with its number.
 
 use crate::words::{count, counted, list};
-use crate::{Level, Outcome, Point, Proof, SchemaSeverity, TableReport, Verdict, VerifyReport};
+use crate::{
+    Level, Outcome, Point, Proof, SchemaSeverity, Shortfall, TableReport, Verdict, VerifyReport,
+};
 
 impl VerifyReport {
     /// What was proven, for somebody who was not there: the statement first, then what belongs to it.
@@ -113,6 +115,15 @@ impl VerifyReport {
             let all = counted(self.tables.len() as u64, "table");
             parts.push(format!("{} of {all}", count(tables)));
         }
+        let unread = self.tables.iter().filter(|table| {
+            table.verdict == Verdict::Different
+                && table.shortfall(self.level) == Some(Shortfall::NotProven)
+        });
+        match unread.count() as u64 {
+            0 => {}
+            1 => parts.push("the rows of 1 table that differs".to_owned()),
+            more => parts.push(format!("the rows of {} tables that differ", count(more))),
+        }
         let keys = self.keys_set_aside().unsettled;
         if keys > 0 {
             parts.push(format!("{} in flight", counted(keys, "key")));
@@ -151,7 +162,7 @@ impl VerifyReport {
     }
 
     fn missing_parts_beside_a_difference(&self) -> String {
-        let is_short = self.shortfall() == Some(crate::Shortfall::NotProven);
+        let is_short = self.shortfall() == Some(Shortfall::NotProven);
         if !is_short {
             return String::new();
         }

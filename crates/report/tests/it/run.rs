@@ -172,6 +172,18 @@ fn the_claim_says_in_one_sentence_what_was_proven() {
 }
 
 #[test]
+fn of_a_table_that_one_side_lacks_the_claim_says_that_its_rows_are_not_proven() {
+    let report = changed(|report| {
+        let mut alone = TableReport::skipped("public", "alone", "only the source has it");
+        alone.differing_definitions = 1;
+        report.tables.push(alone);
+    });
+    assert_eq!(report.verdict, Verdict::Different);
+    let rows = "Beside that, the rows of 1 table that differs could not be proven.";
+    assert!(report.claim().iter().any(|sentence| sentence == rows), "{:?}", report.claim());
+}
+
+#[test]
 fn a_quiesced_pair_has_no_common_position_and_says_so() {
     let snapshot = samples::barrier(8).source_snapshot;
     let report = changed(|report| {
