@@ -459,11 +459,12 @@ impl<'a> Run<'a> {
 
     /// The source's position now.
     fn head(&self) -> Step<u64> {
-        let text = self
-            .rig
-            .source
-            .psql(DATABASE, "SELECT pg_current_wal_insert_lsn()")
-            .map_err(rig_error)?;
+        self.position("SELECT pg_current_wal_insert_lsn()")
+    }
+
+    /// The position that the source answers with.
+    fn position(&self, sql: &str) -> Step<u64> {
+        let text = self.rig.source.psql(DATABASE, sql).map_err(rig_error)?;
         super::watch::lsn(&text)
             .ok_or_else(|| Failure { seen_by: "rig", detail: format!("no position: {text}") })
     }
@@ -487,11 +488,11 @@ impl<'a> Run<'a> {
         if self.follower.pid() == 0 {
             return Ok(());
         }
-        // What others write to the WAL moves a lake's position every 16 MiB only, a change moves it always.
-        let change = "UPDATE storm.account SET balance = balance WHERE id = 1";
-        self.rig.source.psql(DATABASE, change).map_err(rig_error)?;
+        // What others write to the WAL moves a lake's position every 16 MiB only, a change moves it always: at once, before
+        // a vacuum has written more.
+        let change = "UPDATE storm.account SET balance = balance WHERE id = 1; SELECT pg_current_wal_insert_lsn()";
         // One that was just started may not be where a clean stop is 0.
-        let head = self.head()?;
+        let head = self.position(change)?;
         self.wait("come to the source's last position", |seen| {
             seen.position >= head.saturating_sub(1 << 18)
         })?;

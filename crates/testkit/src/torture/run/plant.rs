@@ -38,6 +38,8 @@ pub(super) struct Plant {
     edits: Vec<Edit>,
     /// The rows that have to be named, as [`short`] writes them, sorted.
     pub(super) lines: Vec<String>,
+    /// Whether `tidemark repair` can mend it: it writes row by row, which a unique value that two rows exchange refuses.
+    pub(super) can_be_repaired: bool,
 }
 
 /// What takes a plant away again.
@@ -50,6 +52,10 @@ pub(super) enum Undo {
 }
 
 impl Plant {
+    fn of(what: &'static str, table: String, edits: Vec<Edit>, lines: Vec<String>) -> Self {
+        Self { what, table, edits, lines, can_be_repaired: true }
+    }
+
     /// Some difference in some row.
     pub(super) fn any(random: &mut StdRng, rig: &Rig) -> Result<Self> {
         match random.random_range(0..10) {
@@ -75,17 +81,13 @@ impl Plant {
                 ("one of several equal rows changed", vec![json!({"n": 77})], lines)
             }
         };
-        Self { what, table: "bag".to_owned(), edits: vec![Edit { row, becomes }], lines }
+        Self::of(what, "bag".to_owned(), vec![Edit { row, becomes }], lines)
     }
 
     fn null_for_nothing(random: &mut StdRng) -> Self {
         let id = EMPTY[random.random_range(0..EMPTY.len())];
-        Self {
-            what: "NULL for ''",
-            table: document(random),
-            edits: vec![Edit { row: json!({"id": id}), becomes: vec![json!({"body": null})] }],
-            lines: vec![format!("changed id={id}")],
-        }
+        let edits = vec![Edit { row: json!({"id": id}), becomes: vec![json!({"body": null})] }];
+        Self::of("NULL for ''", document(random), edits, vec![format!("changed id={id}")])
     }
 
     /// In a value that is stored out of line.
@@ -95,12 +97,9 @@ impl Plant {
         let mut body = rig.source.psql(DATABASE, &sql)?;
         let middle = body.len() / 2;
         body.replace_range(middle..=middle, "X");
-        Ok(Self {
-            what: "one byte of a large value",
-            table,
-            edits: vec![Edit { row: json!({"id": id}), becomes: vec![json!({"body": body})] }],
-            lines: vec![format!("changed id={id}")],
-        })
+        let edits = vec![Edit { row: json!({"id": id}), becomes: vec![json!({"body": body})] }];
+        let lines = vec![format!("changed id={id}")];
+        Ok(Self::of("one byte of a large value", table, edits, lines))
     }
 
     fn in_keyed(random: &mut StdRng) -> Result<Self> {
@@ -108,7 +107,8 @@ impl Plant {
         let (row, id, other) = (place.row(place.id), place.id, place.other);
         let edit = |row: &Value, becomes| Edit { row: row.clone(), becomes };
         let free = json!({"id": other, "position": other});
-        let (what, edits, mut lines) = match random.random_range(0..5) {
+        let kind = random.random_range(0..5);
+        let (what, edits, mut lines) = match kind {
             0 => ("a row lost", vec![edit(&row, vec![])], vec![place.named("missing", id)]),
             1 => {
                 let becomes = vec![json!({ place.text: format!("planted {id} ") })];
@@ -133,7 +133,8 @@ impl Plant {
             }
         };
         lines.sort();
-        Ok(Self { what, table: place.table, edits, lines })
+        let can_be_repaired = !(kind == 4 && place.table == "place");
+        Ok(Self { can_be_repaired, ..Self::of(what, place.table, edits, lines) })
     }
 
     /// Makes the difference on the target: in its rows, or in the files of a lake.

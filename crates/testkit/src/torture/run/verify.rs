@@ -169,7 +169,7 @@ fn planted(run: &mut Run<'_>, random: &mut StdRng) -> Step {
         }
         None => counted(run).found += 1,
     }
-    if lake.is_none() && run.alarm.is_none() && random.random() {
+    if lake.is_none() && plant.can_be_repaired && run.alarm.is_none() && random.random() {
         return repaired(run);
     }
     plant.take_away(run.rig, undo).map_err(rig_error)
