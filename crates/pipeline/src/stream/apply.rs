@@ -219,7 +219,10 @@ impl Apply {
         let at = match order {
             Order::Open => return Ok(false),
             Order::Hold => self.accepted,
-            Order::UpTo(lsn) if self.kept.is_some() || self.accepted >= lsn => lsn.max(self.taken),
+            // What was kept may have been behind another position, whose gate has opened and closed since.
+            Order::UpTo(lsn) if self.keeps_behind(lsn) || self.accepted >= lsn => {
+                lsn.max(self.taken)
+            }
             Order::UpTo(_) => return Ok(false),
         };
         if order != Order::Hold && at < self.unsent.read_at() {
@@ -251,12 +254,14 @@ impl Apply {
     /// Whether an item is not to be applied before the gate opens. Of a transaction whose end nobody knows that cannot be
     /// said.
     fn is_behind_gate(&self, item: &Item) -> Option<bool> {
-        let Order::UpTo(lsn) = self.ladder.gate.order() else { return Some(false) };
-        match item {
-            Item::Transaction(queued) => Some(!queued.is_repeated && queued.head.end_lsn > lsn),
-            Item::Ahead(head, reader) => reader.is_decided.then_some(head.commit_lsn >= lsn),
-            Item::Relation(_) | Item::Idle(_) => Some(false),
+        match self.ladder.gate.order() {
+            Order::UpTo(lsn) => is_behind(item, lsn),
+            Order::Open | Order::Hold => Some(false),
         }
+    }
+
+    fn keeps_behind(&self, lsn: Lsn) -> bool {
+        self.kept.as_ref().is_some_and(|kept| is_behind(kept, lsn) == Some(true))
     }
 
     /// Whether it is worth waiting for more: each commit costs the target the same, whatever is in it, and where the source
@@ -612,6 +617,15 @@ impl Apply {
         self.ladder.set_durable(durable);
         self.queue.set_durable(durable);
         Ok(durable.lsn())
+    }
+}
+
+/// Whether an item ends behind a position; unknown of a transaction whose end is.
+fn is_behind(item: &Item, lsn: Lsn) -> Option<bool> {
+    match item {
+        Item::Transaction(queued) => Some(!queued.is_repeated && queued.head.end_lsn > lsn),
+        Item::Ahead(head, reader) => reader.is_decided.then_some(head.commit_lsn >= lsn),
+        Item::Relation(_) | Item::Idle(_) => Some(false),
     }
 }
 
