@@ -14,8 +14,8 @@ use tidemark_model::RelationName;
 use tidemark_pipeline::Target;
 use tidemark_report::{
     Allowance, Barrier, Digest, DigestMethod, HeatMap, KeysSetAside, LastProven, LeafState, Level,
-    Point, Proof, Reading, Redaction, Redactor, SchemaFinding, SchemaSeverity, Scope, Side, SideKind,
-    SideSnapshot, TableReport, Verdict, VerifyReport, to_html, to_json, to_junit,
+    Point, Proof, Reading, Redaction, Redactor, SchemaFinding, SchemaSeverity, Scope, Side,
+    SideKind, SideSnapshot, TableReport, Verdict, VerifyReport, to_html, to_json, to_junit,
 };
 use tidemark_verify::{
     Lines, Outcome, Progress, Reads, Request, SideReport, TableOutcome, Which, verify_at_barrier,
