@@ -188,14 +188,15 @@ impl TakeRows for Picking {
     }
 }
 
-struct Parts {
+/// Rows whose last columns are text that is not hashed.
+pub(crate) struct Parts {
     /// The rows as they were summed.
-    hashed: Tuples,
+    pub(crate) hashed: Tuples,
     /// Where in each row the text begins.
-    tails: Vec<usize>,
+    pub(crate) tails: Vec<usize>,
 }
 
-fn parts(tuples: &Tuples, hashed: usize) -> Option<Parts> {
+pub(crate) fn parts(tuples: &Tuples, hashed: usize) -> Option<Parts> {
     let mut data = BytesMut::with_capacity(tuples.data.len());
     let (mut ends, mut tails) = (Vec::new(), Vec::new());
     for row in tuples.rows() {

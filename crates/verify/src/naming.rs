@@ -14,13 +14,14 @@
 use std::collections::HashSet;
 
 use tidemark_digest::{Differences, KeyValue, LocatedKey};
-use tidemark_model::Column;
+use tidemark_model::{Column, RelationName, RowSum};
 use tidemark_pipeline::{Error, Kind, Result};
 use tidemark_report::{
     ColumnDifference, ColumnFinding, DiffCounts, DiffKind, Difference, FieldValue, Key, Level,
     ShownKey,
 };
 
+use crate::Lines;
 use crate::again::{Ask, fields, read_again};
 use crate::aside::{Aside, Group, Surplus};
 use crate::classify::Classify;
@@ -36,6 +37,8 @@ const WRITTEN: usize = 500;
 const WRITTEN_BYTES: usize = 4 << 20;
 /// Keys that are kept for whoever looks at a terminal.
 const EXAMPLES: usize = 5;
+/// Why rows are not named whose hashes do not add up to what the sums differ by.
+pub(crate) const CHANGED: &str = "it changed while the differing rows were read";
 
 /// The differing rows of a table, which are all named.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -72,8 +75,8 @@ pub(crate) async fn name(
         keys => naming.read(keys, leaves, expected).await?,
     }
     match naming.has_changed {
-        true => state.unnamed = Some("it changed while the differing rows were read".to_owned()),
-        false => state.named = Some(naming.named),
+        true => state.unnamed = Some(CHANGED.to_owned()),
+        false => state.named = Some(naming.telling.finish()?),
     }
     Ok(())
 }
@@ -87,6 +90,15 @@ pub(crate) struct Excess {
 }
 
 impl Excess {
+    /// What a source with this sum has more of than a target with that one.
+    pub(crate) fn between(source: RowSum, target: RowSum) -> Self {
+        Self {
+            rows: source.count.wrapping_sub(target.count),
+            raw: source.raw.wrapping_sub(target.raw),
+            value: source.value.wrapping_sub(target.value),
+        }
+    }
+
     fn add(&mut self, surplus: &Surplus, sign: i64) {
         let rows = surplus.rows.wrapping_mul(sign.cast_unsigned());
         let factor = i128::from(rows.cast_signed()).cast_unsigned();
@@ -95,12 +107,12 @@ impl Excess {
         self.value = self.value.wrapping_add(surplus.value.wrapping_mul(factor));
     }
 
-    fn add_group(&mut self, group: &Group) {
+    pub(crate) fn add_group(&mut self, group: &Group) {
         group.source.iter().for_each(|surplus| self.add(surplus, 1));
         group.target.iter().for_each(|surplus| self.add(surplus, -1));
     }
 
-    fn of(aside: &mut Aside) -> Result<Self> {
+    pub(crate) fn of(aside: &mut Aside) -> Result<Self> {
         let (mut excess, mut groups) = (Self::default(), aside.groups()?);
         while let Some(group) = groups.next()? {
             excess.add_group(&group);
@@ -134,9 +146,16 @@ struct Naming<'a> {
     /// Rows that only one side has, as long as the other side may have one whose key is equal to the source.
     apart: Vec<Found>,
     apart_bytes: u64,
+    telling: Telling<'a>,
+    has_changed: bool,
+}
+
+/// Writes the lines of one table, and keeps what is said of them elsewhere.
+pub(crate) struct Telling<'a> {
+    lines: &'a Lines,
+    table: &'a RelationName,
     named: Named,
     ends: Option<[(Vec<Place>, Key); 2]>,
-    has_changed: bool,
 }
 
 /// Where a key is among others.
@@ -149,17 +168,17 @@ enum Place {
 
 impl<'a> Naming<'a> {
     fn new(run: &'a Run<'a>, views: [&'a View; 2], number: usize) -> Self {
+        let pair = &run.paired.pairs[number];
         Self {
             run,
             views,
             number,
-            pair: &run.paired.pairs[number],
+            pair,
             level: run.request.level,
             classify: None,
             apart: Vec::new(),
             apart_bytes: 0,
-            named: Named::default(),
-            ends: None,
+            telling: Telling::new(&run.request.lines, pair.name()),
             has_changed: false,
         }
     }
@@ -180,11 +199,11 @@ impl<'a> Naming<'a> {
                 (DiffKind::Extra, found.target_rows - both),
             ] {
                 if copies > 0 {
-                    self.write(kind, copies, key.clone(), Vec::new())?;
+                    self.telling.tell(kind, copies, key.clone(), Vec::new())?;
                 }
             }
         }
-        self.close()
+        Ok(())
     }
 
     async fn read(
@@ -211,8 +230,7 @@ impl<'a> Naming<'a> {
             true => self.write_all(aside, shows).await?,
             false => self.write_parts(aside, (leaves, shows_now)).await?,
         }
-        self.write_apart().await?;
-        self.close()
+        self.write_apart().await
     }
 
     async fn read_again(&self, ask: Ask, shows: Shows) -> Result<Aside> {
@@ -348,26 +366,31 @@ impl<'a> Naming<'a> {
             target: field_value(&pair.target.columns[*at], other.get(*at).copied().flatten()),
         };
         let columns = found.columns.iter().map(column).collect();
-        self.write(found.kind, found.copies, key, columns)
+        self.telling.tell(found.kind, found.copies, key, columns)
+    }
+}
+
+impl<'a> Telling<'a> {
+    pub(crate) fn new(lines: &'a Lines, table: &'a RelationName) -> Self {
+        Self { lines, table, named: Named::default(), ends: None }
     }
 
-    fn write(
+    /// The next row that differs, and how many of it.
+    pub(crate) fn tell(
         &mut self,
         kind: DiffKind,
         copies: u64,
         key: Key,
         columns: Vec<ColumnDifference>,
     ) -> Result<()> {
-        let table = self.pair.name().clone();
         for column in &columns {
             self.count_column(column, copies);
         }
-        let difference = Difference { table, key, kind, copies, columns };
-        let lines = &self.run.request.lines;
-        lines.write(&difference)?;
+        let difference = Difference { table: self.table.clone(), key, kind, copies, columns };
+        self.lines.write(&difference)?;
         self.named.count(kind, copies);
         if self.named.examples.len() < EXAMPLES {
-            let shown = lines.shown(&difference.table, &difference.key)?;
+            let shown = self.lines.shown(self.table, &difference.key)?;
             self.named.examples.push((kind, shown));
         }
         self.place(difference.key);
@@ -407,11 +430,13 @@ impl<'a> Naming<'a> {
         }
     }
 
-    fn close(&mut self) -> Result<()> {
-        let Some([(_, first), (_, last)]) = &self.ends else { return Ok(()) };
-        let shown = |key| self.run.request.lines.shown(self.pair.name(), key);
-        self.named.ends = Some((shown(first)?, shown(last)?));
-        Ok(())
+    /// All of them were told.
+    pub(crate) fn finish(mut self) -> Result<Named> {
+        if let Some([(_, first), (_, last)]) = &self.ends {
+            let shown = |key| self.lines.shown(self.table, key);
+            self.named.ends = Some((shown(first)?, shown(last)?));
+        }
+        Ok(self.named)
     }
 }
 
@@ -532,7 +557,7 @@ fn text_of(value: &KeyValue) -> String {
 }
 
 /// A field as the server wrote it as text.
-fn field_value(column: &Column, text: Option<&[u8]>) -> FieldValue {
+pub(crate) fn field_value(column: &Column, text: Option<&[u8]>) -> FieldValue {
     let Some(text) = text else { return FieldValue::Null };
     let text = String::from_utf8_lossy(text);
     let is_one_of = |names: &[&str]| names.iter().any(|name| column.data_type.is_builtin(name));

@@ -218,7 +218,8 @@ impl Pair {
         let select = both.iter().map(|(one, other)| select_of(one, other)).collect::<Vec<_>>();
         let text = bounds.remove(&source.oid);
         let leaves = leaves_of(&both, text);
-        let key = key_of(source, &both);
+        let place = |name: &String| both.iter().position(|(column, _)| column.name == *name);
+        let key = key_of(source, place);
         let (ours, theirs) = both.into_iter().unzip();
         let mut pair = Self {
             source: Half { relation: source.clone(), columns: ours },
@@ -457,11 +458,11 @@ impl Pair {
     }
 }
 
-/// The first key of the source whose columns are all compared, the primary key before others.
-fn key_of(source: &Relation, both: &[(Column, Column)]) -> Vec<usize> {
-    let position = |name: &String| both.iter().position(|(column, _)| column.name == *name);
+/// The first key of the source whose columns are all compared, the primary key before others; `place`: where a column is
+/// among those that are.
+pub(crate) fn key_of(source: &Relation, place: impl Fn(&String) -> Option<usize>) -> Vec<usize> {
     let keys = source.keys.iter().filter(|key| !key.columns.is_empty());
-    keys.filter_map(|key| key.columns.iter().map(position).collect()).next().unwrap_or_default()
+    keys.filter_map(|key| key.columns.iter().map(&place).collect()).next().unwrap_or_default()
 }
 
 fn unhashable(name: &RelationName, cause: tidemark_digest::Error) -> Error {
