@@ -8,7 +8,7 @@ use tidemark_model::Wire;
 
 use crate::leaf::parse;
 use crate::program::{Fault, Op};
-use crate::{DigestColumn, Error, Result};
+use crate::{DigestColumn, DigestKey, Error, Result};
 
 /// The key of a row in 128 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,6 +18,12 @@ impl KeyCode {
     /// The 128 bits.
     pub const fn number(self) -> u128 {
         self.0
+    }
+
+    /// Of a key that is hashed, in a table of one leaf: by its cells in the canonical value form, in key order. For rows
+    /// that no server has sent.
+    pub fn of_cells(key: &DigestKey, cells: &[u8]) -> Self {
+        Self::of_hash(0, key.hash(cells))
     }
 
     /// Of a row of a table without a key.
@@ -172,6 +178,11 @@ impl KeyPlan {
             Some(parts) if bits(&parts) <= 128 => Plan::Values(parts),
             _ => Plan::Hashed(key.len()),
         }))
+    }
+
+    /// The plan that hashes a key of so many columns, whatever their types; none of them means that there is no key.
+    pub fn hashed(columns: usize) -> Self {
+        Self(if columns == 0 { Plan::Row } else { Plan::Hashed(columns) })
     }
 
     /// Whether the key's values come back, so that nothing has to be read to know them.
