@@ -189,8 +189,8 @@ Examples:
     /// of both sides, changes nothing. Ends with 0 if they hold the same, 1 if they differ, 3 if something could not be
     /// proven, 4 if values are equal but written in another way and --allow does not say that this is fine.
     ///
-    /// A lake is verified with the job that fills it; its rows are those that its commits describe. Tables that differ and files
-    /// that cannot be read are named, rows are not.
+    /// A lake is verified with the job that fills it; its rows are those that its commits describe. Rows that differ and files
+    /// that cannot be read are named.
     #[command(after_help = "\
 Examples:
   tidemark verify

@@ -22,6 +22,8 @@ use tidemark_model::{DataType, TypeKind, Wire};
 /// From 1970 to 2000.
 const EPOCH_DAYS: i32 = 10_957;
 const EPOCH_MICROS: i64 = 946_684_800_000_000;
+/// What PostgreSQL adds to the typmod of a `char(n)`.
+const VARHDRSZ: i32 = 4;
 
 /// What is wrong with a value.
 pub(super) type Fault = &'static str;
@@ -39,6 +41,8 @@ pub(super) enum Cell {
     Decimal(i16),
     NumericText,
     Text,
+    /// `char(n)`, with its n if it has one: a lake has it without trailing blanks.
+    Bpchar(Option<usize>),
     Xml,
     Json,
     Uuid,
@@ -76,21 +80,25 @@ fn is_read_from_text(data_type: &DataType) -> bool {
 
 impl Cell {
     /// How a column is read; `None` where a lake has no such pair of types.
-    pub(super) fn of(data_type: &DataType, wire: Wire, arrow: &Arrow) -> Option<Self> {
+    pub(super) fn of(
+        (data_type, typmod): (&DataType, i32),
+        wire: Wire,
+        arrow: &Arrow,
+    ) -> Option<Self> {
         match wire {
-            Wire::Own => Self::of_type(data_type, arrow),
+            Wire::Own => Self::of_type(data_type, typmod, arrow),
             Wire::CastToText if *arrow != Arrow::Utf8 => None,
             Wire::CastToText if base_of(data_type).is_builtin("xml") => Some(Self::Xml),
             Wire::CastToText => Some(Self::Text),
         }
     }
 
-    fn of_type(data_type: &DataType, arrow: &Arrow) -> Option<Self> {
+    fn of_type(data_type: &DataType, typmod: i32, arrow: &Arrow) -> Option<Self> {
         match (&data_type.kind, arrow) {
-            (TypeKind::Domain { base, .. }, _) => Self::of_type(base, arrow),
+            (TypeKind::Domain { base, typmod }, _) => Self::of_type(base, *typmod, arrow),
             (TypeKind::Enum(_), Arrow::Utf8) => Some(Self::Text),
             (TypeKind::Array(element), Arrow::List(item)) => {
-                Some(Self::List(Box::new(Self::of_type(element, item.data_type())?)))
+                Some(Self::List(Box::new(Self::of_type(element, typmod, item.data_type())?)))
             }
             (TypeKind::Composite(attributes), Arrow::Struct(fields)) => {
                 let is_same = |((name, _, _), field): (&(String, DataType, i32), &Arc<_>)| {
@@ -100,7 +108,8 @@ impl Cell {
                 let fits =
                     attributes.len() == fields.len() && attributes.iter().zip(fields).all(is_same);
                 let both = attributes.iter().zip(fields).filter(|_| fits);
-                let cells = both.map(|((_, of, _), field)| Self::of_type(of, field.data_type()));
+                let cells = both
+                    .map(|((_, of, typmod), field)| Self::of_type(of, *typmod, field.data_type()));
                 let cells: Vec<Self> = cells.collect::<Option<_>>()?;
                 fits.then_some(Self::Struct(cells))
             }
@@ -116,13 +125,13 @@ impl Cell {
                 Some(Self::Multirange(Box::new(bound)))
             }
             (TypeKind::Base, _) if data_type.schema == "pg_catalog" => {
-                Self::of_base(&data_type.name, arrow)
+                Self::of_base(&data_type.name, typmod, arrow)
             }
             _ => None,
         }
     }
 
-    fn of_base(name: &str, arrow: &Arrow) -> Option<Self> {
+    fn of_base(name: &str, typmod: i32, arrow: &Arrow) -> Option<Self> {
         Some(match (name, arrow) {
             ("bool", Arrow::Boolean) => Self::Bool,
             ("int2", Arrow::Int16) => Self::Int2,
@@ -133,7 +142,10 @@ impl Cell {
             ("float8", Arrow::Float64) => Self::Float8,
             ("numeric", Arrow::Decimal128(_, scale)) => Self::Decimal((*scale).into()),
             ("numeric", Arrow::Utf8) => Self::NumericText,
-            ("text" | "varchar" | "name" | "bpchar" | "char", Arrow::Utf8) => Self::Text,
+            ("text" | "varchar" | "name" | "char", Arrow::Utf8) => Self::Text,
+            ("bpchar", Arrow::Utf8) => {
+                Self::Bpchar(typmod.checked_sub(VARHDRSZ).and_then(|n| usize::try_from(n).ok()))
+            }
             ("json" | "jsonb", Arrow::Utf8) => Self::Json,
             ("uuid", Arrow::FixedSizeBinary(16)) => Self::Uuid,
             ("bytea", Arrow::Binary) => Self::Bytea,
@@ -174,7 +186,7 @@ impl Cell {
         if !fits {
             return None;
         }
-        Self::of_type(subtype, lower.data_type())
+        Self::of_type(subtype, -1, lower.data_type())
     }
 
     /// The tag of a NULL.
@@ -185,7 +197,7 @@ impl Cell {
             Self::Float4 => tag::FLOAT4,
             Self::Float8 => tag::FLOAT8,
             Self::Decimal(_) | Self::NumericText => tag::NUMERIC,
-            Self::Text | Self::Xml => tag::TEXT,
+            Self::Text | Self::Bpchar(_) | Self::Xml => tag::TEXT,
             Self::Json => tag::JSON,
             Self::Uuid => tag::UUID,
             Self::Bytea => tag::BYTEA,
@@ -218,6 +230,7 @@ impl Cell {
             Self::Decimal(scale) => Kind::Decimal(array.as_primitive_opt()?.clone(), *scale),
             Self::NumericText => Kind::NumericText(array.as_string_opt::<i32>()?.clone()),
             Self::Text => Kind::Text(array.as_string_opt::<i32>()?.clone()),
+            Self::Bpchar(width) => Kind::Bpchar(array.as_string_opt::<i32>()?.clone(), *width),
             Self::Xml => Kind::Xml(array.as_string_opt::<i32>()?.clone()),
             Self::Json => Kind::Json(array.as_string_opt::<i32>()?.clone()),
             Self::Uuid => Kind::Uuid(array.as_fixed_size_binary_opt()?.clone()),
@@ -272,11 +285,11 @@ fn base_of(data_type: &DataType) -> &DataType {
 pub(super) struct Values {
     tag: u8,
     nulls: Option<arrow_buffer::NullBuffer>,
-    of: Kind,
+    pub(super) of: Kind,
 }
 
 #[derive(Debug)]
-enum Kind {
+pub(super) enum Kind {
     Bool(BooleanArray),
     Int2(PrimitiveArray<Int16Type>),
     Int4(PrimitiveArray<Int32Type>),
@@ -287,6 +300,7 @@ enum Kind {
     Decimal(PrimitiveArray<Decimal128Type>, i16),
     NumericText(StringArray),
     Text(StringArray),
+    Bpchar(StringArray, Option<usize>),
     Xml(StringArray),
     Json(StringArray),
     Uuid(FixedSizeBinaryArray),
@@ -303,9 +317,13 @@ enum Kind {
 }
 
 impl Values {
+    pub(super) fn is_null(&self, row: usize) -> bool {
+        self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row))
+    }
+
     /// Appends the cell of a row.
     pub(super) fn push(&self, row: usize, out: &mut Encoder<'_>) -> Result<(), Fault> {
-        if self.nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
+        if self.is_null(row) {
             out.push_null(self.tag);
             return Ok(());
         }
@@ -319,7 +337,9 @@ impl Values {
             Kind::Float8(values) => out.push_float(values.value(row)),
             Kind::Decimal(values, scale) => out.push_decimal(values.value(row), *scale),
             Kind::NumericText(values) => push_numeric(values.value(row).as_bytes(), out)?,
-            Kind::Text(values) => out.push_text(values.value(row).as_bytes()),
+            Kind::Text(values) | Kind::Bpchar(values, _) => {
+                out.push_text(values.value(row).as_bytes());
+            }
             Kind::Xml(values) => {
                 let document = values.value(row).as_bytes();
                 out.push_text(match out.form() {
@@ -369,10 +389,10 @@ impl Values {
 
 /// Bounds and flags of ranges.
 #[derive(Debug)]
-struct Range {
-    bounds: [Values; 2],
+pub(super) struct Range {
+    pub(super) bounds: [Values; 2],
     /// In the order of PostgreSQL's bits: empty, lower inclusive, upper inclusive, no lower, no upper.
-    flags: [BooleanArray; 5],
+    pub(super) flags: [BooleanArray; 5],
 }
 
 impl Range {
@@ -413,7 +433,7 @@ impl Range {
     }
 }
 
-fn ends(list: &ListArray, row: usize) -> Result<(usize, usize), Fault> {
+pub(super) fn ends(list: &ListArray, row: usize) -> Result<(usize, usize), Fault> {
     let offset = |at: usize| usize::try_from(list.value_offsets()[at]).map_err(|_| "a bad offset");
     Ok((offset(row)?, offset(row + 1)?))
 }

@@ -1,19 +1,19 @@
-//! The sum of a table's present rows.
+//! The present rows of a table: their sum, or each of them.
 //!
-//! **Invariant:** each row of the state that the commits describe is in the sum exactly once, and no other row is. Memory is
+//! **Invariant:** each row of the state that the commits describe is given out exactly once, and no other row is. Memory is
 //! bounded: where the keys of all changes do not fit, the files are read once for each part of the keys.
 //!
 //! The changes are read backwards, newest first, so that the first image of a key is the one that counts:
 //!
 //! ```text
-//! change of a key not seen yet   i, u   the row is there: into the sum    d  it is not    (its key counts as seen)
+//! change of a key not seen yet   i, u   the row is there: given out     d  it is not    (its key counts as seen)
 //!                         seen          older than what is known: left out
 //! u with _unchanged              the row waits for these values: the next older image of it, under the key that it had then
 //! t                              nothing older counts, the rows of the beginning included
-//! rows of the beginning          into the sum, but for those with a key that was seen
+//! rows of the beginning          given out, but for those with a key that was seen
 //! ```
 //!
-//! Rows without a key are added and subtracted as they come and go: the sums are those of a multiset.
+//! Rows without a key are given out as they come and as they go: what is left is a multiset.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::{ControlFlow, RangeInclusive};
@@ -27,7 +27,7 @@ use tokio::runtime::Handle;
 
 use super::Trouble;
 use super::files::OpenFile;
-use super::rows::{HEADS, Hasher, Heads, Partial, RowForm, Rows};
+use super::rows::{HEADS, Hasher, Heads, Image, Partial, RowForm, Rows};
 use super::table::{ChangeFile, LakeTable};
 use crate::Which;
 use crate::scan::{Tools, interrupted};
@@ -42,6 +42,8 @@ pub(super) struct Merge<'a> {
     pub(super) table: &'a LakeTable,
     pub(super) form: &'a RowForm,
     pub(super) key: &'a DigestKey,
+    /// The columns whose text is wanted.
+    pub(super) shown: &'a [usize],
     /// Bytes that it may hold.
     pub(super) room: u64,
     pub(super) runtime: &'a Handle,
@@ -65,42 +67,101 @@ enum Beginning {
     IsGone,
 }
 
-impl Merge<'_> {
-    /// The sum of the rows that the table has.
-    pub(super) fn sum(&self) -> Result<Merged, Trouble> {
-        let mut merged = Merged::default();
-        if self.table.key.is_empty() || self.table.changes.is_empty() {
-            self.multiset(&mut merged)?;
-        } else {
-            self.by_key(&mut merged)?;
-        }
-        merged.notes.sort_unstable();
-        merged.notes.dedup();
-        Ok(merged)
+/// What becomes of the rows that a table has.
+pub(super) trait Present: Sized {
+    /// The same, of no row yet.
+    fn part(&self) -> Self;
+
+    /// Takes in a part that was read to its end.
+    fn absorb(&mut self, part: Self) -> Result<(), Trouble>;
+
+    /// A row that is there, or of a table without a key one that is gone, perhaps before it has come.
+    fn take(
+        &mut self,
+        hasher: &mut Hasher<'_>,
+        image: &Image<'_>,
+        goes: Goes,
+    ) -> Result<(), Trouble>;
+}
+
+/// Whether a row comes or goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Goes {
+    In,
+    Out,
+}
+
+impl Present for RowSum {
+    fn part(&self) -> Self {
+        Self::default()
     }
 
-    fn multiset(&self, merged: &mut Merged) -> Result<(), Trouble> {
-        let mut hasher = Hasher::new(self.form, self.key.clone());
-        let Merged { sum, notes } = merged;
+    fn absorb(&mut self, part: Self) -> Result<(), Trouble> {
+        add(self, part);
+        Ok(())
+    }
+
+    fn take(
+        &mut self,
+        hasher: &mut Hasher<'_>,
+        image: &Image<'_>,
+        goes: Goes,
+    ) -> Result<(), Trouble> {
+        let row = hasher.sum(image)?;
+        match goes {
+            Goes::In => add(self, row),
+            Goes::Out => subtract(self, row),
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Merge<'a> {
+    /// The sum of the rows that the table has.
+    pub(super) fn sum(&self) -> Result<Merged, Trouble> {
+        let mut sum = RowSum::default();
+        let notes = self.give(&mut sum)?;
+        Ok(Merged { sum, notes })
+    }
+
+    /// Gives all rows that the table has; what is odd about its files though they could be read.
+    pub(super) fn give(&self, rows: &mut impl Present) -> Result<Vec<String>, Trouble> {
+        let mut notes = Vec::new();
+        if self.table.key.is_empty() || self.table.changes.is_empty() {
+            self.multiset(rows, &mut notes)?;
+        } else {
+            self.by_key(rows, &mut notes)?;
+        }
+        notes.sort_unstable();
+        notes.dedup();
+        Ok(notes)
+    }
+
+    fn hasher(&self) -> Hasher<'a> {
+        Hasher::new(self.form, self.key.clone(), self.shown)
+    }
+
+    fn multiset(&self, out: &mut impl Present, notes: &mut Vec<String>) -> Result<(), Trouble> {
+        let mut hasher = self.hasher();
         let beginning = self.changes(notes, |rows, heads, row| {
-            match heads.operation.value(row) {
-                "i" => add(sum, hasher.sum(rows, row)?),
-                "d" => subtract(sum, hasher.sum(rows, row)?),
+            let goes = match heads.operation.value(row) {
+                "i" => Goes::In,
+                "d" => Goes::Out,
                 "t" => return Ok(ControlFlow::Break(())),
                 _ => return Err(unknown()),
-            }
+            };
+            out.take(&mut hasher, &Image::Read(rows, row), goes)?;
             Ok(ControlFlow::Continue(()))
         })?;
         if beginning == Beginning::Counts {
             self.beginning(notes, |rows, row| {
-                add(sum, hasher.sum(rows, row)?);
-                Ok(())
+                out.take(&mut hasher, &Image::Read(rows, row), Goes::In)
             })?;
         }
         Ok(())
     }
 
-    fn by_key(&self, merged: &mut Merged) -> Result<(), Trouble> {
+    fn by_key(&self, out: &mut impl Present, notes: &mut Vec<String>) -> Result<(), Trouble> {
         // About as many keys as fit at once; where that was too many, in halves.
         let bytes = self.table.change_rows().saturating_mul(SEEN_BYTES);
         let parts = bytes.div_ceil(self.room.max(1)).clamp(1, 1 << 20);
@@ -111,9 +172,8 @@ impl Merge<'_> {
         };
         let mut open: Vec<RangeInclusive<u64>> = (0..parts).rev().map(part).collect();
         while let Some(keys) = open.pop() {
-            let mut sum = RowSum::default();
-            match self.part(&keys, &mut sum, &mut merged.notes) {
-                Ok(()) => merged.sum += sum,
+            match self.part(&keys, out.part(), notes) {
+                Ok(part) => out.absorb(part)?,
                 Err(Trouble::Full) => {
                     let (from, to) = keys.into_inner();
                     let middle = from + (to - from) / 2;
@@ -131,13 +191,13 @@ impl Merge<'_> {
     }
 
     /// The rows whose keys have these codes.
-    fn part(
+    fn part<P: Present>(
         &self,
         keys: &RangeInclusive<u64>,
-        sum: &mut RowSum,
+        part: P,
         notes: &mut Vec<String>,
-    ) -> Result<(), Trouble> {
-        let mut state = State::new(Hasher::new(self.form, self.key.clone()), keys, self.room);
+    ) -> Result<P, Trouble> {
+        let mut state = State::new(self.hasher(), keys, self.room, part);
         let beginning = self.changes(notes, |rows, heads, row| {
             if heads.operation.value(row) == "t" {
                 return Ok(ControlFlow::Break(()));
@@ -154,8 +214,7 @@ impl Merge<'_> {
                 "{rows} of its rows have values that did not change and that no earlier row has"
             )));
         }
-        *sum = state.sum;
-        Ok(())
+        Ok(state.out)
     }
 
     /// All changes, newest first, until one breaks.
@@ -292,11 +351,12 @@ fn subtract(sum: &mut RowSum, row: RowSum) {
 }
 
 /// What is known of the rows of some keys, while the changes are read backwards.
-struct State<'a> {
+struct State<'a, P> {
     hasher: Hasher<'a>,
     keys: &'a RangeInclusive<u64>,
     room: u64,
-    sum: RowSum,
+    /// Takes the rows that are there.
+    out: P,
     /// Keys of which it is known what became of them.
     seen: HashSet<u128>,
     /// Rows that are there and want values of older images, by the key that they had at the change that was read last. These
@@ -305,13 +365,13 @@ struct State<'a> {
     waiting_bytes: u64,
 }
 
-impl<'a> State<'a> {
-    fn new(hasher: Hasher<'a>, keys: &'a RangeInclusive<u64>, room: u64) -> Self {
+impl<'a, P: Present> State<'a, P> {
+    fn new(hasher: Hasher<'a>, keys: &'a RangeInclusive<u64>, room: u64, out: P) -> Self {
         Self {
             hasher,
             keys,
             room,
-            sum: RowSum::default(),
+            out,
             seen: HashSet::new(),
             waiting: HashMap::new(),
             waiting_bytes: 0,
@@ -380,19 +440,21 @@ impl<'a> State<'a> {
             }
             None if !self.see(code)? => return Ok(()),
             None if unchanged.is_empty() => {
-                self.sum += self.hasher.sum(rows, row)?;
-                return Ok(());
+                return self.is_there(&Image::Read(rows, row));
             }
             None => self.hasher.partial(),
         };
         self.hasher.fill(&mut partial, (rows, row), unchanged)?;
         if partial.is_whole() {
-            self.sum += self.hasher.whole(&partial);
-            return Ok(());
+            return self.is_there(&Image::Joined(&partial));
         }
         self.waiting_bytes += partial.bytes;
         self.waiting.insert(before, partial);
         self.is_full()
+    }
+
+    fn is_there(&mut self, image: &Image<'_>) -> Result<(), Trouble> {
+        self.out.take(&mut self.hasher, image, Goes::In)
     }
 
     /// A row with which the table begins.
@@ -401,9 +463,9 @@ impl<'a> State<'a> {
         if let Some(mut partial) = self.waiting.remove(&code) {
             self.waiting_bytes -= partial.bytes;
             self.hasher.fill(&mut partial, (rows, row), &[])?;
-            self.sum += self.hasher.whole(&partial);
+            self.is_there(&Image::Joined(&partial))?;
         } else if self.is_ours(code) && !self.seen.contains(&code) {
-            self.sum += self.hasher.sum(rows, row)?;
+            self.is_there(&Image::Read(rows, row))?;
         }
         Ok(())
     }

@@ -10,17 +10,21 @@
 //!   table: commits up to that one -> files of each table
 //!     source: COPY -> digest, with the declared mappings          |  both at once
 //!     merge: files (files) -> rows (rows, cells) -> the sum of the present rows
+//!   naming: where the sums differ, both again -> what is kept of each row (body, text) -> the rows that differ
 //! ```
 //!
 //! Files that commits list are removed by a `reset` only, which no job makes that follows; so the stream may go on while they
 //! are read (`docs/adr/2026-11-21-how-a-lake-is-proven.md`).
 
+mod body;
 mod cells;
 mod files;
 mod merge;
+mod naming;
 mod pair;
 mod rows;
 mod table;
+mod text;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -36,7 +40,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::exact::{Stream, stand, taken_again, with_stream};
-use crate::naming::Named;
+use crate::naming::{Excess, Named};
 use crate::outcome::{Outcome, Point, SideReport, TableOutcome, side_report};
 use crate::scan::{Take, Tools, plan_chunks, scan};
 use crate::side::{Side, View};
@@ -44,9 +48,6 @@ use crate::{Request, Which};
 
 use merge::{Merge, Merged};
 use pair::{LakePair, Paired};
-
-/// Why rows are not named.
-const UNNAMED: &str = "which rows of a lake differ is not looked for";
 
 /// What keeps a table from being read.
 #[derive(Debug)]
@@ -57,6 +58,23 @@ enum Trouble {
     Run(Error),
     /// What is to be held does not fit into memory.
     Full,
+}
+
+impl Trouble {
+    /// Why nothing can be said of a table.
+    fn of_table(self) -> Result<String> {
+        match self {
+            Self::Table(because) => Ok(because),
+            Self::Run(error) => Err(error),
+            Self::Full => Ok("it does not fit into limits.memory".to_owned()),
+        }
+    }
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Self::Run(error)
+    }
 }
 
 /// Both sides at one position: the commit of the lake, and the source's snapshot.
@@ -98,7 +116,8 @@ pub(crate) async fn verify(
     let Met { lsn, pause, commit, source, .. } = met.await?;
     let (at, since) = (SystemTime::now(), Instant::now());
     let paired = run.pair(&commit, lsn).await?;
-    let found = run.read(&source, &paired, lsn).await?;
+    let mut found = run.read(&source, &paired, lsn).await?;
+    run.name(&source, &paired, &mut found).await?;
     let moment = source.moment();
     source.release().await;
     let held = since.elapsed();
@@ -211,6 +230,7 @@ impl LakeRun<'_> {
             .map(|(number, ((source, lossy), is_there))| Found {
                 source,
                 lossy,
+                named: None,
                 target: match is_there {
                     true => of_lake.remove(&number).unwrap_or_else(|| Err(String::new())),
                     false => Err("it was dropped or renamed on the source meanwhile".to_owned()),
@@ -249,6 +269,20 @@ impl LakeRun<'_> {
         if let Some(trouble) = pair.trouble(lsn) {
             return Ok(Err(trouble));
         }
+        match self.merging(pair, (Vec::new(), room), stop, |merge| merge.sum()).await {
+            Ok(merged) => Ok(Ok(merged)),
+            Err(trouble) => trouble.of_table().map(Err),
+        }
+    }
+
+    /// Works with the rows of one table of the lake, on a thread that may block; `shown`: the columns whose text is wanted.
+    async fn merging<T: Send + 'static>(
+        &self,
+        pair: &LakePair,
+        (shown, room): (Vec<usize>, u64),
+        stop: &CancellationToken,
+        work: impl FnOnce(&Merge<'_>) -> Result<T, Trouble> + Send + 'static,
+    ) -> Result<T, Trouble> {
         let current = Arc::new(Mutex::new(String::new()));
         let tools = Tools { stop: stop.clone(), ..self.tools.clone() };
         let (lake, runtime) = (self.lake.clone(), Handle::current());
@@ -260,18 +294,33 @@ impl LakeRun<'_> {
                 table: &table,
                 form: &form,
                 key: &tools.key,
+                shown: &shown,
                 room,
                 runtime: &runtime,
                 current: &seen,
             };
-            merge.sum()
+            work(&merge)
         });
-        match merging.await.unwrap_or_else(|_| Err(merge::died(&current))) {
-            Ok(merged) => Ok(Ok(merged)),
-            Err(Trouble::Table(because)) => Ok(Err(because)),
-            Err(Trouble::Run(error)) => Err(error),
-            Err(Trouble::Full) => Ok(Err("it does not fit into limits.memory".to_owned())),
+        merging.await.unwrap_or_else(|_| Err(merge::died(&current)))
+    }
+
+    /// Names the rows of the pairs that differ, while the source's snapshot shows what was read.
+    async fn name(&self, view: &View, paired: &Paired, found: &mut [Found]) -> Result<()> {
+        if !self.request.level.reads_rows() {
+            return Ok(());
         }
+        for (number, (pair, found)) in paired.pairs.iter().zip(found).enumerate() {
+            let Ok(target) = &found.target else { continue };
+            if found.source == target.sum {
+                continue;
+            }
+            let expected = Excess::between(found.source, target.sum);
+            found.named = Some(match naming::name(self, view, (number, pair), expected).await {
+                Ok(named) => Ok(named),
+                Err(trouble) => Err(trouble.of_table()?),
+            });
+        }
+        Ok(())
     }
 
     fn outcome(
@@ -318,6 +367,8 @@ struct Found {
     /// Rows of the source with a value that the lake has no form for.
     lossy: u64,
     target: Result<Merged, String>,
+    /// The rows that differ, or why they are not all named; none where they were not looked for.
+    named: Option<Result<Named, String>>,
 }
 
 impl Found {
@@ -339,21 +390,24 @@ impl Found {
             () if pair.is_other => {
                 (Verdict::Different, Some("its columns are not the same".to_owned()))
             }
-            () if !is_same => (Verdict::Different, None),
-            () if notes.is_some() => (Verdict::Incomplete, notes.clone()),
+            () if !is_same => (Verdict::Different, notes),
+            () if notes.is_some() => (Verdict::Incomplete, notes),
             () if level == Level::Count => (Verdict::Incomplete, None),
             () if source == target && self.lossy == 0 => (Verdict::Identical, None),
             () => (Verdict::Equivalent, None),
         };
-        match outcome.verdict {
-            Verdict::Different if !is_same => {
-                outcome.different = vec![0];
-                let notes = notes.map(|notes| format!("; {notes}"));
-                outcome.unnamed = Some(format!("{UNNAMED}{}", notes.unwrap_or_default()));
-            }
-            Verdict::Identical => outcome.named = Some(Named::default()),
-            _ => {}
+        if !is_same {
+            outcome.different = vec![0];
         }
+        (outcome.named, outcome.unnamed) = match self.named {
+            Some(Ok(named)) => (Some(named), None),
+            Some(Err(because)) => {
+                let notes = outcome.because.as_ref();
+                let notes = notes.map_or(String::new(), |notes| format!("; {notes}"));
+                (None, Some(format!("{because}{notes}")))
+            }
+            None => ((level.reads_rows() && source == target).then(Named::default), None),
+        };
         outcome
     }
 }
@@ -374,7 +428,10 @@ fn unread(pair: &LakePair) -> TableOutcome {
         oldest_leaf: None,
         last_proven: None,
         lsn: None,
-        key_columns: pair.table.key.clone(),
+        key_columns: {
+            let name = |at: &usize| pair.form.columns[*at].name.clone();
+            pair.named_by.iter().map(name).collect()
+        },
         named: None,
         unnamed: None,
         lossy: None,

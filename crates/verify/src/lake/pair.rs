@@ -6,7 +6,9 @@
 use std::collections::HashMap;
 
 use tidemark_digest::canonical::Form;
-use tidemark_digest::{DigestColumn, DigestKey, RowHasher, lake_cell};
+use tidemark_digest::{
+    DigestColumn, DigestKey, KeyPlan, LocatedForm, Locator, RowHasher, lake_cell,
+};
 use tidemark_model::sql::Literal;
 use tidemark_model::{
     ChunkRange, ChunkSpec, Column, Lsn, Relation, RelationName, SelectColumn, TupleForm,
@@ -22,11 +24,12 @@ use super::cells::wire_of;
 use super::rows::{FormColumn, RowForm};
 use super::table::LakeTable;
 use crate::findings::{self, SchemaFinding};
-use crate::pair::{hidden, left_behind};
+use crate::pair::{Shows, hidden, key_of, left_behind};
 use crate::side::Side;
 use crate::{Request, Skipped, Which};
 
 /// One table on both sides.
+#[derive(Clone)]
 pub(super) struct LakePair {
     pub(super) relation: Relation,
     pub(super) table: LakeTable,
@@ -36,7 +39,9 @@ pub(super) struct LakePair {
     /// Of the source's rows only these were moved.
     filter: Option<String>,
     /// The columns that are hashed, as the source sends them.
-    columns: Vec<(Column, Wire)>,
+    pub(super) columns: Vec<(Column, Wire)>,
+    /// Those of them that a row is named by, whatever tells it apart in the changes; none: rows are compared as a multiset.
+    pub(super) named_by: Vec<usize>,
     /// Values without a form in the lake stand as NULL.
     replaces: bool,
     /// Why its rows cannot be read.
@@ -145,13 +150,13 @@ impl LakePair {
             RowForm { columns: Vec::new(), is_hashed, key: Vec::new(), has_value: false };
         for (column, wire, default) in &both {
             let of = DigestColumn { column, wire: *wire };
-            let field = match default {
-                None => None,
+            let (field, absent_text) = match default {
+                None => (None, None),
                 Some(default) => match defaults.value(of, default).await? {
-                    Ok(field) => field,
+                    Ok(found) => found.unzip(),
                     Err(because) => {
                         trouble = Some(because);
-                        None
+                        (None, None)
                     }
                 },
             };
@@ -162,8 +167,10 @@ impl LakePair {
             form.columns.push(FormColumn {
                 name: column.name.clone(),
                 data_type: column.data_type.clone(),
+                typmod: column.typmod,
                 wire: *wire,
                 absent: [raw.map_err(unfit)?, value.map_err(unfit)?],
+                absent_text,
             });
         }
         for name in &table.key {
@@ -174,10 +181,13 @@ impl LakePair {
                 }
             }
         }
+        let place = |name: &String| form.columns.iter().position(|column| column.name == *name);
+        let named_by = key_of(&relation, place);
         let filter = options.and_then(|options| options.filter.clone());
         let columns = both.into_iter().filter(|_| is_hashed);
         let columns = columns.map(|(column, wire, _)| (column, wire)).collect();
-        let mut pair = Self { relation, table, form, is_other, filter, columns, replaces, trouble };
+        let mut pair =
+            Self { relation, table, form, is_other, filter, columns, named_by, replaces, trouble };
         pair.form.has_value = pair.hasher(&DigestKey::new([0; 32]))?.has_value_sum();
         Ok(pair)
     }
@@ -195,6 +205,32 @@ impl LakePair {
         let columns: Vec<_> =
             columns.map(|(column, wire)| DigestColumn { column, wire: *wire }).collect();
         RowHasher::compile_for_lake(&columns, self.replaces, key)
+            .map_err(|cause| unhashable(&self.relation.name, cause))
+    }
+
+    /// A hasher that names the source's rows as [`Hasher::name`](super::rows::Hasher::name) does the lake's.
+    pub(super) fn naming_hasher(&self, key: &DigestKey) -> Result<RowHasher> {
+        // It is fed nothing.
+        let locator = Locator::new(KeyPlan::hashed(self.named_by.len()), 0, key);
+        self.hasher(key)?
+            .locate(locator, &self.named_by, LocatedForm::Raw)
+            .map_err(|cause| unhashable(&self.relation.name, cause))
+    }
+
+    /// The columns whose text is shown, in this order.
+    pub(super) fn shown(&self, shows: Shows) -> Vec<usize> {
+        match shows {
+            Shows::Nothing => Vec::new(),
+            Shows::Key => self.named_by.clone(),
+            Shows::Row => (0..self.columns.len()).collect(),
+        }
+    }
+
+    /// The cell of a column as it is in a row of the lake, of what the source sends.
+    pub(super) fn cell(&self, at: usize, field: Option<&[u8]>, form: Form) -> Result<Vec<u8>> {
+        let (column, wire) = &self.columns[at];
+        let of = DigestColumn { column, wire: *wire };
+        lake_cell(&of, self.replaces, field, form)
             .map_err(|cause| unhashable(&self.relation.name, cause))
     }
 
@@ -252,13 +288,13 @@ struct Defaults<'a> {
 }
 
 impl Defaults<'_> {
-    /// What the source sends for a column's constant default; `None` is NULL. The text comes from a document of the lake: of
-    /// it nothing but one literal gets into a statement.
+    /// What the source sends for a column's constant default, and its text; `None` is NULL. The text comes from a document
+    /// of the lake: of it nothing but one literal gets into a statement.
     async fn value(
         &mut self,
         of: DigestColumn<'_>,
         default: &str,
-    ) -> Result<Result<Option<Vec<u8>>, String>> {
+    ) -> Result<Result<Option<(Vec<u8>, String)>, String>> {
         let column = of.column;
         let Some(literal) = literal(default) else {
             return Ok(Err(format!("the default of its column {:?} is no constant", column.name)));
@@ -268,7 +304,8 @@ impl Defaults<'_> {
             Wire::Own => "",
             Wire::CastToText => "::pg_catalog.text",
         };
-        let sql = format!("SELECT {}::{}{text}", Literal(&literal), column.type_name);
+        let value = format!("{}::{}", Literal(&literal), column.type_name);
+        let sql = format!("SELECT {value}{text}, {value}::pg_catalog.text");
         let client = match self.client.take() {
             Some(client) => client,
             None => {
@@ -276,16 +313,15 @@ impl Defaults<'_> {
                 source.spec().connect().await.map_err(|error| source.of(error))?
             }
         };
-        let row = self.client.insert(client).query_one(&sql, &[]).await;
-        let field = row.and_then(|row| row.try_get::<_, Option<Sent>>(0));
-        let field = field.map_err(|cause| {
-            Error::new(
-                Kind::Unavailable,
-                format!("ask the source for the default of {:?}", column.name),
-            )
-            .because(cause)
-        })?;
-        Ok(Ok(field.map(|Sent(bytes)| bytes)))
+        let cause = match self.client.insert(client).query_one(&sql, &[]).await {
+            Ok(row) => match (row.try_get::<_, Option<Sent>>(0), row.try_get(1)) {
+                (Ok(sent), Ok(text)) => return Ok(Ok(sent.map(|Sent(bytes)| bytes).zip(text))),
+                (Err(cause), _) | (_, Err(cause)) => cause,
+            },
+            Err(cause) => cause,
+        };
+        let attempt = format!("ask the source for the default of {:?}", column.name);
+        Err(Error::new(Kind::Unavailable, attempt).because(cause))
     }
 }
 

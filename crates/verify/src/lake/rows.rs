@@ -7,8 +7,8 @@ use arrow_array::cast::AsArray as _;
 use arrow_array::types::{Int64Type, UInt64Type};
 use arrow_array::{Array as _, ArrayRef, ListArray, PrimitiveArray, RecordBatch, StringArray};
 use arrow_buffer::NullBuffer;
-use tidemark_digest::DigestKey;
 use tidemark_digest::canonical::{Encoder, Form, RowBuffer};
+use tidemark_digest::{DigestKey, KeyCode};
 use tidemark_model::{DataType, RowSum, Wire};
 
 use super::Trouble;
@@ -19,9 +19,12 @@ use super::cells::{Cell, Fault, Values};
 pub(super) struct FormColumn {
     pub(super) name: String,
     pub(super) data_type: DataType,
+    pub(super) typmod: i32,
     pub(super) wire: Wire,
     /// Its cell in rows of files that do not have it, in both forms.
     pub(super) absent: [Vec<u8>; 2],
+    /// The text of its value there; `None` is NULL.
+    pub(super) absent_text: Option<String>,
 }
 
 /// What is hashed of a table's rows.
@@ -46,7 +49,7 @@ impl RowForm {
 
     fn cell(&self, at: usize, field: &arrow_schema::DataType) -> Option<Cell> {
         let column = &self.columns[at];
-        Cell::of(&column.data_type, column.wire, field)
+        Cell::of((&column.data_type, column.typmod), column.wire, field)
     }
 }
 
@@ -147,18 +150,40 @@ impl Heads {
     }
 }
 
+/// A row that is there.
+pub(super) enum Image<'a> {
+    /// As it is in a batch.
+    Read(&'a Rows<'a>, usize),
+    /// Put together from several changes.
+    Joined(&'a Partial),
+}
+
 /// Hashes rows; its buffer serves all of them.
 pub(super) struct Hasher<'f> {
     form: &'f RowForm,
     key: DigestKey,
     buffer: RowBuffer,
+    /// The columns whose text is wanted.
+    shown: &'f [usize],
 }
+
+/// The text of a value; `None` inside is NULL.
+pub(super) type Text = Result<Option<Box<[u8]>>, Fault>;
 
 /// A row of which not all values are known yet.
 pub(super) struct Partial {
-    cells: Vec<Option<[Box<[u8]>; 2]>>,
+    cells: Vec<Option<Known>>,
     missing: usize,
     pub(super) bytes: u64,
+}
+
+/// A value of such a row.
+#[derive(Clone)]
+struct Known {
+    /// Its cell in both forms.
+    cells: [Box<[u8]>; 2],
+    /// Where it is wanted.
+    text: Option<Text>,
 }
 
 impl Partial {
@@ -168,8 +193,9 @@ impl Partial {
 }
 
 impl<'f> Hasher<'f> {
-    pub(super) fn new(form: &'f RowForm, key: DigestKey) -> Self {
-        Self { form, key, buffer: RowBuffer::new() }
+    /// `shown`: the columns whose text is wanted.
+    pub(super) fn new(form: &'f RowForm, key: DigestKey, shown: &'f [usize]) -> Self {
+        Self { form, key, buffer: RowBuffer::new(), shown }
     }
 
     pub(super) fn form(&self) -> &'f RowForm {
@@ -177,39 +203,80 @@ impl<'f> Hasher<'f> {
     }
 
     /// The sum of one row.
-    pub(super) fn sum(&mut self, rows: &Rows<'_>, row: usize) -> Result<RowSum, Trouble> {
-        let raw = self.hash(rows, row, Form::Raw)?;
+    pub(super) fn sum(&mut self, image: &Image<'_>) -> Result<RowSum, Trouble> {
+        let raw = self.hash(image, Form::Raw)?;
         let value = match self.form.has_value {
-            true => self.hash(rows, row, Form::Value)?,
+            true => self.hash(image, Form::Value)?,
             false => raw,
         };
         Ok(RowSum { count: 1, raw, value })
     }
 
-    fn hash(&mut self, rows: &Rows<'_>, row: usize, form: Form) -> Result<u128, Trouble> {
+    fn hash(&mut self, image: &Image<'_>, form: Form) -> Result<u128, Trouble> {
         self.buffer.clear();
         if self.form.is_hashed {
             for at in 0..self.form.columns.len() {
-                self.push(rows, (at, row), form)?;
+                self.push(image, at, form)?;
             }
         }
         Ok(self.key.hash(self.buffer.as_slice()))
     }
 
-    fn push(
-        &mut self,
-        rows: &Rows<'_>,
-        (at, row): (usize, usize),
-        form: Form,
-    ) -> Result<(), Trouble> {
+    /// Appends the cell of a column to the buffer.
+    fn push(&mut self, image: &Image<'_>, at: usize, form: Form) -> Result<(), Trouble> {
         let mut out = Encoder::new(&mut self.buffer, form);
-        match &rows.columns[at] {
-            Some(values) => values.push(row, &mut out).map_err(|fault| rows.blame(at, fault)),
-            None => {
-                out.push_cell(&self.form.columns[at].absent[usize::from(form == Form::Value)]);
-                Ok(())
+        let of_form = usize::from(form == Form::Value);
+        match image {
+            Image::Read(rows, row) => match &rows.columns[at] {
+                Some(values) => {
+                    values.push(*row, &mut out).map_err(|fault| rows.blame(at, fault))?
+                }
+                None => out.push_cell(&self.form.columns[at].absent[of_form]),
+            },
+            Image::Joined(partial) => {
+                partial.cells[at].iter().for_each(|known| out.push_cell(&known.cells[of_form]));
             }
         }
+        Ok(())
+    }
+
+    /// The cell of a column.
+    pub(super) fn cell(
+        &mut self,
+        image: &Image<'_>,
+        at: usize,
+        form: Form,
+    ) -> Result<&[u8], Trouble> {
+        self.buffer.clear();
+        self.push(image, at, form)?;
+        Ok(self.buffer.as_slice())
+    }
+
+    /// The text of a column that is shown.
+    pub(super) fn text(&self, image: &Image<'_>, at: usize) -> Text {
+        match image {
+            Image::Read(rows, row) => match &rows.columns[at] {
+                Some(values) => {
+                    let mut text = Vec::new();
+                    Ok(values.print(*row, &mut text)?.then(|| text.into()))
+                }
+                None => {
+                    let text = self.form.columns[at].absent_text.as_deref();
+                    Ok(text.map(|text| text.as_bytes().into()))
+                }
+            },
+            Image::Joined(partial) => {
+                let known = partial.cells[at].as_ref();
+                known.and_then(|known| known.text.clone()).unwrap_or(Ok(None))
+            }
+        }
+    }
+
+    /// The name of a row among those of both sides, by these columns.
+    pub(super) fn name(&mut self, image: &Image<'_>, by: &[usize]) -> Result<u128, Trouble> {
+        self.buffer.clear();
+        by.iter().try_for_each(|at| self.push(image, *at, Form::Value))?;
+        Ok(KeyCode::of_cells(&self.key, self.buffer.as_slice()).number())
     }
 
     /// The code of a row's key.
@@ -217,7 +284,7 @@ impl<'f> Hasher<'f> {
         self.buffer.clear();
         let form = self.form;
         for at in &form.key {
-            self.push(rows, (*at, row), Form::Raw)?;
+            self.push(&Image::Read(rows, row), *at, Form::Raw)?;
         }
         Ok(self.key.hash(self.buffer.as_slice()))
     }
@@ -258,29 +325,18 @@ impl<'f> Hasher<'f> {
             if partial.cells[at].is_some() || unchanged.contains(&at) {
                 continue;
             }
-            let mut cell = |form| {
-                self.buffer.clear();
-                self.push(rows, (at, row), form)?;
-                Ok::<_, Trouble>(Box::from(self.buffer.as_slice()))
-            };
-            let cells: [Box<[u8]>; 2] = [cell(Form::Raw)?, cell(Form::Value)?];
+            let image = Image::Read(rows, row);
+            let cells: [Box<[u8]>; 2] = [
+                self.cell(&image, at, Form::Raw)?.into(),
+                self.cell(&image, at, Form::Value)?.into(),
+            ];
+            let text = self.shown.contains(&at).then(|| self.text(&image, at));
             partial.bytes += cells.iter().map(|cell| cell.len() as u64).sum::<u64>();
-            partial.cells[at] = Some(cells);
+            partial.bytes +=
+                text.iter().flatten().flatten().map(|text| text.len() as u64).sum::<u64>();
+            partial.cells[at] = Some(Known { cells, text });
             partial.missing -= 1;
         }
         Ok(())
-    }
-
-    /// The sum of a row that is whole.
-    pub(super) fn whole(&mut self, partial: &Partial) -> RowSum {
-        let mut hash = |of: usize| {
-            self.buffer.clear();
-            let mut out = Encoder::new(&mut self.buffer, Form::Raw);
-            partial.cells.iter().flatten().for_each(|cells| out.push_cell(&cells[of]));
-            self.key.hash(self.buffer.as_slice())
-        };
-        let raw = hash(0);
-        let value = if self.form.has_value { hash(1) } else { raw };
-        RowSum { count: 1, raw, value }
     }
 }

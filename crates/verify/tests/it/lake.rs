@@ -34,7 +34,7 @@ pub(crate) struct Lake {
 
 impl Lake {
     /// Waits until a process that runs the job follows.
-    async fn follows(&self) {
+    pub(crate) async fn follows(&self) {
         let directory = &self.request.job.state_dir;
         while ask_status(directory).await.unwrap().is_none_or(|seen| seen.phase != Phase::Follow) {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -68,7 +68,7 @@ impl Lake {
     }
 
     /// Sets what happens to values without a form.
-    fn unrepresentable(&mut self, table: &str, policy: Unrepresentable) {
+    pub(crate) fn unrepresentable(&mut self, table: &str, policy: Unrepresentable) {
         self.request.job.tables.push(TableOptions {
             name: RelationName::new("public", table),
             filter: None,
@@ -127,6 +127,10 @@ impl Drop for Lake {
     fn drop(&mut self) {
         let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database() AND NOT active";
         self.source.psql(sql).ok();
+        let origin = format!("tidemark_{}", self.request.job.name);
+        let sql =
+            "SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname =";
+        self.source.psql(&format!("{sql} '{origin}'")).ok();
     }
 }
 

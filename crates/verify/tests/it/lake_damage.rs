@@ -11,10 +11,12 @@ use arrow_array::types::Int32Type;
 use arrow_array::{Array as _, ArrayRef, Int32Array, RecordBatch, StringArray};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::{ArrowWriter, ProjectionMask};
-use tidemark_report::Verdict;
+use serde_json::Value;
+use tidemark_report::{DiffCounts, Redaction, Verdict};
 use tidemark_verify::TableOutcome;
 
 use crate::lake::Lake;
+use crate::naming::Kept;
 use crate::support::table;
 
 type Row = (i32, Option<String>, Option<String>);
@@ -69,22 +71,26 @@ fn rewrite(path: &Path, change: impl FnOnce(&mut Vec<Row>)) {
 
 /// Makes a commit say of every file what it holds now.
 fn amend(lake: &Lake, name: &str, difference: i64) {
+    let mut amended = false;
+    each_table(lake, |table| {
+        for file in table["files"].as_array_mut().unwrap() {
+            if file["path"] == name {
+                file["rows"] = (file["rows"].as_i64().unwrap() + difference).into();
+                amended = true;
+            }
+        }
+    });
+    assert!(amended, "{name} is in no commit");
+}
+
+/// Writes the commits anew, with their tables as they are changed.
+fn each_table(lake: &Lake, mut change: impl FnMut(&mut Value)) {
     let commits = lake.root().join("_tidemark/commits");
     for entry in fs::read_dir(commits).unwrap() {
         let path = entry.unwrap().path();
-        let mut commit: serde_json::Value =
-            serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        let mut changed = false;
-        let tables = commit["tables"].as_array_mut().unwrap().iter_mut();
-        for file in tables.flat_map(|table| table["files"].as_array_mut().unwrap()) {
-            if file["path"] == name {
-                file["rows"] = (file["rows"].as_i64().unwrap() + difference).into();
-                changed = true;
-            }
-        }
-        if changed {
-            fs::write(&path, serde_json::to_vec(&commit).unwrap()).unwrap();
-        }
+        let mut commit: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        commit["tables"].as_array_mut().unwrap().iter_mut().for_each(&mut change);
+        fs::write(&path, serde_json::to_vec(&commit).unwrap()).unwrap();
     }
 }
 
@@ -112,36 +118,40 @@ async fn rows_that_are_not_those_of_the_source_are_found() {
     // Written anew as it was: what tells is the rows.
     rewrite(&file, |_| {});
     assert_eq!(found(&lake).await.verdict, Verdict::Identical);
-    type Plant = (&'static str, i64, fn(&mut Vec<Row>));
+    // What is done, rows that the file has more of, and how many are named as missing, extra and changed.
+    type Plant = (&'static str, i64, [u64; 3], fn(&mut Vec<Row>));
     let plants: [Plant; 8] = [
-        ("a value that is another one", 0, |rows| rows[17].1 = Some("other".to_owned())),
-        ("a row that is not there", -1, |rows| drop(rows.remove(5))),
-        ("a row that is there twice", 1, |rows| rows.push(rows[7].clone())),
-        ("one row for another one", 0, |rows| rows[3] = rows[4].clone()),
-        ("NULL for nothing", 0, |rows| {
+        ("a value that is another one", 0, [0, 0, 1], |rows| rows[17].1 = Some("other".to_owned())),
+        ("a row that is not there", -1, [1, 0, 0], |rows| drop(rows.remove(5))),
+        ("a row that is there twice", 1, [0, 1, 0], |rows| rows.push(rows[7].clone())),
+        ("one row for another one", 0, [1, 1, 0], |rows| rows[3] = rows[4].clone()),
+        ("NULL for nothing", 0, [0, 0, 1], |rows| {
             let row = rows.iter_mut().find(|row| row.1.as_deref() == Some(""));
             row.unwrap().1 = None;
         }),
-        ("nothing for NULL", 0, |rows| {
+        ("nothing for NULL", 0, [0, 0, 1], |rows| {
             let row = rows.iter_mut().find(|row| row.2.is_none());
             row.unwrap().2 = Some(String::new());
         }),
-        ("the values of two rows, exchanged", 0, |rows| {
+        ("the values of two rows, exchanged", 0, [0, 0, 2], |rows| {
             let (one, other) = (rows[10].1.clone(), rows[11].1.clone());
             (rows[10].1, rows[11].1) = (other, one);
         }),
-        ("the values of two columns, exchanged", 0, |rows| {
+        ("the values of two columns, exchanged", 0, [0, 0, 1], |rows| {
             let row = rows.iter_mut().find(|row| row.0 == 2001).unwrap();
             std::mem::swap(&mut row.1, &mut row.2);
         }),
     ];
     let name = lake.listed(&file);
-    for (what, difference, plant) in plants {
+    for (what, difference, rows, plant) in plants {
         rewrite(&file, plant);
         amend(&lake, &name, difference);
         let table = found(&lake).await;
         assert_eq!(table.verdict, Verdict::Different, "{what}: {table:?}");
-        assert!(table.unnamed.is_some() && table.named.is_none(), "{what}: {table:?}");
+        let named = table.named.as_ref().map(|named| named.rows);
+        let [missing, extra, changed] = rows;
+        let expected = DiffCounts { missing, extra, changed, ..DiffCounts::default() };
+        assert_eq!(named, Some(expected), "{what}: {table:?}");
         fs::write(&file, &whole).unwrap();
         amend(&lake, &name, -difference);
     }
@@ -150,21 +160,26 @@ async fn rows_that_are_not_those_of_the_source_are_found() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_that_are_not_those_of_the_source_are_found() {
-    let (lake, _) = filled("plantedchanges").await;
+    let (mut lake, _) = filled("plantedchanges").await;
     lake.sql("UPDATE t SET a = a || '.' WHERE id <= 50; INSERT INTO t VALUES (5000, 'new', 'row')");
     assert_eq!(found(&lake).await.verdict, Verdict::Identical);
     let files = lake.files("t", "changes");
     let file = files.last().unwrap();
     let whole = fs::read(file).unwrap();
-    let plants: [fn(&mut Vec<Row>); 3] = [
-        |rows| rows[0].1 = Some("other".to_owned()),
-        |rows| rows[0].0 = 999,
-        |rows| rows.last_mut().unwrap().2 = None,
+    // With the keys of the lines.
+    type Plant = (&'static [&'static str], fn(&mut Vec<Row>));
+    let plants: [Plant; 3] = [
+        (&["changed id=1"], |rows| rows[0].1 = Some("other".to_owned())),
+        // The row that was meant is again what it was before the change.
+        (&["changed id=1", "changed id=999"], |rows| rows[0].0 = 999),
+        (&["changed id=5000"], |rows| rows.last_mut().unwrap().2 = None),
     ];
-    for plant in plants {
+    for (lines, plant) in plants {
         rewrite(file, plant);
+        let kept = Kept::new(&mut lake.request, Redaction::None);
         let table = found(&lake).await;
         assert_eq!(table.verdict, Verdict::Different, "{table:?}");
+        assert_eq!(kept.of("t"), lines);
         fs::write(file, &whole).unwrap();
     }
     rewrite(file, |_| {});

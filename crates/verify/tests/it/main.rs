@@ -11,6 +11,7 @@ mod dirty;
 mod generated;
 mod lake;
 mod lake_damage;
+mod lake_naming;
 mod many;
 mod moving;
 mod naming;
