@@ -205,6 +205,8 @@ Examples:
     /// Every row is read again on both sides first, at one LSN of a job while its stream stands there, or of two databases
     /// that stand still where the report is of such. What differs no longer, or in another way, is left alone. Without
     /// --apply nothing is written: the statements are printed, with the values that the source has now.
+    ///
+    /// PostgreSQL only: tables of a lake that differ are copied anew (tidemark reset).
     #[command(after_long_help = "\
 Examples:
   tidemark repair report

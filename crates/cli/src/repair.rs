@@ -11,7 +11,8 @@ use serde_json::Value;
 use tidemark_model::RelationName;
 use tidemark_pipeline::{Error, Kind, Target};
 use tidemark_report::{
-    DiffFile, DiffLine, DiffReader, Level, Point, Redaction, Redactor, VerifyReport, check_json,
+    DiffFile, DiffLine, DiffReader, Level, Point, Redaction, Redactor, Verdict, VerifyReport,
+    check_json,
 };
 use tidemark_verify::{How, Lines, Reads, Repaired, Request, Suspect, repair};
 use tokio_util::sync::CancellationToken;
@@ -36,14 +37,13 @@ pub(crate) fn run(
         true => args.report.join("report.json"),
         false => args.report.clone(),
     };
-    let (report, diff) = read(&place)?;
+    let report = read(&place)?;
     let moves = matches!(report.point, Point::Barrier { .. });
     let job = job::job(config, NotEmpty::Refuse, moves)?;
-    if !matches!(job.target, Target::Postgres(_)) {
-        return Err(Failure::usage(
-            "repair a Parquet target: only PostgreSQL targets can be repaired",
-        ));
+    if let Target::Lake(target) = &job.target {
+        return Err(unrepairable(&format!("the lake {}", target.root), &report));
     }
+    let diff = rows_of(&place, &report)?;
     let request = Request {
         readers: 1,
         level: Level::Rows,
@@ -87,15 +87,43 @@ pub(crate) fn run(
     Ok(told(repaired, hidden, args.apply, screen))
 }
 
-/// The report, and where its rows are; both as they were written.
-fn read(place: &Path) -> Result<(VerifyReport, PathBuf), Failure> {
-    let unusable = |error: &(dyn std::error::Error + 'static)| {
-        Failure::usage(format!("repair by {}", place.display()))
-            .because(error)
-            .hint("verify again with --report DIR, and name that directory")
-    };
-    let text = std::fs::read_to_string(place).map_err(|error| unusable(&error))?;
-    let report = check_json(&text).map_err(|error| unusable(&error))?;
+/// A lake's files are never written anew: its tables are copied again.
+fn unrepairable(lake: &str, report: &VerifyReport) -> Failure {
+    let of_report = report.tables.iter().filter(|table| table.verdict == Verdict::Different);
+    let names: Vec<String> = of_report.map(|table| quoted(&table.plain_name())).collect();
+    let names = if names.is_empty() { "TABLE...".to_owned() } else { names.join(" ") };
+    Failure::usage(format!(
+        "repair {lake}: its files are never written anew, so that its rows cannot be repaired one by one"
+    ))
+    .hint(format!(
+        "let its tables be copied anew: stop tidemark sync, run tidemark reset {names} --yes, and run tidemark sync again"
+    ))
+}
+
+/// As a shell reads it.
+fn quoted(name: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.chars().all(is_plain) {
+        name.to_owned()
+    } else {
+        format!("'{}'", name.replace('\'', "'\\''"))
+    }
+}
+
+fn unusable(place: &Path, error: &(dyn std::error::Error + 'static)) -> Failure {
+    Failure::usage(format!("repair by {}", place.display()))
+        .because(error)
+        .hint("verify again with --report DIR, and name that directory")
+}
+
+/// The report as it was written.
+fn read(place: &Path) -> Result<VerifyReport, Failure> {
+    let text = std::fs::read_to_string(place).map_err(|error| unusable(place, &error))?;
+    check_json(&text).map_err(|error| unusable(place, &error))
+}
+
+/// Where its rows are, as they were written.
+fn rows_of(place: &Path, report: &VerifyReport) -> Result<PathBuf, Failure> {
     let Some(diff) = &report.diff else {
         return Err(Failure::usage(format!("repair by {}: it names no rows", place.display()))
             .hint("verify with --level digest or rows, and --report DIR"));
@@ -105,8 +133,8 @@ fn read(place: &Path) -> Result<(VerifyReport, PathBuf), Failure> {
             .hint("verify again with --redact values or none"));
     }
     let path = place.with_file_name(&diff.name);
-    is_whole(&path, diff).map_err(|error| unusable(&*error))?;
-    Ok((report, path))
+    is_whole(&path, diff).map_err(|error| unusable(place, &*error))?;
+    Ok(path)
 }
 
 /// Nothing is repaired by a file that was cut or edited.
