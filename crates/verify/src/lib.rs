@@ -130,6 +130,11 @@ impl Progress {
         self.readings.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// So much more is to be read than was thought.
+    fn expect(&self, bytes: u64) {
+        self.expected.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     fn add(&self, which: Which, bytes: u64) {
         self.read[which as usize].fetch_add(bytes, Ordering::Relaxed);
     }

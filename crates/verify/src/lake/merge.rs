@@ -171,6 +171,8 @@ impl<'a> Merge<'a> {
             number * width..=end
         };
         let mut open: Vec<RangeInclusive<u64>> = (0..parts).rev().map(part).collect();
+        // The files were expected to be read once.
+        self.tools.progress.expect((parts - 1).saturating_mul(self.table.bytes()));
         while let Some(keys) = open.pop() {
             match self.part(&keys, out.part(), notes) {
                 Ok(part) => out.absorb(part)?,
@@ -183,6 +185,7 @@ impl<'a> Merge<'a> {
                         ));
                     }
                     open.extend([middle + 1..=to, from..=middle]);
+                    self.tools.progress.expect(self.table.bytes().saturating_mul(2));
                 }
                 Err(trouble) => return Err(trouble),
             }
@@ -449,7 +452,11 @@ impl<'a, P: Present> State<'a, P> {
             return self.is_there(&Image::Joined(&partial));
         }
         self.waiting_bytes += partial.bytes;
-        self.waiting.insert(before, partial);
+        if self.waiting.insert(before, partial).is_some() {
+            return Err(Trouble::Table(
+                "two of its rows have values that did not change since one earlier row".to_owned(),
+            ));
+        }
         self.is_full()
     }
 

@@ -18,6 +18,7 @@ use tidemark_pipeline::{Error, Kind, Result, TableOptions};
 use tidemark_report::{Level, SchemaSeverity};
 use tidemark_sink::parquet::{CommitColumn, Member, MemberState};
 use tidemark_wire::Client;
+use tidemark_wire::tokio_postgres::error::SqlState;
 use tidemark_wire::tokio_postgres::types::{FromSql, Type};
 
 use super::cells::wire_of;
@@ -281,6 +282,9 @@ fn unhashable(name: &RelationName, cause: tidemark_digest::Error) -> Error {
     Error::new(Kind::Internal, format!("prepare to hash the rows of {name}")).because(cause)
 }
 
+/// Classes of errors that are about a value and its type, not about the server.
+const ABOUT_VALUES: [&str; 4] = ["0A", "22", "23", "42"];
+
 /// Asks the source what the defaults of columns are.
 struct Defaults<'a> {
     source: &'a Side,
@@ -320,6 +324,14 @@ impl Defaults<'_> {
             },
             Err(cause) => cause,
         };
+        // What else the server has to say may quote the value.
+        let code = cause.code().map(SqlState::code).unwrap_or_default();
+        if ABOUT_VALUES.iter().any(|class| code.starts_with(class)) {
+            return Ok(Err(format!(
+                "the source does not take the default of its column {:?} (SQLSTATE {code})",
+                column.name
+            )));
+        }
         let attempt = format!("ask the source for the default of {:?}", column.name);
         Err(Error::new(Kind::Unavailable, attempt).because(cause))
     }

@@ -18,7 +18,7 @@ use tidemark_report::{Level, Verdict};
 use tidemark_sink::parquet::Root;
 use tidemark_testkit::workload::{self, Writer, WriterOptions};
 use tidemark_testkit::{Database, shared};
-use tidemark_verify::{Outcome, Point, Request, verify_at_barrier, verify_quiesced};
+use tidemark_verify::{Outcome, Point, Request, Which, verify_at_barrier, verify_quiesced};
 use tokio_util::sync::CancellationToken;
 
 use crate::moving::Follower;
@@ -243,6 +243,9 @@ async fn keys_that_do_not_fit_into_memory_are_taken_in_parts() {
         "UPDATE pet SET name = name || '?'; UPDATE pet SET id = id + 1000000 WHERE id % 2 = 0",
     );
     Lake::assert_identical(&lake.verify().await);
+    lake.request.progress = Arc::default();
+    Lake::assert_identical(&lake.verify().await);
+    let plenty = std::mem::take(&mut lake.request.progress);
     // An eighth of it are some 300 keys.
     lake.request.job.memory = 128 << 10;
     lake.request.job.stream.batch_bytes = 64 << 10;
@@ -254,6 +257,11 @@ async fn keys_that_do_not_fit_into_memory_are_taken_in_parts() {
     lake.follows().await;
     Lake::assert_identical(&lake.verify().await);
     follower.stop();
+    // What is read several times is expected so often.
+    let [(once, expected), (often, more)] = [&plenty, &lake.request.progress]
+        .map(|progress| (progress.read(Which::Target), progress.expected()));
+    assert!(often > 3 * once, "{often} of {once} bytes");
+    assert!(more - expected >= often - once, "{expected} and {more} for {once} and {often}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::Int32Type;
-use arrow_array::{Array as _, ArrayRef, Int32Array, RecordBatch, StringArray};
+use arrow_array::{Array as _, ArrayRef, Int32Array, RecordBatch, StringArray, StructArray};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use serde_json::Value;
@@ -238,4 +238,55 @@ async fn a_file_that_is_missing_or_damaged_is_named_and_its_table_is_not_proven(
         amend(&lake, &name, -1);
     }
     assert_eq!(found(&lake).await.verdict, Verdict::Identical);
+}
+
+/// No row is lost because another one waits under its key.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_rows_that_say_that_they_were_one_row_are_told() {
+    let lake = Lake::new(
+        "twice",
+        "CREATE TABLE t (id int4 PRIMARY KEY, a text); ALTER TABLE t ALTER a SET STORAGE EXTERNAL; \
+         INSERT INTO t SELECT i, repeat(md5(i::text), 90) FROM generate_series(1, 5) i",
+    );
+    lake.fill().await;
+    // The values out of line are in no message: both rows wait for their own of before.
+    lake.sql("UPDATE t SET id = id + 10 WHERE id IN (1, 2)");
+    assert_eq!(lake.verify().await.verdict(), Verdict::Identical);
+    let file = lake.files("t", "changes").pop().unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(&file).unwrap()).unwrap();
+    let schema = Arc::clone(reader.schema());
+    let batch = reader.build().unwrap().next().unwrap().unwrap();
+    let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| {
+        if field.name() != "_old_key" {
+            return Arc::clone(column);
+        }
+        let keys = column.as_struct();
+        let ones: ArrayRef = Arc::new(Int32Array::from(vec![1; keys.len()]));
+        Arc::new(StructArray::new(keys.fields().clone(), vec![ones], keys.nulls().cloned()))
+    });
+    let batch = RecordBatch::try_new(Arc::clone(&schema), columns.collect()).unwrap();
+    let mut writer = ArrowWriter::try_new(File::create(&file).unwrap(), schema, None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    assert_named(
+        &table(&lake.verify().await, "t"),
+        "did not change since one earlier row",
+        "twice",
+    );
+}
+
+/// What a commit says that is wrong is the table's trouble, and no server is out of reach.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_default_that_is_none_makes_its_table_incomplete() {
+    let (lake, _) = filled("default").await;
+    lake.sql("ALTER TABLE t ADD COLUMN n int4 DEFAULT 5; UPDATE t SET a = a WHERE id = 1");
+    assert_eq!(found(&lake).await.verdict, Verdict::Identical);
+    each_table(&lake, |table| {
+        for column in table["columns"].as_array_mut().unwrap() {
+            if column["name"] == "n" {
+                column["default"] = "'five'::integer".into();
+            }
+        }
+    });
+    assert_named(&found(&lake).await, "does not take the default of its column \"n\"", "default");
 }
