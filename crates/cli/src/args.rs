@@ -198,7 +198,8 @@ Examples:
   tidemark verify --table 'public.orders*' --rate 50MiB
   tidemark verify --quiesced --source postgres://app@db1/shop --target postgres://app@db2/shop
   tidemark verify --level rows --redact none --report /tmp/report
-  tidemark verify --level count --json | jq .verdict")]
+  tidemark verify --level count --json | jq .verdict
+  tidemark verify selftest")]
     Verify(VerifyArgs),
     /// Make the rows that a report calls different what the source has.
     ///
@@ -346,7 +347,11 @@ pub struct RepairArgs {
 
 /// Arguments of `verify`.
 #[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct VerifyArgs {
+    /// Something else than a verification.
+    #[command(subcommand)]
+    pub command: Option<VerifyCommand>,
     /// How deep: each level has the earlier ones in it, and only digest and rows prove anything about rows [default:
     /// verify.level, which is digest].
     #[arg(long, value_name = "LEVEL")]
@@ -381,6 +386,35 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "WHAT")]
     pub redact: Option<Redact>,
     /// Print the report as JSON; the rows that differ are in it by their numbers, first and last key only.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What else `verify` does.
+#[derive(Debug, Clone, Subcommand)]
+pub enum VerifyCommand {
+    /// Show on your own data and servers that verify finds what it has to.
+    ///
+    /// Copies a few rows of some of the chosen tables into a schema of its own on the target, tidemark_selftest_JOB, plants
+    /// every kind of difference there (a bit, a row that is missing or doubled, NULL for an empty text, a blank, an hour, and
+    /// more), and compares each copy with its sample as verify does. What none of the tables lets be planted is planted in a
+    /// table of its own. The source is only read, no table of yours is written to, no value is shown, and the schema is
+    /// dropped at the end; what a killed run leaves goes with the next one, or with cleanup.
+    ///
+    /// Needs SELECT on the source and CREATE on the target's database, which must be PostgreSQL. Ends with 0 if everything was
+    /// found, 1 if not.
+    #[command(after_help = "\
+Examples:
+  tidemark verify selftest
+  tidemark verify selftest --source postgres://app@db1/shop --target postgres://load@db2/shop
+  tidemark verify selftest --table 'public.orders*' --json | jq .missed")]
+    Selftest(SelftestArgs),
+}
+
+/// Arguments of `verify selftest`.
+#[derive(Debug, Clone, Args)]
+pub struct SelftestArgs {
+    /// Print what was tried and found as JSON.
     #[arg(long)]
     pub json: bool,
 }

@@ -6,7 +6,7 @@
 use clap::CommandFactory as _;
 use tidemark_model::RelationName;
 
-use crate::args::{Cli, Command, ConfigCommand, Global, NotEmpty, SyncArgs};
+use crate::args::{Cli, Command, ConfigCommand, Global, NotEmpty, SyncArgs, VerifyCommand};
 use crate::config::{self, Config, Needs};
 use crate::demo;
 use crate::exit::{ExitCode, Failure};
@@ -15,6 +15,7 @@ use crate::log::Screen;
 use crate::output;
 use crate::redact;
 use crate::repair;
+use crate::selftest;
 use crate::verify;
 
 /// Runs one command.
@@ -31,7 +32,13 @@ pub fn run(cli: &Cli, screen: &Screen) -> Result<ExitCode, Failure> {
             jobs::sync(&load(&cli.global, Needs::Both)?, args, screen)
         }
         Command::Check(args) => jobs::check(&load(&cli.global, Needs::Both)?, args, screen),
-        Command::Verify(args) => verify::run(&load(&cli.global, Needs::Both)?, args, screen),
+        Command::Verify(args) => {
+            let config = load(&cli.global, Needs::Both)?;
+            match &args.command {
+                Some(VerifyCommand::Selftest(args)) => selftest::run(&config, args, screen),
+                None => verify::run(&config, args, screen),
+            }
+        }
         Command::Repair(args) => repair::run(&load(&cli.global, Needs::Both)?, args, screen),
         Command::Status(args) => jobs::status(&load(&cli.global, Needs::Job)?, args),
         Command::Reset(args) => {
@@ -114,7 +121,7 @@ fn table_name(text: &str) -> Result<RelationName, Failure> {
 fn cleanup_without_yes(config: &Config) -> Failure {
     let object = config.job.name.replace('-', "_");
     Failure::usage(format!(
-        "cleanup would drop slot and publication tidemark_{object} on the source and the progress rows of the job {:?} on the target, if they are there",
+        "cleanup would drop slot and publication tidemark_{object} on the source and the progress rows of the job {:?} and what a killed verify selftest left on the target, if they are there",
         config.job.name
     ))
     .hint("add --yes if that is meant; the moved data stays")

@@ -155,7 +155,11 @@ pub fn reset(config: &Config, tables: Vec<RelationName>) -> Result<ExitCode, Fai
 /// `tidemark cleanup --yes`.
 pub fn cleanup(config: &Config) -> Result<ExitCode, Failure> {
     let job = job::job(config, NotEmpty::Refuse, false)?;
-    let done = runtime()?.block_on(pipeline::cleanup(&job))?;
+    let done = runtime()?.block_on(async {
+        let mut done = pipeline::cleanup(&job).await?;
+        done.extend(tidemark_verify::cleanup_selftest(&job).await?);
+        Ok::<_, pipeline::Error>(done)
+    })?;
     let text =
         if done.is_empty() { "nothing to clean up\n".to_owned() } else { done.join("\n") + "\n" };
     output::print(&text)?;

@@ -27,6 +27,7 @@ pub mod output;
 pub mod progress;
 pub mod redact;
 mod repair;
+mod selftest;
 mod serve;
 mod start;
 mod verify;

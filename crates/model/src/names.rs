@@ -40,6 +40,14 @@ pub fn origin_name_of_old(job: &str) -> String {
     object_name(job)
 }
 
+/// What the schemas of self-tests begin with; no such schema is ever moved or counted as the user's.
+pub const SELFTEST_SCHEMAS: &str = "tidemark_selftest_";
+
+/// The schema on the target in which a job's `verify selftest` works.
+pub fn selftest_schema(job: &str) -> String {
+    format!("{SELFTEST_SCHEMAS}{}", job.replace('-', "_"))
+}
+
 /// What our sessions call themselves, so that a DBA and a later run know them.
 pub fn application_name(job: &str) -> String {
     object_name(job)

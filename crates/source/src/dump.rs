@@ -143,7 +143,12 @@ pub async fn dump_schema(
     }
     let output = command
         .args(["--format=custom", "--schema-only", "--no-publications", "--no-subscriptions"])
-        .args(["--exclude-schema=tidemark", "--no-password", "--compress=0"])
+        .args([
+            "--exclude-schema=tidemark",
+            "--exclude-schema=tidemark_selftest_*",
+            "--no-password",
+            "--compress=0",
+        ])
         .arg(format!("--snapshot={snapshot_id}"))
         .arg(format!("--lock-wait-timeout={}", crate::snapshot::milliseconds(patience)))
         .arg("--file")

@@ -5,6 +5,7 @@
 //! whatever the globs say.
 
 use globset::{Glob, GlobMatcher};
+use tidemark_model::names::SELFTEST_SCHEMAS;
 use tidemark_model::{Persistence, Relation, RelationKind, RelationName};
 
 use crate::{Catalog, Disposition, Error, Result};
@@ -73,6 +74,7 @@ fn can_be_chosen(relation: &Relation) -> bool {
     relation.holds_rows()
         && relation.persistence != Persistence::Temporary
         && relation.name.schema != OUR_SCHEMA
+        && !relation.name.schema.starts_with(SELFTEST_SCHEMAS)
         && !relation.name.schema.starts_with("pg_")
         && relation.name.schema != "information_schema"
 }

@@ -11,6 +11,7 @@
 //!     lake: the same for a target of Parquet files, whose rows are summed as its commits describe them
 //!     run: reading of both sides at once -> sums by leaf -> state: what is settled
 //!       naming: the rows that differ, from the reading itself or read again -> lines
+//! selftest: copies of a sample with planted differences, compared by the same
 //! ```
 //!
 //! **Not here:** what a report looks like (`report`), which job is verified (`cli`).
@@ -33,6 +34,7 @@ mod repair;
 mod rounds;
 mod run;
 mod scan;
+mod selftest;
 mod side;
 mod state;
 
@@ -43,6 +45,7 @@ pub use naming::Named;
 pub use outcome::{Barrier, Outcome, Point, SideReport, TableOutcome};
 pub use quiesced::verify_quiesced;
 pub use repair::{How, Repaired, Suspect, repair};
+pub use selftest::{Missed, Selftest, Tried, cleanup_selftest, selftest};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -188,7 +188,7 @@ fn extra_tables(selection: &Selection, source: &Catalog, target: &Catalog) -> Ve
 }
 
 impl Pair {
-    fn new(
+    pub(crate) fn new(
         job: &Job,
         level: Level,
         (source, target): (&Relation, &Relation),
@@ -455,6 +455,30 @@ impl Pair {
             type_name: column.type_name.clone(),
         };
         Some(leaves.chunk_by(|one, next| one + 1 == *next).map(range).collect())
+    }
+}
+
+/// Defects, for the tests of what has to notice them.
+#[cfg(test)]
+impl Pair {
+    /// Leaves a column out of everything that is read.
+    pub(crate) fn look_away(&mut self, column: &str) {
+        let is_it = |known: &Column| known.name == column;
+        let Some(at) = self.source.columns.iter().position(is_it) else { return };
+        self.select.remove(at);
+        self.source.columns.remove(at);
+        self.target.columns.remove(at);
+        for key in self.key.iter_mut().filter(|key| **key > at) {
+            *key -= 1;
+        }
+        self.forms = self.forms_of_both().expect("the others were hashed before");
+        let plan = KeyPlan::of(&self.digest_columns(Which::Source), &self.key);
+        self.plan = plan.expect("the key is as it was");
+    }
+
+    /// Reads no row of the source.
+    pub(crate) fn lose_rows(&mut self) {
+        self.filter = Some("false".to_owned());
     }
 }
 

@@ -28,7 +28,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// # Cancel safety
 /// Safe: sessions end with the future.
 pub async fn verify_quiesced(request: &Request, stop: &CancellationToken) -> Result<Outcome> {
-    let run = Run::open(request, false, stop).await?;
+    compare(Run::open(request, false, stop).await?).await
+}
+
+/// The same of what was opened and paired already.
+pub(crate) async fn compare(run: Run<'_>) -> Result<Outcome> {
+    let (request, stop) = (run.request, run.tools.stop.clone());
     let mut states = run.states(State::new);
     let mut moments = (None, None);
     let mut wanted: Vec<usize> = (0..states.len()).collect();

@@ -11,7 +11,7 @@ use tidemark_model::Lsn;
 use tidemark_pipeline::{Error, Kind, Result, Target};
 use tokio_util::sync::CancellationToken;
 
-use crate::definitions::compare;
+use crate::definitions;
 use crate::known::Known;
 use crate::naming::name;
 use crate::outcome::{Outcome, Point, TableOutcome, side_report};
@@ -64,13 +64,24 @@ impl<'a> Run<'a> {
             known.cut(&mut bounds);
         }
         let mut paired = pair(request, moves, (&source.catalog, &target.catalog), &mut bounds)?;
-        paired.findings.extend(compare(job, &source, &target).await?);
-        let mut tools = Tools::new(request, stop)?;
+        paired.findings.extend(definitions::compare(job, &source, &target).await?);
+        let mut run = Self { began, ..Self::of(request, stop, (source, target), paired)? };
         if let Some(known) = &known {
             // Sums that are kept compare under one key only.
-            tools.key = known.key.clone();
+            run.tools.key = known.key.clone();
         }
-        Ok(Self { request, tools, source, target, paired, known, began })
+        Ok(Self { known, ..run })
+    }
+
+    /// What was opened and paired already.
+    pub(crate) fn of(
+        request: &'a Request,
+        stop: &CancellationToken,
+        (source, target): (Side, Side),
+        paired: Paired,
+    ) -> Result<Self> {
+        let tools = Tools::new(request, stop)?;
+        Ok(Self { request, tools, source, target, paired, known: None, began: Instant::now() })
     }
 
     /// Nothing is known yet.
