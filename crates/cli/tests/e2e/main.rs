@@ -24,6 +24,7 @@ mod large;
 mod mistakes;
 mod network;
 mod pooler;
+mod selftest;
 mod sessions;
 mod standby;
 mod status;
