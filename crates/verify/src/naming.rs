@@ -35,6 +35,8 @@ const PART: usize = 50_000;
 /// Rows that are classified and written at a time, and the bytes of them.
 const WRITTEN: usize = 500;
 const WRITTEN_BYTES: usize = 4 << 20;
+/// What the server selects at most.
+const SELECTED: usize = 1664;
 /// Keys that are kept for whoever looks at a terminal.
 const EXAMPLES: usize = 5;
 /// Why rows are not named whose hashes do not add up to what the sums differ by.
@@ -67,6 +69,16 @@ pub(crate) async fn name(
     let keys = state.take_keys(&leaves);
     let expected = state.excess();
     let mut naming = Naming::new(run, views, number);
+    if naming.is_too_wide() {
+        if naming.pair.key.is_empty() {
+            state.unnamed = Some(
+                "it has no key and more columns than can be read beside their text".to_owned(),
+            );
+            return Ok(());
+        }
+        // By their keys they can be named all the same.
+        naming.level = naming.level.min(Level::Digest);
+    }
     let is_known = naming.level < Level::Rows
         && naming.pair.has_verbatim_key()
         && !naming.pair.has_value_form();
@@ -181,6 +193,11 @@ impl<'a> Naming<'a> {
             telling: Telling::new(&run.request.lines, pair.name()),
             has_changed: false,
         }
+    }
+
+    /// Whether a row cannot be selected beside the text of its columns.
+    fn is_too_wide(&self) -> bool {
+        2 * self.pair.source.columns.len() > SELECTED
     }
 
     /// Without reading anything.

@@ -242,13 +242,13 @@ impl<T: Take> Scan<'_, T> {
             let bytes = tuples.data.len() as u64;
             self.tools.progress.add(self.view.which, bytes);
             self.tools.pass(bytes).await;
-            // The next batch is read while this one is taken.
+            // The next batch is read while this one is taken, whose memory is given back whether or not the next one has any
+            // yet: a reader of the other side may wait for it before that one.
             let read = async { copy.next(BATCH_BYTES, &self.tools.budget).await.map_err(of) };
             let take = async {
-                let chunk = self.take(chunk, tuples, spec).await?;
-                // Before the next batch is there, which may be waiting for this memory.
+                let taken = self.take(chunk, tuples, spec).await;
                 drop(reservation);
-                Ok(chunk)
+                taken
             };
             (next, chunk) = tokio::try_join!(read, take)?;
         }
