@@ -7,7 +7,7 @@ use std::sync::Arc;
 use comfy_table::{Cell, CellAlignment};
 use serde::Serialize;
 use tidemark_report::{Level, Redaction, Redactor};
-use tidemark_verify::{Lines, Missed, Request, Selftest, Tried, selftest};
+use tidemark_verify::{Lines, Missed, Reads, Request, Selftest, Tried, selftest};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{NotEmpty, SelftestArgs};
@@ -33,6 +33,8 @@ pub(crate) fn run(
         readers: usize::try_from(config.snapshot.readers).unwrap_or(1),
         level: Level::Rows,
         rate: None,
+        reads: Reads::All,
+        max_snapshot_age: None,
         progress: Arc::default(),
         lines: Lines::new(
             Box::new(std::io::sink()),

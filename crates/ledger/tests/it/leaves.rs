@@ -40,7 +40,7 @@ fn what_was_copied_touched_and_proven_is_there_for_whoever_reads_beside() {
         leaves: vec![proven(0, 40), proven(1, 60)],
         whole: Some(Lsn::new(60)),
     };
-    proofs.record(&[new.clone()]).unwrap();
+    proofs.record(std::slice::from_ref(&new)).unwrap();
     assert_ne!(ledger.data_version().unwrap(), seen, "the holder sees that somebody has written");
     let [record] = &reader.leaf_records().unwrap()[..] else { panic!("one relation") };
     let proof = record.proof.as_ref().unwrap();

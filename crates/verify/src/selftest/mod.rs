@@ -34,7 +34,7 @@ use crate::pair::{Pair, Paired};
 use crate::run::Run;
 use crate::scan::interrupted;
 use crate::side::Side;
-use crate::{Lines, Request, Skipped, Which, quiesced};
+use crate::{Lines, Reads, Request, Skipped, Which, quiesced};
 use mutation::{MUTATIONS, Mutation};
 use plant::{Planted, Planter, keys_of, tables};
 use sample::Sample;
@@ -148,6 +148,8 @@ fn inner(request: &Request, target: &PostgresTarget) -> Request {
         level: Level::Rows,
         readers: request.readers,
         rate: None,
+        reads: Reads::All,
+        max_snapshot_age: None,
         progress: Arc::clone(&request.progress),
         lines,
     }

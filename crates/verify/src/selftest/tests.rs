@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Missed, Selftest, selftest, tested};
 use crate::pair::Pair;
-use crate::{Lines, Request};
+use crate::{Lines, Reads, Request};
 
 /// A table with a key and few types, one without a key, and one that is empty.
 const TABLES: &str = "
@@ -58,8 +58,16 @@ impl Pairing {
         };
         let lines = Lines::new(Box::new(std::io::sink()), Redactor::new(Redaction::None, [0; 32]));
         let progress = Arc::default();
-        let request =
-            Request { job, level: Level::Digest, readers: 2, rate: None, progress, lines };
+        let request = Request {
+            job,
+            level: Level::Digest,
+            readers: 2,
+            rate: None,
+            reads: Reads::All,
+            max_snapshot_age: None,
+            progress,
+            lines,
+        };
         Self { source, target, request }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tidemark_model::Lsn;
-use tidemark_pipeline::{Job, Kind, Phase, Progress, SchemaMode, Target, ask_status, sync};
+use tidemark_pipeline::{Held, Job, Kind, Phase, Progress, SchemaMode, Target, ask_status, sync};
 use tidemark_report::{Redaction, Verdict};
 use tidemark_testkit::workload::{Writer, WriterOptions};
 use tidemark_verify::{Outcome, Point, verify_at_barrier};
@@ -261,4 +261,44 @@ async fn a_transaction_that_does_not_end_is_named_and_the_stream_goes_on() {
     client.batch_execute("COMMIT").await.unwrap();
     assert_eq!(moving.verify().await.verdict(), Verdict::Identical);
     follower.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_kept_back_for_one_position_is_applied_before_the_stream_stands_at_a_later_one() {
+    let moving = Moving::new("kept");
+    let (pair, stop) = (&moving.pair, CancellationToken::new());
+    let progress = Arc::new(Progress::default());
+    let head = || -> Lsn {
+        pair.source.psql("SELECT pg_current_wal_insert_lsn()").unwrap().trim().parse().unwrap()
+    };
+    let asks = async {
+        while progress.view().phase != Phase::Follow {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for round in 0..5 {
+            let mut held = Held::of_own(&progress).await.unwrap().unwrap();
+            // WAL that is none of the job's, so that the stream comes to the position by what is behind it.
+            pair.source
+                .psql("CREATE TABLE IF NOT EXISTS beside (i int); INSERT INTO beside VALUES (1)")
+                .unwrap();
+            let before = head();
+            pair.source
+                .psql(&format!("INSERT INTO pet (id, name) VALUES ({}, 'late')", 900_000 + round))
+                .unwrap();
+            let behind = head();
+            held.up_to(before).await.unwrap();
+            // Asked again before whoever applies has looked.
+            held.open();
+            let mut held = Held::of_own(&progress).await.unwrap().unwrap();
+            pair.source.psql("SELECT pg_logical_emit_message(true, 'test', 'goes on')").unwrap();
+            held.up_to(behind).await.unwrap();
+            let there = "SELECT count(*) FROM pet WHERE name = 'late'";
+            assert_eq!(pair.target.psql(there).unwrap().trim(), (round + 1).to_string());
+            held.open();
+        }
+        stop.cancel();
+    };
+    // In one task: nobody applies anything between two lines of `asks` that do not wait.
+    let (synced, ()) = tokio::join!(sync(&pair.request.job, &progress, None, &stop), asks);
+    synced.unwrap();
 }
