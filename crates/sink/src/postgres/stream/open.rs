@@ -10,7 +10,7 @@
 //! session_replication_role = replica   the target's triggers and foreign keys have had their say on the source
 //! synchronous_commit = on              a commit that is answered is durable, unless it says otherwise for itself (`apply`)
 //! plan_cache_mode, enable_*            arrays have no statistics: the planner takes ten rows for any of them, and would join
-//!                                      by hashing whole tables; an index lookup per row is what is meant
+//!                                      by hashing whole tables; an index lookup per row is what is meant (`KeyPart::among`)
 //! work_mem                             a batch's rows, which unnest() lays out before they are joined, fit
 //! origin                               commits are marked, so that a stream the other way round leaves them out
 //! ```

@@ -201,14 +201,9 @@ impl Source {
 }
 
 fn key_condition(layout: &Layout, key: &[KeyPart], values: &[String]) -> String {
-    let conditions: Vec<String> = key
-        .iter()
-        .zip(values)
-        .map(|(part, value)| {
-            let column = format!("t.{}", Ident(&layout.slots[part.slot].column.name));
-            part.condition(&column, value)
-        })
-        .collect();
+    let condition =
+        |(part, value): (&KeyPart, &String)| part.among(&layout.slots[part.slot].column, value);
+    let conditions: Vec<String> = key.iter().zip(values).map(condition).collect();
     conditions.join(" AND ")
 }
 

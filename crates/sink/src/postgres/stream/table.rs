@@ -206,6 +206,23 @@ impl KeyPart {
             None => format!("{column} IS NOT DISTINCT FROM {value}"),
         }
     }
+
+    /// The same where the value comes from a set of rows. A plain `=` would let the planner begin with the table: where it was
+    /// analysed while it looked empty that is one row to it, and all of it is read for each row of the set.
+    pub(super) fn among(&self, column: &TargetColumn, value: &str) -> String {
+        let name = format!("t.{}", Ident(&column.name));
+        // An array of arrays is one array.
+        let has_array = column.array_name.is_some();
+        match &self.operator {
+            Some((operator, None)) if has_array => {
+                format!("{name} OPERATOR({operator}) ANY (ARRAY[{value}])")
+            }
+            Some((operator, Some(collation))) if has_array => {
+                format!("{name} OPERATOR({operator}) ANY (ARRAY[{value} COLLATE {collation}])")
+            }
+            _ => self.condition(&name, value),
+        }
+    }
 }
 
 /// How a row is found on the target.

@@ -266,3 +266,31 @@ async fn a_table_without_a_key_is_not_read_once_for_each_row() {
     assert_eq!(open.writer.counters().exact_order, 0);
     pair.assert_same("a table without a key");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_looked_empty_when_it_was_analysed_is_not_read_once_for_each_row() {
+    let schema = "CREATE TABLE t (id int, k text COLLATE \"C\", b text, PRIMARY KEY (id, k)); \
+        ALTER TABLE t SET (autovacuum_enabled = off)";
+    let mut pair = Pair::new("analysed", schema, true).await;
+    let insert = "INSERT INTO t SELECT g, 'k', 'b' FROM generate_series(1, 20000) g";
+    // What an attempt leaves that was rolled back: a file, and no row that anybody sees.
+    pair.target.psql(&format!("BEGIN; {insert}; ROLLBACK; ANALYZE t")).unwrap();
+    let mut open = pair.open("s1").await.unwrap();
+    pair.source.psql(insert).unwrap();
+    pair.apply(&mut open.writer).await.unwrap();
+    pair.source
+        .psql("BEGIN; DELETE FROM t WHERE id % 10 = 0; UPDATE t SET b = 'c' WHERE id % 10 = 1; UPDATE t SET id = -id WHERE id % 10 = 2; COMMIT")
+        .unwrap();
+    pair.apply(&mut open.writer).await.unwrap();
+    pair.assert_same("a table that was analysed while it looked empty");
+    drop(open);
+    let read = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE relname = 't'";
+    let read = loop {
+        let read: u64 = pair.target.psql(read).unwrap().trim().parse().unwrap();
+        if read >= 6000 {
+            break read;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    assert!(read < 100_000, "{read} entries of the index were read for 6,000 rows");
+}
