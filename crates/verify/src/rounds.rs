@@ -21,8 +21,8 @@ use crate::state::State;
 
 /// So many bytes a second are taken to be read where nothing was read yet.
 const BYTES_A_SECOND: f64 = 20e6;
-/// So many rounds more than it takes to read everything once; what is not settled then is changing faster than it is read.
-const MORE_ROUNDS: u32 = 10;
+/// After so many rounds in which no less was left to be read than ever before, it is changing faster than it is read.
+const VAIN_ROUNDS: u32 = 10;
 
 pub(crate) struct Rounds<'a> {
     run: Run<'a>,
@@ -31,8 +31,8 @@ pub(crate) struct Rounds<'a> {
     age: Option<Duration>,
     barriers: Vec<Barrier>,
     moments: (Option<Moment>, Option<Moment>),
-    /// The most rounds, known once the first one is planned.
-    most: u32,
+    /// The least that was ever left to be read, and for how many rounds it was not less.
+    least: (u64, u32),
 }
 
 impl<'a> Rounds<'a> {
@@ -53,7 +53,7 @@ impl<'a> Rounds<'a> {
             known.cut_anew(&run.paired.pairs).await?;
         }
         let moments = (None, None);
-        Ok(Self { run, states, age, barriers: Vec::new(), moments, most: u32::MAX })
+        Ok(Self { run, states, age, barriers: Vec::new(), moments, least: (u64::MAX, 0) })
     }
 
     /// Reads until nothing is left to be read.
@@ -72,7 +72,7 @@ impl<'a> Rounds<'a> {
             let read = Box::pin(self.read(&met, &all)).await;
             self.keep(met.lsn, shapes.as_ref(), is_all && read.is_ok()).await?;
             read?;
-            let is_last = is_all || self.barriers.len() as u32 + 1 >= self.most;
+            let is_last = is_all || self.least.1 >= VAIN_ROUNDS;
             if is_last {
                 let views = (&met.source, &met.target);
                 Box::pin(self.run.name(views, &mut self.states, &all)).await?;
@@ -123,7 +123,10 @@ impl<'a> Rounds<'a> {
         }
         let Some(mut room) = self.room() else { return true };
         let total: u64 = order.iter().map(|(_, bytes, _)| bytes).sum();
-        self.most = self.most.min((total as f64 / room).ceil() as u32 + MORE_ROUNDS);
+        self.least = match total < self.least.0 {
+            true => (total, 0),
+            false => (self.least.0, self.least.1 + 1),
+        };
         // What was never read comes first, so that what changes all the time does not keep others from it.
         order.sort_unstable();
         let mut is_all = true;

@@ -285,7 +285,7 @@ async fn snapshots_that_are_not_to_grow_old_are_taken_again_and_all_is_the_same_
     let writer = moving.writer();
     let mut leafy = Leafy { moving, follower: None };
     leafy.start().await;
-    leafy.moving.pair.request.max_snapshot_age = Some(std::time::Duration::from_millis(100));
+    leafy.moving.pair.request.max_snapshot_age = Some(std::time::Duration::from_millis(200));
     let (outcome, _) = leafy.verify(Reads::All).await;
     assert_eq!(outcome.verdict(), Verdict::Identical, "{:?}", verdicts(&outcome));
     let Some(Point::Barrier { lsn, ref earlier, .. }) = outcome.point else { panic!() };

@@ -120,7 +120,7 @@ async fn case_63_columns_are_matched_by_name_whatever_became_of_the_table() {
         )
         .unwrap();
     pair.target
-        .psql("CREATE TABLE t (a text, c int, id bigint PRIMARY KEY); INSERT INTO t VALUES ('b', 7, 2), ('a', 7, 1)")
+        .psql("CREATE TABLE t (a text, c int DEFAULT 7, id bigint PRIMARY KEY); INSERT INTO t VALUES ('b', 7, 2), ('a', 7, 1)")
         .unwrap();
     let outcome = pair.verify().await;
     assert_eq!(table(&outcome, "t").verdict, Verdict::Identical);

@@ -119,9 +119,14 @@ async fn partitions_tables_without_a_key_and_keys_of_loose_equality_are_identica
         assert_eq!(found.verdict(), Verdict::Different);
         for (name, .., lines) in KINDS {
             let named = kept.of(name);
+            let lines = match (level, *name) {
+                // There the source is asked which keys are equal.
+                (Level::Rows, "word") => &[r#"changed w="bar""#, r#"equivalent w="Baz""#],
+                _ => *lines,
+            };
             // At level rows the columns follow.
             let fits = named.len() == lines.len()
-                && named.iter().zip(*lines).all(|(named, line)| named.starts_with(line));
+                && named.iter().zip(lines).all(|(named, line)| named.starts_with(line));
             assert!(fits, "{level:?} {name}: {named:?}");
         }
         assert_eq!(table(&found, "early_2").verdict, Verdict::Identical);
