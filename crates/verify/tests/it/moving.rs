@@ -302,3 +302,27 @@ async fn what_was_kept_back_for_one_position_is_applied_before_the_stream_stands
     let (synced, ()) = tokio::join!(sync(&pair.request.job, &progress, None, &stop), asks);
     synced.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_64_a_prepared_transaction_in_the_way_is_named_and_once_it_has_ended_both_sides_meet()
+{
+    let moving = Moving::new("twophase");
+    let follower = Follower::start(&moving.pair.request.job);
+    moving.follows().await;
+    let source = &moving.pair.source;
+    source
+        .psql(
+            "BEGIN; INSERT INTO pet (id, name) VALUES (-1, 'p'); PREPARE TRANSACTION 'in the way'",
+        )
+        .unwrap();
+    let stop = CancellationToken::new();
+    let error = verify_at_barrier(&moving.pair.request, &stop).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Unavailable, "{error:?}");
+    assert!(
+        error.hint.as_ref().unwrap().contains("prepared transaction 'in the way'"),
+        "{error:?}"
+    );
+    source.psql("COMMIT PREPARED 'in the way'").unwrap();
+    assert_eq!(moving.verify().await.verdict(), Verdict::Identical);
+    follower.stop();
+}
