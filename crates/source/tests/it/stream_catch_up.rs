@@ -237,9 +237,17 @@ async fn two_sessions_give_what_one_gives() {
             .start()
             .unwrap();
         crate::stream_support::prepare(&cluster, TABLE);
+        // Wherever the first session's part ends, a large one is in progress there.
+        let throughout = session(&cluster.url("postgres")).await;
+        throughout.batch_execute("BEGIN").await.unwrap();
         // Large ones beside each other, parts of them rolled back, small ones that commit meanwhile.
         for part in 0..6 {
             let first = part * 100_000;
+            let rows = format!(
+                "INSERT INTO public.t SELECT g, 'z' FROM generate_series(-{0} - 3000, -{0} - 1) g",
+                first
+            );
+            throughout.batch_execute(&rows).await.unwrap();
             let rows = |offset: u32, count: u32| {
                 format!(
                     "INSERT INTO t SELECT g, 'x' FROM generate_series({0}, {0} + {count}) g;",
@@ -257,6 +265,7 @@ async fn two_sessions_give_what_one_gives() {
                 scope.spawn(|| write(&cluster, 20, first + 50_000));
             });
         }
+        throughout.batch_execute("COMMIT").await.unwrap();
         barrier(&cluster, "end");
         let bounded = CatchUpOptions { wal_bytes: 64 << 10, last_bytes: 0, ..catch_up() };
         let mut catching = open(&cluster, bounded.clone()).await;
