@@ -73,7 +73,7 @@ impl LedgerReader {
             Ok(())
         })?;
         each("touched", &mut |record, row| {
-            record.touched.push((row.get("leaf")?, parsed(row, "since")?));
+            record.touched.insert(row.get("leaf")?, parsed(row, "since")?);
             Ok(())
         })?;
         each("proof", &mut |record, row| {
@@ -103,7 +103,7 @@ fn record_of(row: &Row<'_>) -> rusqlite::Result<LeafRecord> {
         leaf_bounds: row.get("leaf_bounds")?,
         copied: is_known.then_some(CopiedLeaves { raw_scheme, shape, leaves: Vec::new() }),
         proof: None,
-        touched: Vec::new(),
+        touched: HashMap::new(),
     })
 }
 

@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** times are milliseconds since 1970 in UTC; a time that is not there has not come.
 
+use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -92,14 +93,14 @@ pub struct LeafRecord {
     /// What verifications have found the same on both sides.
     pub proof: Option<ProofRecord>,
     /// The leaves that the stream has touched since the copy: after which position at the latest.
-    pub touched: Vec<(u32, Lsn)>,
+    pub touched: HashMap<u32, Lsn>,
 }
 
 impl LeafRecord {
     /// Whether the stream has left a leaf alone since it stood at that position; of none, since the copy.
     pub fn is_untouched(&self, leaf: u32, since: Option<Lsn>) -> bool {
-        let mut marks = self.touched.iter().filter(|(touched, _)| *touched == leaf);
-        marks.all(|(_, after)| since.is_some_and(|since| *after < since))
+        let mark = self.touched.get(&leaf);
+        mark.is_none_or(|after| since.is_some_and(|since| *after < since))
     }
 }
 

@@ -12,7 +12,7 @@ use tidemark_digest::{CANONICAL_VERSION, DigestKey, LeafCut, shape_of};
 use tidemark_ledger::{
     CopyId, LeafRecord, LedgerReader, NewProof, ProofRecord, Proofs, ProvenLeaf, now_ms,
 };
-use tidemark_model::{Column, Generated, LeafSum, Lsn, Oid};
+use tidemark_model::{Column, Generated, LeafSum, Lsn, Oid, RowSum};
 use tidemark_pipeline::{Error, Job, Kind, Result};
 use tidemark_source::{Catalog, shapes};
 
@@ -162,9 +162,10 @@ impl Known {
             _ => None,
         };
         if let Some(copied) = copied {
+            let sums: HashMap<u32, RowSum> =
+                copied.leaves.iter().map(|found| (found.leaf, found.sum)).collect();
             for leaf in 0..state.before.len() as u32 {
-                let sum = copied.leaves.iter().find(|found| found.leaf == leaf);
-                let sum = sum.map(|found| found.sum).unwrap_or_default();
+                let sum = sums.get(&leaf).copied().unwrap_or_default();
                 if record.is_untouched(leaf, None) {
                     state.before[leaf as usize] = Before::Copied(sum, self.copied_at);
                 }
@@ -250,7 +251,7 @@ fn cut_of(record: &LeafRecord) -> Option<LeafCut> {
 #[cfg(test)]
 mod tests {
     use tidemark_ledger::{Ledger, NewRelation, RunRecord};
-    use tidemark_model::{RelationName, RowSum};
+    use tidemark_model::RelationName;
 
     use super::*;
 

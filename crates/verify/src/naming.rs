@@ -68,28 +68,50 @@ pub(crate) async fn name(
     let leaves = state.leaves_that_differ();
     let keys = state.take_keys(&leaves);
     let expected = state.excess();
-    let mut naming = Naming::new(run, views, number);
-    if naming.is_too_wide() {
-        if naming.pair.key.is_empty() {
-            state.unnamed = Some(
-                "it has no key and more columns than can be read beside their text".to_owned(),
-            );
-            return Ok(());
-        }
-        // By their keys they can be named all the same.
-        naming.level = naming.level.min(Level::Digest);
-    }
+    let Some(mut naming) = Naming::new(run, views, number) else {
+        state.unnamed =
+            Some("it has no key and more columns than can be read beside their text".to_owned());
+        return Ok(());
+    };
     let is_known = naming.level < Level::Rows
         && naming.pair.has_verbatim_key()
         && !naming.pair.has_value_form();
     match keys {
         Some(keys) if is_known => naming.write_keys(&keys)?,
-        keys => naming.read(keys, leaves, expected).await?,
+        keys => {
+            let ask = keys.and_then(|keys| naming.ask_for(&keys, &leaves));
+            naming.read(ask, leaves, expected).await?;
+        }
     }
     match naming.has_changed {
         true => state.unnamed = Some(CHANGED.to_owned()),
         false => state.named = Some(naming.telling.finish()?),
     }
+    Ok(())
+}
+
+/// Reads the rows that the last reading found to differ once more under these snapshots, and only those. Where they are the
+/// same ones again they hold still, so that the table is different, and they are named; else nothing is known.
+///
+/// # Errors
+/// As [`name`].
+pub(crate) async fn confirm(
+    run: &Run<'_>,
+    views: [&View; 2],
+    number: usize,
+    state: &mut State,
+) -> Result<()> {
+    let Some((keys, leaves)) = state.suppose() else { return Ok(()) };
+    let naming = Naming::new(run, views, number);
+    let asks = naming.and_then(|naming| Some((naming.ask_for(&keys, &leaves)?, naming)));
+    let named = match asks {
+        Some((ask, mut naming)) => {
+            naming.read(Some(ask), leaves, state.excess()).await?;
+            if naming.has_changed { None } else { Some(naming.telling.finish()?) }
+        }
+        None => None,
+    };
+    state.conclude(named);
     Ok(())
 }
 
@@ -179,25 +201,27 @@ enum Place {
 }
 
 impl<'a> Naming<'a> {
-    fn new(run: &'a Run<'a>, views: [&'a View; 2], number: usize) -> Self {
+    /// None where the rows have nothing that they could be named by: no key, and too many columns.
+    fn new(run: &'a Run<'a>, views: [&'a View; 2], number: usize) -> Option<Self> {
         let pair = &run.paired.pairs[number];
-        Self {
+        // A row cannot be selected beside the text of its columns, but may be beside that of its key.
+        let is_too_wide = 2 * pair.source.columns.len() > SELECTED;
+        if is_too_wide && pair.key.is_empty() {
+            return None;
+        }
+        let level = run.request.level;
+        Some(Self {
             run,
             views,
             number,
             pair,
-            level: run.request.level,
+            level: if is_too_wide { level.min(Level::Digest) } else { level },
             classify: None,
             apart: Vec::new(),
             apart_bytes: 0,
             telling: Telling::new(&run.request.lines, pair.name()),
             has_changed: false,
-        }
-    }
-
-    /// Whether a row cannot be selected beside the text of its columns.
-    fn is_too_wide(&self) -> bool {
-        2 * self.pair.source.columns.len() > SELECTED
+        })
     }
 
     /// Without reading anything.
@@ -223,15 +247,11 @@ impl<'a> Naming<'a> {
         Ok(())
     }
 
-    async fn read(
-        &mut self,
-        keys: Option<Differences>,
-        leaves: Vec<u32>,
-        expected: Excess,
-    ) -> Result<()> {
+    /// Reads the rows that are asked for, or all of these leaves; they are named if they are what the source is expected to
+    /// have more of.
+    async fn read(&mut self, ask: Option<Ask>, leaves: Vec<u32>, expected: Excess) -> Result<()> {
         let is_keyless = self.pair.key.is_empty();
         let shows = if self.level == Level::Rows || is_keyless { Shows::Row } else { Shows::Key };
-        let ask = keys.and_then(|keys| self.ask_for(&keys, &leaves));
         let (ask, shows_now) = match (ask, shows) {
             (Some(ask), shows) => (ask, shows),
             // Whole rows are read when it is known which.

@@ -1,13 +1,15 @@
 //! A pair that stands still, or nearly: no job, no LSN that both sides share.
 //!
 //! **Invariant:** equal sums of two read snapshots are a proof by themselves, each at its own position. Sums that differ are
-//! none: what differed is read again under new snapshots, and is called different only when both sides were read twice and
-//! neither has changed; what is still changing after the last reading makes the table incomplete (`design.md` 7).
+//! none: what differed is read again under new snapshots (only the rows that differed, where a locator told them all), and is
+//! called different only when both sides were read twice and neither has changed; what is still changing after the last
+//! reading makes the table incomplete (`design.md` 7).
 
 use std::time::Duration;
 
 use tidemark_pipeline::Result;
 use tidemark_report::Level;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::outcome::{Outcome, Point};
@@ -17,8 +19,8 @@ use crate::{Request, Which};
 
 /// Readings of what differs, the first one of everything.
 const READINGS: u32 = 4;
-/// Between two of them, so that whatever keeps the sides in step may catch up.
-const PAUSE: Duration = Duration::from_secs(1);
+/// From the snapshots of one to those of the next, so that whatever keeps the sides in step may catch up.
+const APART: Duration = Duration::from_secs(1);
 
 /// Compares two databases that nobody is to write to.
 ///
@@ -37,16 +39,16 @@ pub(crate) async fn compare(run: Run<'_>) -> Result<Outcome> {
     let mut states = run.states(State::new);
     let mut moments = (None, None);
     let mut wanted: Vec<usize> = (0..states.len()).collect();
-    let mut reading = 0;
+    let (mut reading, mut last) = (0, Instant::now());
     while request.level > Level::Schema && !wanted.is_empty() && reading < READINGS {
         if reading > 0 {
             tracing::info!(tables = wanted.len(), "what differs is read again");
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = tokio::time::sleep(PAUSE) => {}
+                () = tokio::time::sleep_until(last + APART) => {}
             }
         }
-        reading += 1;
+        (reading, last) = (reading + 1, Instant::now());
         let (one, other) = Box::pin(read_once(&run, &mut states, &wanted)).await?;
         moments.0.get_or_insert(one);
         moments.1.get_or_insert(other);
@@ -67,8 +69,12 @@ async fn read_once(
         run.target.view(run.relations(Which::Target, wanted)),
     )?;
     let moments = (one.moment(), other.moment());
-    run.read((&one, &other), states, wanted).await?;
-    run.name((&one, &other), states, wanted).await?;
+    let views = (&one, &other);
+    run.confirm(views, states, wanted).await?;
+    let open: Vec<usize> =
+        wanted.iter().copied().filter(|pair| states[*pair].wants_reading()).collect();
+    run.read(views, states, &open).await?;
+    run.name(views, states, &open).await?;
     tokio::join!(one.release(), other.release());
     Ok(moments)
 }

@@ -2,18 +2,18 @@
 //!
 //! **Invariant:** nothing is written to either side.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use tidemark_model::Lsn;
+use tidemark_model::{Lsn, Oid};
 use tidemark_pipeline::{Error, Kind, Result, Target};
 use tokio_util::sync::CancellationToken;
 
 use crate::definitions;
 use crate::known::Known;
-use crate::naming::name;
+use crate::naming::{confirm, name};
 use crate::outcome::{Outcome, Point, TableOutcome, side_report};
 use crate::pair::{Pair, Paired, pair};
 use crate::reading::{Found, Reading};
@@ -98,6 +98,38 @@ impl<'a> Run<'a> {
         wanted.iter().map(|pair| self.paired.pairs[*pair].half(which).relation.clone()).collect()
     }
 
+    /// Those of these pairs that both sides still have; the others are noted as gone.
+    fn still_there(
+        &self,
+        views: (&View, &View),
+        states: &mut [State],
+        wanted: &[usize],
+    ) -> Vec<usize> {
+        for view in [views.0, views.1] {
+            let there: HashSet<Oid> = view.tables().iter().map(|table| table.oid).collect();
+            for pair in wanted {
+                if !there.contains(&self.paired.pairs[*pair].half(view.which).oid()) {
+                    states[*pair].gone = Some(view.which);
+                    states[*pair].open.clear();
+                }
+            }
+        }
+        wanted.iter().copied().filter(|pair| states[*pair].gone.is_none()).collect()
+    }
+
+    /// Reads the rows again that a reading has told to differ, so that those tables are settled where they hold still.
+    pub(crate) async fn confirm(
+        &self,
+        views: (&View, &View),
+        states: &mut [State],
+        wanted: &[usize],
+    ) -> Result<()> {
+        for pair in self.still_there(views, states, wanted) {
+            confirm(self, [views.0, views.1], pair, &mut states[pair]).await?;
+        }
+        Ok(())
+    }
+
     /// Reads what is open of these pairs, both sides at once, and settles what it can.
     pub(crate) async fn read(
         &self,
@@ -105,17 +137,10 @@ impl<'a> Run<'a> {
         states: &mut [State],
         wanted: &[usize],
     ) -> Result<()> {
-        for view in [views.0, views.1] {
-            for pair in wanted {
-                let oid = self.paired.pairs[*pair].half(view.which).relation.oid;
-                if !view.tables().iter().any(|table| table.oid == oid) {
-                    states[*pair].gone = Some(view.which);
-                    states[*pair].open.clear();
-                }
-            }
+        let there = self.still_there(views, states, wanted);
+        for pair in &there {
+            states[*pair].widen(|leaves| self.paired.pairs[*pair].ranges_of(leaves).is_some());
         }
-        let there: Vec<usize> =
-            wanted.iter().copied().filter(|pair| states[*pair].gone.is_none()).collect();
         let bytes = there.iter().map(|pair| self.bytes_to_read(views, *pair, &states[*pair]));
         self.tools.progress.begin_reading(bytes.sum());
         let again = there.iter().filter(|pair| states[**pair].readings == 1);

@@ -2,7 +2,10 @@
 //!
 //! **Invariant:** equality is only ever concluded from one reading of all leaves, under one snapshot of each side, or of a pair
 //! at one LSN from readings of leaves that the stream has not touched since; a leaf is different when it differs in two
-//! readings and neither side has changed in between, or at one LSN, read on both sides.
+//! readings and neither side has changed in between, when the rows that it differs by were read again and are the same ones, or
+//! at one LSN, read on both sides.
+
+use std::collections::HashSet;
 
 use tidemark_digest::Differences;
 use tidemark_model::{Lsn, RowSum};
@@ -81,6 +84,13 @@ impl State {
         self.open.iter().filter(is_wanted).copied().collect()
     }
 
+    /// Opens all leaves if those that are open are not to be had without the others, so that what is read counts.
+    pub(crate) fn widen(&mut self, can_be_read_alone: impl Fn(&[u32]) -> bool) {
+        if !self.is_at_one_point && !can_be_read_alone(&self.open) {
+            self.open = (0..self.source.len() as u32).collect();
+        }
+    }
+
     /// Whether it was read, be it in part.
     pub(crate) fn was_read(&self) -> bool {
         self.readings > 0
@@ -123,12 +133,11 @@ impl State {
 
     /// Keeps what was found the same by a reading at this position.
     pub(crate) fn keep(&mut self, lsn: Lsn) {
+        let unknown: HashSet<u32> =
+            [&self.open, &self.later, &self.different].into_iter().flatten().copied().collect();
         for (leaf, before) in (0..).zip(&mut self.before) {
             let sums = [self.source[leaf as usize], self.target[leaf as usize]];
-            let is_unknown = [&self.open, &self.later, &self.different]
-                .iter()
-                .any(|leaves| leaves.contains(&leaf));
-            if self.readings > 0 && !is_unknown {
+            if self.readings > 0 && !unknown.contains(&leaf) {
                 *before = Before::Proven(sums, before.lsn().unwrap_or(lsn));
             }
         }
@@ -149,8 +158,9 @@ impl State {
 
     /// The leaves whose rows are not the same, be it in their representation only; not those of which nothing is known.
     pub(crate) fn leaves_that_differ(&self) -> Vec<u32> {
+        let open: HashSet<u32> = self.open.iter().copied().collect();
         let both = (0_u32..).zip(self.source.iter().zip(&self.target));
-        let differ = both.filter(|(leaf, (one, other))| one != other && !self.open.contains(leaf));
+        let differ = both.filter(|(leaf, (one, other))| one != other && !open.contains(leaf));
         differ.map(|(leaf, _)| leaf).collect()
     }
 
@@ -159,6 +169,30 @@ impl State {
         let (keys, read) = self.keys.take()?;
         let has_read_all = leaves.iter().all(|leaf| read.binary_search(leaf).is_ok());
         (self.open.is_empty() && has_read_all).then_some(keys)
+    }
+
+    /// Takes for granted that what the last reading has found to differ does, until [`State::conclude`]: the differing keys and
+    /// leaves, if a locator told them all.
+    pub(crate) fn suppose(&mut self) -> Option<(Differences, Vec<u32>)> {
+        if self.is_at_one_point || !self.wants_reading() || self.keys.is_none() {
+            return None;
+        }
+        self.different = std::mem::take(&mut self.open);
+        let leaves = self.leaves_that_differ();
+        let keys = self.take_keys(&leaves);
+        if keys.is_none() {
+            self.conclude(None);
+        }
+        keys.map(|keys| (keys, leaves))
+    }
+
+    /// It does, in these rows, as a second reading has shown; or another one of everything has to tell.
+    pub(crate) fn conclude(&mut self, named: Option<Named>) {
+        match named {
+            Some(_) => self.readings += 1,
+            None => self.open = std::mem::take(&mut self.different),
+        }
+        self.named = named;
     }
 
     /// What the source has more of in them.
