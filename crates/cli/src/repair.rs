@@ -5,16 +5,14 @@
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde_json::Value;
 use tidemark_model::RelationName;
 use tidemark_pipeline::{Error, Kind, Target};
 use tidemark_report::{
-    DiffFile, DiffLine, DiffReader, Level, Point, Redaction, Redactor, Verdict, VerifyReport,
-    check_json,
+    DiffFile, DiffLine, DiffReader, Level, Point, Redaction, Verdict, VerifyReport, check_json,
 };
-use tidemark_verify::{How, Lines, Reads, Repaired, Request, Suspect, repair};
+use tidemark_verify::{How, Lines, Repaired, Request, Suspect, repair};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{NotEmpty, RepairArgs};
@@ -44,19 +42,7 @@ pub(crate) fn run(
         return Err(unrepairable(&format!("the lake {}", target.root), &report));
     }
     let diff = rows_of(&place, &report)?;
-    let request = Request {
-        readers: 1,
-        level: Level::Rows,
-        rate: None,
-        reads: Reads::All,
-        max_snapshot_age: None,
-        progress: Arc::default(),
-        lines: Lines::new(
-            Box::new(std::io::sink()),
-            Redactor::new(Redaction::Keys, rand::random()),
-        ),
-        job,
-    };
+    let request = Request { readers: 1, ..Request::new(job, Level::Rows, Lines::nowhere()) };
     let sides = [&report.source, &report.target]
         .map(|side| (side.system_identifier.clone(), side.database.clone()));
     let how = How { sides, applies: args.apply, moves };

@@ -2,12 +2,10 @@
 //!
 //! **Invariant:** the exit code is 0 only if every mutation was found wherever it was planted; no value is printed.
 
-use std::sync::Arc;
-
 use comfy_table::{Cell, CellAlignment};
 use serde::Serialize;
-use tidemark_report::{Level, Redaction, Redactor};
-use tidemark_verify::{Lines, Missed, Reads, Request, Selftest, Tried, selftest};
+use tidemark_report::Level;
+use tidemark_verify::{Lines, Missed, Request, Selftest, Tried, selftest};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{NotEmpty, SelftestArgs};
@@ -29,19 +27,8 @@ pub(crate) fn run(
     args: &SelftestArgs,
     screen: &Screen,
 ) -> Result<ExitCode, Failure> {
-    let request = Request {
-        readers: usize::try_from(config.snapshot.readers).unwrap_or(1),
-        level: Level::Rows,
-        rate: None,
-        reads: Reads::All,
-        max_snapshot_age: None,
-        progress: Arc::default(),
-        lines: Lines::new(
-            Box::new(std::io::sink()),
-            Redactor::new(Redaction::Keys, rand::random()),
-        ),
-        job: job::job(config, NotEmpty::Refuse, false)?,
-    };
+    let job = job::job(config, NotEmpty::Refuse, false)?;
+    let request = Request::new(job, Level::Rows, Lines::nowhere());
     let tested = runtime()?.block_on(until_stopped(&request))?;
     match args.json {
         true => output::print_json(&Told::of(&tested))?,

@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
@@ -67,13 +66,10 @@ pub(crate) fn run(
     let readers = args.jobs.or(config.verify.jobs).unwrap_or(config.snapshot.readers);
     let request = Request {
         readers: usize::try_from(readers).unwrap_or(1),
-        level,
         rate: args.rate.or(config.verify.rate),
         reads: if args.dirty { Reads::Dirty } else { Reads::All },
         max_snapshot_age: args.max_snapshot_age,
-        progress: Arc::default(),
-        lines: lines(args.report.as_deref(), redaction)?,
-        job,
+        ..Request::new(job, level, lines(args.report.as_deref(), redaction)?)
     };
     let started_at = jiff::Timestamp::now();
     let outcome = runtime()?.block_on(watched(&request, args.quiesced, screen));

@@ -76,6 +76,22 @@ pub struct Request {
     pub lines: Lines,
 }
 
+impl Request {
+    /// Of everything, as fast as it goes, with as many readers as the job has.
+    pub fn new(job: Job, level: Level, lines: Lines) -> Self {
+        Self {
+            readers: job.readers,
+            job,
+            level,
+            rate: None,
+            reads: Reads::All,
+            max_snapshot_age: None,
+            progress: Arc::default(),
+            lines,
+        }
+    }
+}
+
 /// Which leaves are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Reads {

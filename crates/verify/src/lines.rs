@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use tidemark_model::RelationName;
 use tidemark_pipeline::{Error, Kind, Result};
-use tidemark_report::{DiffFile, DiffWriter, Difference, Key, Redactor, ShownKey};
+use tidemark_report::{DiffFile, DiffWriter, Difference, Key, Redaction, Redactor, ShownKey};
 
 type Writer = DiffWriter<Box<dyn Write + Send>>;
 
@@ -26,6 +26,11 @@ impl Lines {
     /// Lines into `file`, which should be buffered.
     pub fn new(file: Box<dyn Write + Send>, redactor: Redactor) -> Self {
         Self(Arc::new(Mutex::new(Some(DiffWriter::new(file, redactor)))))
+    }
+
+    /// Lines that nobody reads.
+    pub fn nowhere() -> Self {
+        Self::new(Box::new(std::io::sink()), Redactor::new(Redaction::Keys, [0; 32]))
     }
 
     /// Flushes; what the report has to say of the file under this name.

@@ -34,7 +34,7 @@ use crate::pair::{Pair, Paired};
 use crate::run::Run;
 use crate::scan::interrupted;
 use crate::side::Side;
-use crate::{Lines, Reads, Request, Skipped, Which, quiesced};
+use crate::{Lines, Request, Skipped, Which, quiesced};
 use mutation::{MUTATIONS, Mutation};
 use plant::{Planted, Planter, keys_of, tables};
 use sample::Sample;
@@ -144,14 +144,9 @@ fn inner(request: &Request, target: &PostgresTarget) -> Request {
     // Keys are compared with those that were planted, and shown to nobody.
     let lines = Lines::new(Box::new(std::io::sink()), Redactor::new(Redaction::None, [0; 32]));
     Request {
-        job,
-        level: Level::Rows,
         readers: request.readers,
-        rate: None,
-        reads: Reads::All,
-        max_snapshot_age: None,
         progress: Arc::clone(&request.progress),
-        lines,
+        ..Request::new(job, Level::Rows, lines)
     }
 }
 

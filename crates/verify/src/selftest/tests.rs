@@ -1,13 +1,12 @@
 //! What a self-test says of an engine that is as it should be, and of one that is blind.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tidemark_digest::Forms;
 use tidemark_pipeline::{
     Job, NotEmpty, PostgresTarget, SchemaMode, StreamJob, TableOptions, Target, Triggers,
 };
-use tidemark_report::{Level, Redaction, Redactor};
+use tidemark_report::Level;
 use tidemark_source::Selection;
 use tidemark_testkit::{Database, shared};
 use tidemark_wire::ConnectSpec;
@@ -15,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Missed, Selftest, selftest, tested};
 use crate::pair::Pair;
-use crate::{Lines, Reads, Request};
+use crate::{Lines, Request};
 
 /// A table with a key and few types, one without a key, and one that is empty.
 const TABLES: &str = "
@@ -56,18 +55,7 @@ impl Pairing {
             stream: StreamJob::default(),
             tool_version: "test".to_owned(),
         };
-        let lines = Lines::new(Box::new(std::io::sink()), Redactor::new(Redaction::None, [0; 32]));
-        let progress = Arc::default();
-        let request = Request {
-            job,
-            level: Level::Digest,
-            readers: 2,
-            rate: None,
-            reads: Reads::All,
-            max_snapshot_age: None,
-            progress,
-            lines,
-        };
+        let request = Request::new(job, Level::Digest, Lines::nowhere());
         Self { source, target, request }
     }
 

@@ -1,15 +1,14 @@
 //! Pairs of databases and verifications of them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tidemark_pipeline::{
     Job, NotEmpty, PostgresTarget, SchemaMode, StreamJob, TableOptions, Target, Triggers,
 };
-use tidemark_report::{Level, Redaction, Redactor};
+use tidemark_report::Level;
 use tidemark_source::Selection;
 use tidemark_testkit::{Database, shared};
-use tidemark_verify::{Lines, Outcome, Reads, Request, TableOutcome, verify_quiesced};
+use tidemark_verify::{Lines, Outcome, Request, TableOutcome, verify_quiesced};
 use tidemark_wire::ConnectSpec;
 use tokio_util::sync::CancellationToken;
 
@@ -63,17 +62,7 @@ pub(crate) fn request(source: &str, target: &str) -> Request {
         stream: StreamJob::default(),
         tool_version: "test".to_owned(),
     };
-    let lines = Lines::new(Box::new(std::io::sink()), Redactor::new(Redaction::None, [0; 32]));
-    Request {
-        job,
-        level: Level::Digest,
-        readers: 2,
-        rate: None,
-        reads: Reads::All,
-        max_snapshot_age: None,
-        progress: Arc::default(),
-        lines,
-    }
+    Request::new(job, Level::Digest, Lines::nowhere())
 }
 
 pub(crate) fn table(outcome: &Outcome, name: &str) -> TableOutcome {
