@@ -184,12 +184,12 @@ impl Repair<'_> {
             _ => 1,
         });
         let triggers = self.triggers();
-        let statements: Result<Vec<(String, u64)>> =
+        let statements: Result<Vec<Statement>> =
             stands.iter().map(|(_, one)| statement(pair, one, triggers)).collect();
         let statements = statements?;
-        self.done.written += statements.iter().map(|(_, rows)| rows).sum::<u64>();
+        self.done.written += statements.iter().map(|statement| statement.rows).sum::<u64>();
         if !self.how.applies {
-            return statements.iter().try_for_each(|(sql, _)| (self.say)(sql));
+            return statements.iter().try_for_each(|statement| (self.say)(&statement.sql));
         }
         if statements.is_empty() {
             return Ok(());
@@ -237,7 +237,38 @@ impl Repair<'_> {
         }
     }
 
-    async fn write(&self, pair: &Pair, statements: &[(String, u64)]) -> Result<()> {
+    /// Rows that exchange values of a unique key stand in each other's way: then all that change are taken out before the first
+    /// is put back, which no trigger and no foreign key may see.
+    async fn write(&self, pair: &Pair, statements: &[Statement]) -> Result<()> {
+        let at_once = statements.iter().map(|statement| (statement.sql.clone(), statement.rows));
+        let written = self.execute(pair, "", at_once.collect()).await;
+        let is_in_the_way = written.as_ref().is_err_and(|refused| refused.is_taken);
+        if !is_in_the_way || self.triggers() == Triggers::AsIs {
+            return written.map_err(|refused| refused.error);
+        }
+        let aside = format!(
+            "CREATE TEMPORARY TABLE {ASIDE} ON COMMIT DROP AS SELECT 0 AS {NUMBER}, * FROM ONLY {} WHERE false",
+            pair.target.relation.name
+        );
+        let all = || (0..).zip(statements);
+        let taken = all().filter_map(|(number, statement)| {
+            Some((statement.changed.as_ref()?.taken_out(number), statement.rows))
+        });
+        let put = all().map(|(number, Statement { sql, rows, changed })| match changed {
+            Some(changed) => (changed.put_back(number), *rows),
+            None => (sql.clone(), *rows),
+        });
+        let in_two = taken.chain(put).collect();
+        self.execute(pair, &aside, in_two).await.map_err(|refused| refused.error)
+    }
+
+    /// All of it or nothing; every statement has to touch as many rows as it says.
+    async fn execute(
+        &self,
+        pair: &Pair,
+        before: &str,
+        statements: Vec<(String, u64)>,
+    ) -> std::result::Result<(), Refused> {
         let target = &self.run.target;
         let mut client = target.spec().connect().await.map_err(|error| target.of(error))?;
         let refused = |cause| refused(pair, &cause);
@@ -247,20 +278,40 @@ impl Repair<'_> {
             let replica = "SET LOCAL session_replication_role = replica";
             transaction.batch_execute(replica).await.map_err(refused)?;
         }
+        transaction.batch_execute(before).await.map_err(refused)?;
         for (sql, rows) in statements {
-            if transaction.execute(sql.as_str(), &[]).await.map_err(refused)? != *rows {
+            if transaction.execute(sql.as_str(), &[]).await.map_err(refused)? != rows {
                 let message =
                     format!("repair {}: another number of rows than was read", pair.name());
                 return Err(Error::new(Kind::TargetRefused, message)
-                    .hint("somebody else writes to the target, or a trigger has its say; nothing of this part was written"));
+                    .hint("somebody else writes to the target, or a trigger has its say; nothing of this part was written").into());
             }
         }
         transaction.commit().await.map_err(refused)
     }
 }
 
+/// Rows that are taken out before others are changed, by the number of their statement.
+const ASIDE: &str = "pg_temp.\"tidemark rows\"";
+const NUMBER: &str = "\"tidemark number\"";
+
+/// Why nothing was written.
+struct Refused {
+    error: Error,
+    /// Another row has a value that only one may have.
+    is_taken: bool,
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self { error, is_taken: false }
+    }
+}
+
 /// The server's words may quote a value, so only its code is told.
-fn refused(pair: &Pair, cause: &tidemark_wire::tokio_postgres::Error) -> Error {
+fn refused(pair: &Pair, cause: &tidemark_wire::tokio_postgres::Error) -> Refused {
+    let code = cause.code().map(|code| code.code());
+    let is_taken = matches!(code, Some("23505" | "23P01"));
     let why = match cause.as_db_error() {
         Some(error) => {
             let constraint = error
@@ -270,9 +321,10 @@ fn refused(pair: &Pair, cause: &tidemark_wire::tokio_postgres::Error) -> Error {
         }
         None => "the connection was lost".to_owned(),
     };
-    Error::new(Kind::TargetRefused, format!("repair {}: {why}", pair.name())).hint(
+    let error = Error::new(Kind::TargetRefused, format!("repair {}: {why}", pair.name())).hint(
         "nothing of this part was written; mend what is in the way, and run the same command again",
-    )
+    );
+    Refused { error, is_taken }
 }
 
 /// The keys in the order in which the pair knows its rows.
@@ -322,101 +374,151 @@ fn key_of(pair: &Pair, found: &Found) -> Result<Key> {
     Ok(pair.known_by().iter().map(text).collect())
 }
 
-/// The statement that makes the target's row what the source's is, and how many rows it touches.
-fn statement(pair: &Pair, found: &Found, triggers: Triggers) -> Result<(String, u64)> {
+/// Makes a row of the target what the source's is.
+struct Statement {
+    sql: String,
+    /// So many it touches.
+    rows: u64,
+    /// Of a row that both sides have.
+    changed: Option<Changed>,
+}
+
+impl Statement {
+    fn of(sql: String, rows: u64) -> Self {
+        Self { sql, rows, changed: None }
+    }
+}
+
+fn statement(pair: &Pair, found: &Found, triggers: Triggers) -> Result<Statement> {
     let [source, target] = &found.bodies;
     let source = source.as_deref().map(|body| texts(pair, body)).transpose()?;
     let target = target.as_deref().map(|body| texts(pair, body)).transpose()?;
-    let table = &pair.target.relation.name;
-    let columns = &pair.target.columns;
-    let literal = |at: usize, texts: &[Option<&str>]| match texts.get(at).copied().flatten() {
-        Some(text) => format!("{}::{}", Literal(text), columns[at].type_name),
-        None => "NULL".to_owned(),
-    };
-    let is_written = |at: &usize| columns[*at].generated == Generated::No;
-    let sql = match (source, target) {
-        (Some(source), None) => {
-            let written: Vec<usize> = (0..columns.len()).filter(is_written).collect();
-            let names: Vec<String> =
-                written.iter().map(|at| Ident(&columns[*at].name).to_string()).collect();
-            let values: Vec<String> = written.iter().map(|at| literal(*at, &source)).collect();
-            format!(
-                "INSERT INTO {table} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM pg_catalog.generate_series(1, {})",
-                names.join(", "),
-                values.join(", "),
-                found.copies
-            )
-        }
-        (Some(source), Some(target)) => {
-            let differs = |at: &usize| found.columns.iter().any(|(column, _)| column == at);
-            let rows = some_of(pair, &owned(&target), found.copies);
-            let by_system = |at: &usize| columns[*at].identity == Identity::Always;
-            if let Some(at) = (0..columns.len()).filter(differs).find(by_system) {
-                if triggers == Triggers::AsIs {
-                    return Err(unchangeable(pair, &columns[at].name));
-                }
-                return Ok((
-                    replaced(pair, &rows, differs, |at| literal(at, &source)),
-                    found.copies,
-                ));
-            }
-            let is_stored = |at: usize| columns[at].generated == Generated::Stored;
-            let is_made_anew = (0..columns.len()).any(|at| is_stored(at) && differs(&at));
-            let changes = (0..columns.len()).filter(is_written).filter_map(|at| {
-                let name = Ident(&columns[at].name);
-                match () {
-                    () if differs(&at) => Some(format!("{name} = {}", literal(at, &source))),
-                    // So that the target makes its own columns anew, whatever they are made of.
-                    () if is_made_anew && !by_system(&at) => Some(format!("{name} = {name}")),
-                    () => None,
-                }
-            });
-            let changes = changes.collect::<Vec<_>>().join(", ");
-            if changes.is_empty() {
-                // Only what the target makes when it is read differs: the look afterwards will tell.
-                return Ok((format!("-- {table}: a generated column differs"), 0));
-            }
-            format!("UPDATE ONLY {table} SET {changes} WHERE {rows}")
-        }
+    match (source, target) {
+        (Some(source), None) => Ok(inserted(pair, &source, found.copies)),
+        (Some(source), Some(target)) => changed(pair, found, (&source, &target), triggers),
         (None, Some(target)) => {
-            format!(
-                "DELETE FROM ONLY {table} WHERE {}",
-                some_of(pair, &owned(&target), found.copies)
-            )
+            let table = &pair.target.relation.name;
+            let rows = some_of(pair, &owned(&target), found.copies);
+            Ok(Statement::of(format!("DELETE FROM ONLY {table} WHERE {rows}"), found.copies))
         }
-        (None, None) => return Err(defect("a row of neither side")),
-    };
-    Ok((sql, found.copies))
+        (None, None) => Err(defect("a row of neither side")),
+    }
 }
 
-/// Puts other rows in the place of these: no UPDATE may change an identity column that is GENERATED ALWAYS. What does not
-/// differ, and what only the target has, stays as it is there.
-fn replaced(
-    pair: &Pair,
-    rows: &str,
-    differs: impl Fn(&usize) -> bool,
-    literal: impl Fn(usize) -> String,
-) -> String {
-    let table = &pair.target.relation.name;
-    let written =
-        pair.target.relation.columns.iter().filter(|column| column.generated == Generated::No);
-    let (names, values): (Vec<String>, Vec<String>) = written
-        .map(|column| {
-            let name = Ident(&column.name);
-            let at = pair.target.columns.iter().position(|other| other.name == column.name);
-            let value = match at.filter(&differs) {
-                Some(at) => literal(at),
-                None => format!("gone.{name}"),
-            };
-            (name.to_string(), value)
-        })
-        .unzip();
-    format!(
-        "WITH gone AS (DELETE FROM ONLY {table} WHERE {rows} RETURNING *) \
-         INSERT INTO {table} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM gone",
+/// A column's value in a statement.
+fn literal(pair: &Pair, at: usize, texts: &[Option<&str>]) -> String {
+    match texts.get(at).copied().flatten() {
+        Some(text) => format!("{}::{}", Literal(text), pair.target.columns[at].type_name),
+        None => "NULL".to_owned(),
+    }
+}
+
+fn inserted(pair: &Pair, source: &[Option<&str>], copies: u64) -> Statement {
+    let columns = &pair.target.columns;
+    let written = (0..columns.len()).filter(|at| columns[*at].generated == Generated::No);
+    let name_and_value =
+        |at: usize| (Ident(&columns[at].name).to_string(), literal(pair, at, source));
+    let (names, values): (Vec<String>, Vec<String>) = written.map(name_and_value).unzip();
+    let sql = format!(
+        "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM pg_catalog.generate_series(1, {copies})",
+        pair.target.relation.name,
         names.join(", "),
-        values.join(", ")
-    )
+        values.join(", "),
+    );
+    Statement::of(sql, copies)
+}
+
+fn changed(
+    pair: &Pair,
+    found: &Found,
+    (source, target): (&[Option<&str>], &[Option<&str>]),
+    triggers: Triggers,
+) -> Result<Statement> {
+    let (table, columns) = (&pair.target.relation.name, &pair.target.columns);
+    let differs = |at: &usize| found.columns.iter().any(|(column, _)| column == at);
+    let rows = some_of(pair, &owned(target), found.copies);
+    let replaced = Changed::new(pair, &rows, differs, |at| literal(pair, at, source));
+    let by_system = |at: &usize| columns[*at].identity == Identity::Always;
+    if let Some(at) = (0..columns.len()).filter(differs).find(by_system) {
+        if triggers == Triggers::AsIs {
+            return Err(unchangeable(pair, &columns[at].name));
+        }
+        let (sql, changed) = (replaced.at_once(), Some(replaced));
+        return Ok(Statement { sql, rows: found.copies, changed });
+    }
+    let is_written = |at: &usize| columns[*at].generated == Generated::No;
+    let is_stored = |at: usize| columns[at].generated == Generated::Stored;
+    let is_made_anew = (0..columns.len()).any(|at| is_stored(at) && differs(&at));
+    let changes = (0..columns.len()).filter(is_written).filter_map(|at| {
+        let name = Ident(&columns[at].name);
+        match () {
+            () if differs(&at) => Some(format!("{name} = {}", literal(pair, at, source))),
+            // So that the target makes its own columns anew, whatever they are made of.
+            () if is_made_anew && !by_system(&at) => Some(format!("{name} = {name}")),
+            () => None,
+        }
+    });
+    let changes = changes.collect::<Vec<_>>().join(", ");
+    if changes.is_empty() {
+        // Only what the target makes when it is read differs: the look afterwards will tell.
+        return Ok(Statement::of(format!("-- {table}: a generated column differs"), 0));
+    }
+    let sql = format!("UPDATE ONLY {table} SET {changes} WHERE {rows}");
+    Ok(Statement { sql, rows: found.copies, changed: Some(replaced) })
+}
+
+/// Other rows in the place of these, where no UPDATE can change them: an identity column that is GENERATED ALWAYS, or values
+/// that only one row may have and another one has until it is changed, too. What does not differ, and what only the target
+/// has, stays as it is there.
+struct Changed {
+    /// Takes the rows out and gives them.
+    taken: String,
+    /// Puts others in, of what comes from `gone`.
+    put: String,
+}
+
+impl Changed {
+    fn new(
+        pair: &Pair,
+        rows: &str,
+        differs: impl Fn(&usize) -> bool,
+        literal: impl Fn(usize) -> String,
+    ) -> Self {
+        let table = &pair.target.relation.name;
+        let written =
+            pair.target.relation.columns.iter().filter(|column| column.generated == Generated::No);
+        let (names, values): (Vec<String>, Vec<String>) = written
+            .map(|column| {
+                let name = Ident(&column.name);
+                let at = pair.target.columns.iter().position(|other| other.name == column.name);
+                let value = match at.filter(&differs) {
+                    Some(at) => literal(at),
+                    None => format!("gone.{name}"),
+                };
+                (name.to_string(), value)
+            })
+            .unzip();
+        Self {
+            taken: format!("DELETE FROM ONLY {table} WHERE {rows} RETURNING *"),
+            put: format!(
+                "INSERT INTO {table} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM",
+                names.join(", "),
+                values.join(", ")
+            ),
+        }
+    }
+
+    fn at_once(&self) -> String {
+        format!("WITH gone AS ({}) {} gone", self.taken, self.put)
+    }
+
+    fn taken_out(&self, number: u32) -> String {
+        format!("WITH gone AS ({}) INSERT INTO {ASIDE} SELECT {number}, * FROM gone", self.taken)
+    }
+
+    fn put_back(&self, number: u32) -> String {
+        format!("{} {ASIDE} gone WHERE {NUMBER} = {number}", self.put)
+    }
 }
 
 fn unchangeable(pair: &Pair, column: &str) -> Error {

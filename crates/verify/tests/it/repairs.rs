@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 use tidemark_model::RelationName;
+use tidemark_pipeline::{Target, Triggers};
 use tidemark_report::{DiffKind, Redaction, Verdict};
 use tidemark_source::read_catalog;
 use tidemark_verify::{How, Repaired, Request, Suspect, repair, verify_quiesced};
@@ -114,6 +115,45 @@ async fn what_the_statements_say_is_what_they_do() {
     pair.target.psql(&script).unwrap();
     let (verdict, kept) = found(&pair).await;
     assert_eq!(verdict, Verdict::Identical, "{}", kept.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_only_one_row_may_have_are_exchanged() {
+    let pair = Pair::new();
+    // What only the target has of a row has to be there afterwards as well.
+    pair.both("CREATE TABLE t (id int PRIMARY KEY, code text UNIQUE, twice text GENERATED ALWAYS AS (code || code) STORED); \
+               CREATE TABLE child (id int PRIMARY KEY, t int REFERENCES t ON DELETE CASCADE)");
+    pair.both("INSERT INTO t SELECT i, 'c' || i FROM generate_series(1, 9) i; INSERT INTO child SELECT i, i FROM generate_series(1, 9) i");
+    pair.target
+        .psql("ALTER TABLE t ADD note text; UPDATE t SET note = 'n' || id; \
+               UPDATE t SET code = '-' || code WHERE id <= 5; \
+               UPDATE t SET code = 'c' || (ARRAY[2, 1, 4, 5, 3])[id] WHERE id <= 5; \
+               DELETE FROM child WHERE id = 9; DELETE FROM t WHERE id = 8; INSERT INTO t VALUES (10, 'c8')")
+        .unwrap();
+    let suspects = suspects(&found(&pair).await.1);
+    let mut request = pair.request.clone();
+    if let Target::Postgres(target) = &mut request.job.target {
+        target.triggers = Triggers::AsIs;
+    }
+    let how = how(&pair, true, false).await;
+    let mut all = suspects.iter().filter(|suspect| suspect.table.name == "t").cloned().map(Ok);
+    let stop = CancellationToken::new();
+    let refused = repair(&request, how.clone(), &mut all, &mut |_| Ok(()), &stop).await;
+    // Nothing is taken out for a moment where triggers and foreign keys see it.
+    assert!(refused.unwrap_err().message.contains("23505"));
+    let (done, _) = repaired(&pair.request, how, &suspects).await;
+    assert_eq!((done.written, done.left), (9, 0));
+    let notes =
+        "SELECT string_agg(id || code || note || twice, ',' ORDER BY id) FROM t WHERE id <= 5";
+    assert_eq!(
+        pair.target.psql(notes).unwrap(),
+        "1c1n1c1c1,2c2n2c2c2,3c3n3c3c3,4c4n4c4c4,5c5n5c5c5"
+    );
+    assert_eq!(pair.target.psql("SELECT count(*) FROM child").unwrap(), "9");
+    assert_eq!(
+        pair.target.psql("SELECT count(*) FROM t WHERE code = 'c8' AND id = 8").unwrap(),
+        "1"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
