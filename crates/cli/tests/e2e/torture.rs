@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use tidemark_testkit::torture::{Configuration, Profile, Subject, Trial, run};
+use tidemark_testkit::torture::{Configuration, Outcome, Profile, Subject, Trial, run};
 
 use crate::support::say;
 
@@ -10,10 +10,10 @@ fn binary() -> PathBuf {
     env!("CARGO_BIN_EXE_tidemark").into()
 }
 
-fn survives(seed: u64, profile: Profile, subject: Subject) {
-    let is_lake = matches!(subject, Subject::Lake { .. });
+/// A trial without failure, of about so many seconds.
+fn ran(seed: u64, (profile, seconds): (Profile, u64), subject: Subject) -> Outcome {
     let outcome = run(&Trial {
-        seconds: (12, 12),
+        seconds: (seconds, seconds),
         profile: Some(profile),
         // A copy in small chunks takes its time; campaigns have that.
         configuration: Configuration::default(),
@@ -24,6 +24,12 @@ fn survives(seed: u64, profile: Profile, subject: Subject) {
     if let Some(failure) = &outcome.failure {
         panic!("seed {seed}: {failure}\n{}", outcome.events.join("\n"));
     }
+    outcome
+}
+
+fn survives(seed: u64, profile: Profile, subject: Subject) {
+    let is_lake = matches!(subject, Subject::Lake { .. });
+    let outcome = ran(seed, (profile, 12), subject);
     let verdict = outcome.verdict.unwrap();
     assert!(verdict.rows > 5_000 && outcome.transactions > 300, "{verdict:?}");
     // A lake is read at the end only.
@@ -33,17 +39,7 @@ fn survives(seed: u64, profile: Profile, subject: Subject) {
 
 /// Four verdicts at least, each second one with something to find, in however much time they need.
 fn is_verified(seed: u64, subject: Subject) {
-    let outcome = run(&Trial {
-        seconds: (1, 1),
-        profile: Some(Profile::Verify),
-        configuration: Configuration::default(),
-        ..Trial::new(seed, subject)
-    })
-    .unwrap();
-    say(&outcome.json().to_string());
-    if let Some(failure) = &outcome.failure {
-        panic!("seed {seed}: {failure}\n{}", outcome.events.join("\n"));
-    }
+    let outcome = ran(seed, (Profile::Verify, 1), subject);
     let verified = outcome.verified.unwrap();
     assert!(verified.verdicts >= 4 && verified.rows > 100_000, "{verified:?}");
     assert!(verified.planted >= 2, "{verified:?}");
