@@ -155,8 +155,8 @@ def fill(server):
     server.psql("tpch", "CHECKPOINT")
 
 
-def measure(command, environment=None):
-    """Runs a command to its end: seconds, CPU seconds, peak RSS in MB (of its biggest process), output."""
+def measure(command, environment=None, says=""):
+    """Runs a command to its end: seconds, CPU seconds, peak RSS in MB (of its biggest process). `says`: what it prints if it worked."""
     with tempfile.TemporaryFile() as output:
         began = time.monotonic()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
@@ -173,7 +173,7 @@ def measure(command, environment=None):
         output.seek(0)
         text = output.read().decode(errors="replace")
     result = {"seconds": seconds, "cpu": usage.ru_utime + usage.ru_stime, "rss_mb": usage.ru_maxrss / 1024}
-    if process.returncode != 0:
+    if process.returncode != 0 or says not in text:
         result["error"] = f"exit {process.returncode}: {text[-600:]}"
     return result
 
