@@ -67,6 +67,7 @@ fn stream_of(config: &Config, source: &config::Source) -> pipeline::StreamJob {
             config::OnFull::Wait => pipeline::OnFull::Wait,
             config::OnFull::DropSlot => pipeline::OnFull::DropSlot,
         },
+        adopts: false,
     }
 }
 

@@ -5,17 +5,16 @@
 //! disk before the change is on the target, says so.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::path::Path;
 
-use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 use tidemark_model::{LeafSum, Oid, RelationName};
 
+use crate::beside::Beside;
 use crate::reader::{parsed, sum_of};
 use crate::record::{CopiedLeaves, CopyId, LeafRecord, NewProof, ProofRecord, ProvenLeaf, now_ms};
-use crate::schema::of_sqlite;
 use crate::writer::{Failure, stored};
-use crate::{LedgerReader, Result, directory, schema};
+use crate::{LedgerReader, Result, schema};
 
 impl LedgerReader {
     /// What is known of the leaves of every relation of the run, by OID.
@@ -109,10 +108,7 @@ fn record_of(row: &Row<'_>) -> rusqlite::Result<LeafRecord> {
 
 /// Writes what a verification has proven, beside whoever holds the job.
 #[derive(Debug)]
-pub struct Proofs {
-    connection: Mutex<Connection>,
-    path: PathBuf,
-}
+pub struct Proofs(Beside);
 
 impl Proofs {
     /// Opens the ledger of a state directory.
@@ -120,11 +116,7 @@ impl Proofs {
     /// # Errors
     /// There is none, or none of this version; it is damaged.
     pub fn open(state_dir: &Path) -> Result<Self> {
-        let path = directory::check(state_dir)?.join(schema::FILE);
-        if !path.exists() {
-            return Err(crate::Error::Missing { directory: state_dir.to_owned() });
-        }
-        Ok(Self { connection: Mutex::new(schema::open_beside(&path)?), path })
+        Beside::open(state_dir).map(Self)
     }
 
     /// Cuts relations into other leaves: all that is known of them is forgotten. Of one that was copied again meanwhile
@@ -133,7 +125,7 @@ impl Proofs {
     /// # Errors
     /// The file cannot be written.
     pub fn cut(&self, relations: &[(CopyId, String)]) -> Result<()> {
-        self.write("cut relations into other leaves", |transaction| {
+        self.0.write("cut relations into other leaves", |transaction| {
             for (copy, bounds) in relations {
                 let changed = transaction
                     .prepare_cached(
@@ -154,26 +146,8 @@ impl Proofs {
     /// # Errors
     /// The file cannot be written.
     pub fn record(&self, proofs: &[NewProof]) -> Result<()> {
-        self.write("record what was proven", |transaction| {
+        self.0.write("record what was proven", |transaction| {
             proofs.iter().try_for_each(|proof| record(transaction, proof))
-        })
-    }
-
-    fn write(
-        &self,
-        doing: &'static str,
-        work: impl FnOnce(&Transaction<'_>) -> Result<(), Failure>,
-    ) -> Result<()> {
-        let mut connection = self.connection.lock().expect("no holder panics");
-        let run = || -> Result<(), Failure> {
-            let transaction =
-                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            work(&transaction)?;
-            Ok(transaction.commit()?)
-        };
-        run().map_err(|failure| match failure {
-            Failure::Ours(error) => error,
-            Failure::Sqlite(error) => of_sqlite(doing, &self.path, error),
         })
     }
 }

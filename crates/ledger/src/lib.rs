@@ -1,8 +1,9 @@
 //! The local record of a job: its run, tables, chunks, leaves and journal, in one SQLite file of the state directory.
 //!
 //! **Invariant:** one process at a time writes (a lock held for the life of [`Ledger`]); others read while it does
-//! ([`LedgerReader`]), and a verification beside it writes what it has proven ([`Proofs`]) and nothing else. Each method is one transaction: after a crash the ledger holds all of it or nothing. There are no
-//! rows of users in it, only names, counts and sums.
+//! ([`LedgerReader`]), a verification beside it writes what it has proven ([`Proofs`]) and a migration what it has done
+//! ([`Journal`]), and nothing else. Each method is one transaction: after a crash the ledger holds all of it or nothing. There
+//! are no rows of users in it, only names, counts and sums, and the keys at which tables are cut into leaves.
 //!
 //! The ledger is a hint. What the target's own markers say is the truth, so a ledger that is damaged is moved away, never
 //! repaired.
@@ -10,6 +11,7 @@
 //! **Not here:** what follows from what is written here (`pipeline`), and how sums are made (`digest`). All calls block:
 //! callers keep them off the threads that serve sockets.
 
+mod beside;
 mod directory;
 mod error;
 mod leaves;
@@ -19,6 +21,7 @@ mod record;
 mod schema;
 mod writer;
 
+pub use beside::Journal;
 pub use error::Error;
 pub use leaves::Proofs;
 pub use reader::LedgerReader;

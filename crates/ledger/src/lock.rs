@@ -26,7 +26,12 @@ pub(crate) struct Lock {
 impl Lock {
     /// Takes the lock, or says who has it.
     pub(crate) fn take(directory: &Path) -> Result<Self> {
-        let path = directory.join(FILE);
+        Self::take_file(directory, FILE)
+    }
+
+    /// The same of a file of this name.
+    pub(crate) fn take_file(directory: &Path, name: &str) -> Result<Self> {
+        let path = directory.join(name);
         let mut file = open_file(&path)?;
         for attempt in 1.. {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

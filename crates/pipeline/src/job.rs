@@ -74,6 +74,9 @@ pub struct StreamJob {
     pub spool: u64,
     /// What happens when both are full.
     pub on_full: OnFull,
+    /// The target holds what the source holds already: the stream begins at the slot's consistent point, and nothing is
+    /// copied. Only where that was proven, and nobody writes to either.
+    pub adopts: bool,
 }
 
 impl Default for StreamJob {
@@ -92,6 +95,7 @@ impl Default for StreamJob {
             source_wal: 16 << 30,
             spool: 64 << 30,
             on_full: OnFull::Wait,
+            adopts: false,
         }
     }
 }

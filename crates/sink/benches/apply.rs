@@ -233,6 +233,7 @@ async fn follow(
         schema_archive: None,
         excluded: Arc::default(),
         continues: true,
+        adopts: false,
         joins: None,
         schema_digest: None,
     };

@@ -200,6 +200,7 @@ async fn snapshot(sink: &ParquetSink, plans: &[TablePlan]) {
         schema_archive: None,
         excluded: Arc::default(),
         continues: true,
+        adopts: false,
         joins: None,
         schema_digest: None,
     };

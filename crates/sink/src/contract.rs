@@ -87,6 +87,8 @@ pub struct SnapshotStart {
     pub excluded: Arc<HashSet<Oid>>,
     /// A stream continues from the snapshot: `finish` leaves the target at the stage `Follow`.
     pub continues: bool,
+    /// The target has the rows already: no chunk comes, and what they say of each other need not be looked at again.
+    pub adopts: bool,
     /// These tables join a job that follows already.
     pub joins: Option<Join>,
     /// What the definitions of `schema_archive` come to: two archives of equal digests make the same schema.

@@ -319,6 +319,15 @@ impl ConnectSpec {
         self
     }
 
+    /// The same with a setting that its sessions begin with, whatever is set for the role or the database. Neither name nor
+    /// value may hold a space.
+    #[must_use]
+    pub fn with_setting(mut self, name: &str, value: &str) -> Self {
+        let options = self.options.get_or_insert_default();
+        options.push_str(&format!(" -c {name}={value}"));
+        self
+    }
+
     /// What a libpq program (`pg_dump`, `pg_restore`) needs in its environment to reach the same database. Remove
     /// [`LIBPQ_VARIABLES`] from the child's environment first.
     pub fn libpq_env(&self) -> Vec<(String, String)> {

@@ -250,8 +250,13 @@ impl Run<'_> {
         let oids: Vec<Oid> = plans.iter().map(|plan| plan.relation.oid).collect();
         let shapes = tidemark_source::shapes(&client, &oids).await;
         let shapes = let_through(self.job, shapes, tidemark_source::Error::sqlstate).await?;
-        let chunks = plan_chunks(self.job, &client, &catalog, &plans).await;
-        let chunks = let_through(self.job, chunks, tidemark_source::Error::sqlstate).await?;
+        let chunks = match self.job.stream.adopts {
+            true => plans.iter().map(|plan| (plan.relation.oid, Vec::new())).collect(),
+            false => {
+                let chunks = plan_chunks(self.job, &client, &catalog, &plans).await;
+                let_through(self.job, chunks, tidemark_source::Error::sqlstate).await?
+            }
+        };
         let joins = match self.joining() {
             Some(joining) => {
                 let halves = self.fitting(&client, &plans).await?;
@@ -281,6 +286,7 @@ impl Run<'_> {
             schema_digest: archive::definitions(archive.as_ref(), &self.job.tables),
             excluded: Arc::new(excluded),
             continues: self.continuation.is_some(),
+            adopts: self.job.stream.adopts,
             joins,
         };
         sink.prepare(&start).await?;
@@ -451,6 +457,8 @@ impl Run<'_> {
         halves: &HashSet<Oid>,
     ) -> Vec<NewRelation> {
         let forms = self.forms();
+        // Nothing was summed of what is there already.
+        let adopts = self.job.stream.adopts;
         let relation = |plan: &&TablePlan| NewRelation {
             oid: plan.relation.oid,
             name: plan.relation.name.clone(),
@@ -464,7 +472,7 @@ impl Run<'_> {
             estimated_rows: plan.relation.row_estimate,
             estimated_bytes: plan.relation.heap_bytes + plan.relation.toast_bytes,
             // Sums over a part of the rows compare with nothing.
-            raw_scheme: match halves.contains(&plan.relation.oid) {
+            raw_scheme: match adopts || halves.contains(&plan.relation.oid) {
                 true => String::new(),
                 false => raw_scheme(plan, forms),
             },

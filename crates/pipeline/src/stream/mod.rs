@@ -271,6 +271,9 @@ impl Sync<'_> {
             true => None,
             false => tools.sink.stored().await?,
         };
+        // There is nothing to be completed where nothing is copied.
+        let is_begun = |stored: &Stored| stored.stage == StoredStage::Follow;
+        let stored = stored.filter(|stored| !self.job.stream.adopts || is_begun(stored));
         if stored.is_some() {
             // Before anything is compared: what the other one does meanwhile would look like a loss.
             tools.sink.refuse_if_held().await?;

@@ -121,6 +121,7 @@ pub(crate) fn start(run: &str, plans: &[TablePlan]) -> SnapshotStart {
         schema_archive: None,
         excluded: Arc::default(),
         continues: false,
+        adopts: false,
         joins: None,
         schema_digest: None,
     }

@@ -115,6 +115,7 @@ impl Pair {
             schema_archive: None,
             excluded: Arc::default(),
             continues: true,
+            adopts: false,
             joins: None,
             schema_digest: None,
         };
