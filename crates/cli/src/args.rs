@@ -21,7 +21,7 @@ const STYLES: Styles = Styles::styled()
     .placeholder(AnsiColor::Cyan.on_default());
 
 /// Commands of the design that this version does not have.
-pub const LATER_COMMANDS: [&str; 4] = ["delta", "cutover", "fallback", "complete"];
+pub const LATER_COMMANDS: [&str; 1] = ["delta"];
 
 /// Move a live PostgreSQL database to PostgreSQL or Parquet.
 ///
@@ -229,6 +229,36 @@ Examples:
   tidemark reset public.orders --yes
   tidemark reset public.orders public.lines --job shop --yes")]
     Reset(ResetArgs),
+    /// Take the application over to the target, with proof and with a way back.
+    ///
+    /// Every table is proven while the application writes. Then the source is made read-only and its sessions are ended, the
+    /// target gets everything up to a barrier, sequences and what was touched since is proven, and a stream from the target
+    /// back to the source is made ready; only then is the switch hook run. If something goes wrong before that, or takes longer
+    /// than cutover.max_write_block, everything is taken back and the application writes where it did.
+    ///
+    /// Each step is journaled: what was killed goes on with --resume. Needs a job that follows; tidemark sync that runs beside
+    /// it goes on with the stream back by itself.
+    #[command(after_help = "\
+Examples:
+  tidemark cutover --dry-run
+  tidemark cutover
+  tidemark cutover --resume
+  tidemark cutover --abort")]
+    Cutover(SwitchArgs),
+    /// Take the application back to the source: the cutover backwards.
+    ///
+    /// Needs a stream back that follows. May be repeated, and so may the cutover after it.
+    #[command(after_help = "\
+Examples:
+  tidemark fallback --dry-run
+  tidemark fallback")]
+    Fallback(SwitchArgs),
+    /// End the migration after a cutover: there is no way back any more.
+    ///
+    /// Drops the slot, the publication and the records of the stream back. The data stays, and so does the journal. Stop
+    /// tidemark sync before.
+    #[command(after_help = "Example:\n  tidemark complete --yes")]
+    Complete(CleanupArgs),
     /// Drop what the job left on source and target, by exact name.
     ///
     /// Takes our slot, publication and progress rows away. The moved data stays.
@@ -415,6 +445,26 @@ Examples:
 #[derive(Debug, Clone, Args)]
 pub struct SelftestArgs {
     /// Print what was tried and found as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `cutover` and `fallback`.
+#[derive(Debug, Clone, Args)]
+pub struct SwitchArgs {
+    /// Look and prove only: nothing is fenced and nothing is switched.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Go on with the one that was not ended.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub resume: bool,
+    /// Take back the one that was not ended, as long as the other side is not open.
+    #[arg(long, conflicts_with_all = ["dry_run", "resume"])]
+    pub abort: bool,
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+    /// Print what was done as JSON.
     #[arg(long)]
     pub json: bool,
 }

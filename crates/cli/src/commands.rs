@@ -4,6 +4,7 @@
 //! argument demands (`--yes`, `--snapshot-only`) is asked for here, before any server is.
 
 use clap::CommandFactory as _;
+use tidemark_migrate::Way;
 use tidemark_model::RelationName;
 
 use crate::args::{Cli, Command, ConfigCommand, Global, NotEmpty, SyncArgs, VerifyCommand};
@@ -12,6 +13,7 @@ use crate::demo;
 use crate::exit::{ExitCode, Failure};
 use crate::jobs;
 use crate::log::Screen;
+use crate::migrate;
 use crate::output;
 use crate::redact;
 use crate::repair;
@@ -52,6 +54,13 @@ pub fn run(cli: &Cli, screen: &Screen) -> Result<ExitCode, Failure> {
                 args.tables.iter().map(|text| table_name(text)).collect::<Result<_, _>>()?;
             jobs::reset(&load(&cli.global, Needs::Both)?, tables)
         }
+        Command::Cutover(args) => {
+            migrate::switch(&load(&cli.global, Needs::Both)?, args, Way::Cutover, screen)
+        }
+        Command::Fallback(args) => {
+            migrate::switch(&load(&cli.global, Needs::Both)?, args, Way::Fallback, screen)
+        }
+        Command::Complete(args) => migrate::complete(&load(&cli.global, Needs::Both)?, args),
         Command::Cleanup(args) => {
             let config = load(&cli.global, Needs::Both)?;
             if !args.yes {

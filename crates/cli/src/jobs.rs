@@ -62,7 +62,7 @@ pub fn sync(config: &Config, args: &SyncArgs, screen: &Screen) -> Result<ExitCod
             None => None,
         };
         let run = async |progress: &Arc<Progress>, stop: &CancellationToken| {
-            pipeline::sync(&job, progress, until, stop).await
+            tidemark_migrate::sync(&job, progress, until, stop).await
         };
         shown(screen, run).await
     })?;
@@ -143,7 +143,7 @@ pub fn status(config: &Config, args: &StatusArgs) -> Result<ExitCode, Failure> {
 
 /// `tidemark reset TABLE... --yes`.
 pub fn reset(config: &Config, tables: Vec<RelationName>) -> Result<ExitCode, Failure> {
-    let job = job::job(config, NotEmpty::Refuse, true)?;
+    let job = tidemark_migrate::active(&job::job(config, NotEmpty::Refuse, true)?)?;
     let mut text = String::new();
     for table in runtime()?.block_on(pipeline::reset(&job, &tables))? {
         text.push_str(&format!("{table} joins again with the next tidemark sync\n"));
@@ -156,7 +156,10 @@ pub fn reset(config: &Config, tables: Vec<RelationName>) -> Result<ExitCode, Fai
 pub fn cleanup(config: &Config) -> Result<ExitCode, Failure> {
     let job = job::job(config, NotEmpty::Refuse, false)?;
     let done = runtime()?.block_on(async {
-        let mut done = pipeline::cleanup(&job).await?;
+        let mut done = Vec::new();
+        for job in tidemark_migrate::jobs(&job)? {
+            done.extend(pipeline::cleanup(&job).await?);
+        }
         done.extend(tidemark_verify::cleanup_selftest(&job).await?);
         Ok::<_, pipeline::Error>(done)
     })?;
@@ -167,10 +170,11 @@ pub fn cleanup(config: &Config) -> Result<ExitCode, Failure> {
 }
 
 async fn read_status(config: &Config) -> Result<Status, Failure> {
-    if let Some(status) = pipeline::ask_status(&config.job.state_dir).await? {
+    let (state_dir, name) = tidemark_migrate::place(&config.job.state_dir, &config.job.name)?;
+    if let Some(status) = pipeline::ask_status(&state_dir).await? {
         return Ok(status);
     }
-    Ok(pipeline::stored_status(&config.job.state_dir, &config.job.name)?)
+    Ok(pipeline::stored_status(&state_dir, &name)?)
 }
 
 /// Runs the snapshot with progress and signals.

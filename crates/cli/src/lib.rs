@@ -23,6 +23,7 @@ pub mod job;
 pub mod jobs;
 pub mod log;
 pub mod metrics;
+mod migrate;
 pub mod output;
 pub mod progress;
 pub mod redact;

@@ -37,7 +37,10 @@ pub(crate) fn run(
     };
     let report = read(&place)?;
     let moves = matches!(report.point, Point::Barrier { .. });
-    let job = job::job(config, NotEmpty::Refuse, moves)?;
+    let mut job = job::job(config, NotEmpty::Refuse, moves)?;
+    if moves {
+        job = tidemark_migrate::active(&job)?;
+    }
     if let Target::Lake(target) = &job.target {
         return Err(unrepairable(&format!("the lake {}", target.root), &report));
     }

@@ -46,7 +46,10 @@ pub(crate) fn run(
     args: &VerifyArgs,
     screen: &Screen,
 ) -> Result<ExitCode, Failure> {
-    let job = job::job(config, NotEmpty::Refuse, !args.quiesced)?;
+    let mut job = job::job(config, NotEmpty::Refuse, !args.quiesced)?;
+    if !args.quiesced {
+        job = tidemark_migrate::active(&job)?;
+    }
     let level = match args.level.unwrap_or(config.verify.level) {
         config::Level::Schema => Level::Schema,
         config::Level::Count => Level::Count,

@@ -13,7 +13,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// The edges of the picture, each crate with those below that it may name outside tests.
-const PICTURE: [(&str, &[&str]); 11] = [
+const PICTURE: [(&str, &[&str]); 12] = [
     ("model", &[]),
     ("wire", &["model"]),
     ("columnar", &["model"]),
@@ -24,11 +24,12 @@ const PICTURE: [(&str, &[&str]); 11] = [
     ("sink", &["model", "wire", "columnar", "digest"]),
     ("pipeline", &["model", "source", "sink", "wire", "columnar", "digest", "ledger"]),
     ("verify", &["model", "report", "pipeline", "ledger", "source", "sink", "wire", "digest"]),
+    ("migrate", &["model", "report", "verify", "pipeline", "ledger", "source", "wire"]),
     (
         "cli",
         &[
-            "model", "report", "verify", "pipeline", "ledger", "source", "sink", "wire", "digest",
-            "columnar",
+            "model", "report", "migrate", "verify", "pipeline", "ledger", "source", "sink", "wire",
+            "digest", "columnar",
         ],
     ),
 ];

@@ -92,7 +92,7 @@ pub struct Section {
 }
 
 /// The sections of this version, in the order of the file.
-pub const SECTIONS: [Section; 11] = [
+pub const SECTIONS: [Section; 12] = [
     Section { name: "job", repeated: false, why: "The job and where its state is kept." },
     Section { name: "source", repeated: false, why: "Where the data comes from." },
     Section { name: "target", repeated: false, why: "Where the data goes." },
@@ -115,6 +115,11 @@ pub const SECTIONS: [Section; 11] = [
         repeated: false,
         why: "How a verification reads, what it lets pass, and what it shows.",
     },
+    Section {
+        name: "cutover",
+        repeated: false,
+        why: "How the application is taken over to the target, and back.",
+    },
     Section { name: "serve", repeated: false, why: "What monitoring may ask, over HTTP." },
 ];
 
@@ -133,6 +138,8 @@ pub const DDL: &[&str] = &["additive", "stop-table", "stop"];
 pub const LEVEL: &[&str] = &["schema", "count", "digest", "rows"];
 /// The choices of `verify.allow`.
 pub const ALLOW: &[&str] = &["equivalent", "lossy"];
+/// The choices of `cutover.fence`.
+pub const FENCE: &[&str] = &["read-only", "hook"];
 /// The choices of `verify.redact`.
 pub const REDACT: &[&str] = &["none", "values", "keys"];
 /// The choices of `limits.on_full`.
@@ -429,6 +436,62 @@ pub const KEYS: &[Key] = &[
         why: "What reports and diff.ndjson hide of the rows that differ: none shows everything, values shows keys and puts a keyed hash in the place of every other value (of a table without a key that is all of them), keys hides keys too. Equal values of one column have equal hashes within a report. --redact of the command line wins.",
     },
     Key {
+        path: "cutover.max_lag",
+        kind: Kind::Duration,
+        default: Some("10s"),
+        otherwise: "",
+        example: r#""10s""#,
+        why: "A cutover or a fallback begins only where the stream is at most so far behind.",
+    },
+    Key {
+        path: "cutover.max_write_block",
+        kind: Kind::Duration,
+        default: Some("30s"),
+        otherwise: "",
+        example: r#""30s""#,
+        why: "After so long without writes everything is taken back: the application writes where it did before, and the stream goes on.",
+    },
+    Key {
+        path: "cutover.sequence_margin",
+        kind: Kind::Count,
+        default: None,
+        otherwise: "1000",
+        example: "1000",
+        why: "So many values of every sequence are left out on the other side, times its increment, for those that somebody may have fetched and not written yet.",
+    },
+    Key {
+        path: "cutover.fence",
+        kind: Kind::Choice(FENCE),
+        default: Some("read-only"),
+        otherwise: "",
+        example: r#""read-only""#,
+        why: "How writes are kept out of the side that is left: read-only makes transactions read-only by default for its database and ends the sessions of the application; hook runs cutover.fence_hook instead. Whether anybody writes all the same is seen in the stream.",
+    },
+    Key {
+        path: "cutover.fence_hook",
+        kind: Kind::Texts,
+        default: None,
+        otherwise: "an empty list",
+        example: r#"["./fence.sh"]"#,
+        why: "A command with its arguments that keeps writes out, for fence = \"hook\". TIDEMARK_JOB, TIDEMARK_WAY (cutover or fallback) and TIDEMARK_LSN are in its environment; another end than 0 takes everything back.",
+    },
+    Key {
+        path: "cutover.open_hook",
+        kind: Kind::Texts,
+        default: None,
+        otherwise: "an empty list",
+        example: r#"["./open.sh"]"#,
+        why: "The command that lets writes in again, for fence = \"hook\": on the side that they go to, or on the one that was fenced where everything is taken back. It may be run more than once.",
+    },
+    Key {
+        path: "cutover.switch_hook",
+        kind: Kind::Texts,
+        default: None,
+        otherwise: "nothing is run",
+        example: r#"["./switch.sh"]"#,
+        why: "A command with its arguments that tells the application where to write, once the other side is open. If it fails, --resume runs it again.",
+    },
+    Key {
         path: "serve.listen",
         kind: Kind::Text,
         default: None,
@@ -439,19 +502,7 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// Keys and sections of the design that come with a later version: refused, but not as a misspelling.
-pub const LATER: &[&str] = &[
-    "wave",
-    "wave.name",
-    "wave.tables",
-    "cutover",
-    "cutover.max_lag",
-    "cutover.max_write_block",
-    "cutover.sequence_margin",
-    "cutover.fence",
-    "cutover.fence_hook",
-    "cutover.switch_hook",
-    "cutover.switch_url",
-];
+pub const LATER: &[&str] = &["wave", "wave.name", "wave.tables", "cutover.switch_url"];
 
 /// The key of that path.
 pub fn key(path: &str) -> Option<&'static Key> {

@@ -18,11 +18,12 @@ use super::file::{ConfigFile, nearest};
 use super::glob::{Selection, TableGlob};
 use super::keys::{Kind, key};
 use super::raw::{
-    RawLimits, RawParquet, RawSnapshot, RawSource, RawStream, RawTable, RawTarget, RawVerify,
+    RawCutover, RawLimits, RawParquet, RawSnapshot, RawSource, RawStream, RawTable, RawTarget,
+    RawVerify,
 };
 use super::{
-    Allow, Compression, Config, Ddl, InForce, Job, Level, Limits, OnFull, Origin, Parquet, Redact,
-    SchemaMode, Snapshot, Source, Stream, Table, Target, TargetUrl, Triggers, Verify,
+    Allow, Compression, Config, Cutover, Ddl, InForce, Job, Level, Limits, OnFull, Origin, Parquet,
+    Redact, SchemaMode, Snapshot, Source, Stream, Table, Target, TargetUrl, Triggers, Verify,
     check_job_name, fitted_job_name, units, url,
 };
 use crate::args::Global;
@@ -119,6 +120,7 @@ impl Resolver<'_> {
             return Err(self.wrong(&Found { key, text, origin: Origin::File }, why));
         }
         let verify = self.verify(raw.verify)?;
+        let cutover = self.cutover(raw.cutover)?;
         let listen = self.listen(raw.serve.listen)?;
         Ok(Config {
             job,
@@ -131,6 +133,7 @@ impl Resolver<'_> {
             parquet,
             limits,
             verify,
+            cutover,
             listen,
             in_force: self.in_force,
             file: None,
@@ -461,6 +464,45 @@ impl Resolver<'_> {
             _ => Err(self.not_a_choice(&Found { key: key.clone(), text, origin })),
         });
         allow.collect()
+    }
+
+    fn cutover(&mut self, raw: RawCutover) -> Result<Cutover, ConfigError> {
+        let seconds = |from, to| Duration::from_secs(from)..=Duration::from_secs(to);
+        let max_lag = self.duration("cutover.max_lag", raw.max_lag, seconds(0, 86_400))?;
+        let block = "cutover.max_write_block";
+        let max_write_block = self.duration(block, raw.max_write_block, seconds(1, 86_400))?;
+        let (margin, origin) =
+            raw.sequence_margin.map_or((1000, Origin::Default), |margin| (margin, Origin::File));
+        self.note("cutover.sequence_margin".to_owned(), margin.to_string(), origin);
+        let sequence_margin = u64::from(margin);
+        let is_hook = self.choice("cutover.fence", raw.fence, |word| match word {
+            "read-only" => Some(false),
+            "hook" => Some(true),
+            _ => None,
+        })?;
+        let fence_hook = self.hook("cutover.fence_hook", raw.fence_hook)?;
+        let open_hook = self.hook("cutover.open_hook", raw.open_hook)?;
+        let switch_hook = self.hook("cutover.switch_hook", raw.switch_hook)?;
+        if is_hook && (fence_hook.is_empty() || open_hook.is_empty()) {
+            let (key, text) = ("cutover.fence".to_owned(), String::new());
+            let why = "hook needs cutover.fence_hook and cutover.open_hook";
+            return Err(self.wrong(&Found { key, text, origin: Origin::File }, why));
+        }
+        // Without it the hooks are only shown.
+        let open_hook = if is_hook { open_hook } else { Vec::new() };
+        let fence_hook = is_hook.then_some(fence_hook);
+        Ok(Cutover {
+            max_lag,
+            max_write_block,
+            sequence_margin,
+            fence_hook,
+            open_hook,
+            switch_hook,
+        })
+    }
+
+    fn hook(&mut self, key: &str, words: Option<Vec<String>>) -> Result<Vec<String>, ConfigError> {
+        words.map_or(Ok(Vec::new()), |words| self.texts(key, words, Origin::File))
     }
 
     fn listen(&mut self, file: Option<String>) -> Result<Option<SocketAddr>, ConfigError> {

@@ -56,6 +56,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[verify]`
     pub verify: Verify,
+    /// `[cutover]`
+    pub cutover: Cutover,
     /// `serve.listen`
     pub listen: Option<SocketAddr>,
     /// Where each value comes from, for `config check`; without secrets.
@@ -77,6 +79,23 @@ pub struct Verify {
     pub allow: Vec<Allow>,
     /// What is hidden of the rows that differ.
     pub redact: Redact,
+}
+
+/// `[cutover]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cutover {
+    /// The stream may be so far behind.
+    pub max_lag: Duration,
+    /// Then everything is taken back.
+    pub max_write_block: Duration,
+    /// Values of sequences that are left out.
+    pub sequence_margin: u64,
+    /// Puts the fence up; none: ours.
+    pub fence_hook: Option<Vec<String>>,
+    /// Takes it away.
+    pub open_hook: Vec<String>,
+    /// Tells the application.
+    pub switch_hook: Vec<String>,
 }
 
 /// How deep a verification looks.

@@ -30,8 +30,30 @@ pub struct RawConfig {
     pub limits: RawLimits,
     /// `[verify]`
     pub verify: RawVerify,
+    /// `[cutover]`
+    pub cutover: RawCutover,
     /// `[serve]`
     pub serve: RawServe,
+}
+
+/// `[cutover]`
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCutover {
+    /// `max_lag`
+    pub max_lag: Option<String>,
+    /// `max_write_block`
+    pub max_write_block: Option<String>,
+    /// `sequence_margin`
+    pub sequence_margin: Option<u32>,
+    /// `fence`
+    pub fence: Option<String>,
+    /// `fence_hook`
+    pub fence_hook: Option<Vec<String>>,
+    /// `open_hook`
+    pub open_hook: Option<Vec<String>>,
+    /// `switch_hook`
+    pub switch_hook: Option<Vec<String>>,
 }
 
 /// `[verify]`

@@ -180,10 +180,20 @@ impl Job {
         self.run(&[&["sync", "--snapshot-only"], more].concat())
     }
 
+    /// The same with one variable more.
+    pub(crate) fn run_with(&self, (name, value): (&str, &str), args: &[&str]) -> Ran {
+        let mut command = self.command(args);
+        command.env(name, value);
+        self.spawn(command).end()
+    }
+
     pub(crate) fn start(&self, args: &[&str]) -> Running {
+        self.spawn(self.command(args))
+    }
+
+    fn spawn(&self, mut command: Command) -> Running {
         let output = TempDir::new_in(self.path()).unwrap();
         let file = |name: &str| File::create(output.path().join(name)).unwrap();
-        let mut command = self.command(args);
         let child = command.stdout(file("out")).stderr(file("err")).spawn().unwrap();
         Running { child, output }
     }

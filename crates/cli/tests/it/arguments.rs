@@ -55,9 +55,7 @@ fn wrong_arguments_end_with_two() {
 
 #[test]
 fn a_command_of_a_later_version_says_so() {
-    for command in ["delta", "cutover", "fallback", "complete"] {
-        assert_says(&run(&[command]).usage(), &[command, "later version"]);
-    }
+    assert_says(&run(&["delta"]).usage(), &["delta", "later version"]);
 }
 
 #[test]

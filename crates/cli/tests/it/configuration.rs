@@ -81,7 +81,10 @@ fn a_misspelt_key_is_named_with_its_place_and_the_one_that_was_meant() {
 
 #[test]
 fn a_key_of_a_later_version_is_no_misspelling() {
-    for (more, key) in [("[[wave]]\nname = \"pilot\"\n", "[wave]"), ("[cutover]\n", "[cutover]")] {
+    for (more, key) in [
+        ("[[wave]]\nname = \"pilot\"\n", "[wave]"),
+        ("[cutover]\nswitch_url = \"x\"\n", "cutover.switch_url"),
+    ] {
         assert_says(&error_of(more), &[key, "later version", "tidemark.toml:"]);
     }
 }

@@ -1,0 +1,370 @@
+//! `cutover` and `fallback`: an application that writes all the while, and where its rows are afterwards.
+//!
+//! **Invariant:** what was committed is what the application's own ledger says: every row once, on the side that it is on in the
+//! end, and on the other one, too, once the stream is through.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tidemark_testkit::Database;
+
+use crate::crash::Blocker;
+use crate::follow::{Pair, follows, passes};
+use crate::support::{Job, Running, wait_until};
+
+/// A job whose switch hook tells the application where to write.
+struct Migration {
+    pair: Pair,
+    job: Job,
+}
+
+impl Migration {
+    fn new(name: &'static str, more: &str) -> Self {
+        let pair = Pair::new(name);
+        let job = pair.job();
+        let hook = job.path().join("switch.sh");
+        let script = "#!/bin/sh\necho \"$TIDEMARK_WAY $TIDEMARK_JOB at $TIDEMARK_LSN\"\necho \"$TIDEMARK_WAY\" > way.new && mv way.new way\n";
+        fs::write(&hook, script).unwrap();
+        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+        let text = format!(
+            "[snapshot]\nreaders = 2\nchunk_bytes = \"1MiB\"\n[cutover]\nswitch_hook = [{:?}]\n{more}",
+            hook.display().to_string()
+        );
+        Self { pair, job: job.configured(&text) }
+    }
+
+    fn application(&self) -> Application {
+        Application::start(&self.pair, self.job.path())
+    }
+
+    /// A process that follows.
+    fn followed(&self) -> Running {
+        let mut running = self.job.start(&["sync"]);
+        follows(&mut running, &self.pair.target, self.pair.name());
+        running
+    }
+
+    /// Every row that was committed is on this side, once.
+    #[track_caller]
+    fn has_all(&self, side: &Database, committed: &BTreeSet<String>) {
+        let rows = "SELECT string_agg(id::text, ' ') FROM pet WHERE tags = '{application}'";
+        let found = side.psql(rows).unwrap();
+        let found: BTreeSet<&str> = found.split_whitespace().collect();
+        let lost: Vec<_> = committed.iter().filter(|id| !found.contains(id.as_str())).collect();
+        assert!(lost.is_empty(), "lost {lost:?} of {}", committed.len());
+        let doubled = "SELECT count(*) - count(DISTINCT id) FROM pet";
+        assert_eq!(side.psql(doubled).unwrap(), "0");
+    }
+}
+
+impl Drop for Migration {
+    fn drop(&mut self) {
+        // A database that is read-only by default cannot be dropped by whoever does not say otherwise.
+        for side in [&self.pair.source, &self.pair.target] {
+            let name = side.name();
+            let reset = format!(
+                "SET default_transaction_read_only = off; ALTER DATABASE {name} RESET default_transaction_read_only; \
+                SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE database = current_database() AND active_pid IS NOT NULL; \
+                SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database() AND NOT active"
+            );
+            side.psql(&reset).ok();
+        }
+    }
+}
+
+/// Inserts one row after the other where it was told to, and notes what was committed.
+struct Application {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<BTreeSet<String>>>,
+    written: PathBuf,
+}
+
+impl Application {
+    fn start(pair: &Pair, directory: &Path) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (way, written) = (directory.join("way"), directory.join("written"));
+        let (stopped, place) = (Arc::clone(&stop), written.clone());
+        let sides = [&pair.source, &pair.target].map(|side| {
+            let (cluster, name) = (side.cluster(), side.name().to_owned());
+            move |sql: &str| cluster.psql(&name, sql)
+        });
+        let thread = std::thread::spawn(move || {
+            let mut committed = BTreeSet::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let is_over = fs::read_to_string(&way).is_ok_and(|way| way.trim() == "cutover");
+                let sql = "INSERT INTO pet (mood, tags, legs) VALUES ('glad', '{application}', 4) RETURNING id";
+                match sides[usize::from(is_over)](sql) {
+                    Ok(id) => {
+                        assert!(committed.insert(id.clone()), "number {id} was handed out twice")
+                    }
+                    // The fence, or the end of its session: it tries again, as applications do.
+                    Err(error) => assert!(!error.to_string().contains("duplicate key"), "{error}"),
+                }
+                fs::write(&place, committed.len().to_string()).unwrap();
+            }
+            committed
+        });
+        Self { stop, thread: Some(thread), written }
+    }
+
+    fn count(&self) -> u64 {
+        fs::read_to_string(&self.written).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    /// Waits until it has written some more.
+    fn goes_on(&self) {
+        let before = self.count();
+        wait_until("the application writes", || self.count() > before + 3);
+    }
+
+    fn stop(mut self) -> BTreeSet<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Application {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn told(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text:?}"))
+}
+
+#[test]
+fn an_application_goes_over_and_back_and_over_again_and_loses_nothing() {
+    let migration = Migration::new("over", "");
+    let (job, pair) = (&migration.job, &migration.pair);
+    let running = migration.followed();
+    let application = migration.application();
+    application.goes_on();
+    let tried = told(&job.run(&["cutover", "--dry-run", "--json"]).expect(0).stdout);
+    assert_eq!((&tried["is_done"], &tried["verdict"]), (&false.into(), &"identical".into()));
+    application.goes_on();
+    for way in ["cutover", "fallback", "cutover"] {
+        let ended = told(&job.run(&[way, "--json"]).expect(0).stdout);
+        assert_eq!(
+            (&ended["is_done"], &ended["is_followed"]),
+            (&true.into(), &true.into()),
+            "{ended}"
+        );
+        assert!(ended["write_block_ms"].as_u64().is_some(), "{ended}");
+        application.goes_on();
+        job.run(&["verify"]).expect(0);
+        // Once more the same way is refused.
+        job.run(&[way]).expect(2).says(&["on the other side already"]);
+    }
+    let committed = application.stop();
+    job.run(&["verify"]).expect(0);
+    migration.has_all(&pair.target, &committed);
+    migration.has_all(&pair.source, &committed);
+    let slots = "SELECT string_agg(slot_name, ' ') FROM pg_replication_slots WHERE database = current_database()";
+    assert_eq!(pair.source.psql(slots).unwrap(), "");
+    assert_eq!(pair.target.psql(slots).unwrap(), "tidemark_over__back");
+    running.signal(Signal::TERM);
+    running.end().expect(0);
+    job.run(&["complete", "--yes"]).expect(0);
+    assert_eq!(pair.target.psql(slots).unwrap(), "");
+    job.run(&["fallback"]).expect(2).says(&["the migration is complete"]);
+}
+
+const STEPS: [&str; 11] = [
+    "check",
+    "prove",
+    "fence",
+    "drain",
+    "sequences",
+    "verify",
+    "reverse",
+    "open",
+    "switch",
+    "turn",
+    "retire",
+];
+
+/// kill -9 at every step, when it has done its work and nobody knows; each time another process goes on.
+fn is_killed_at_every_step(migration: &Migration, application: &Application, way: &str) {
+    let job = &migration.job;
+    application.goes_on();
+    let mut args = vec![way];
+    for step in STEPS {
+        let failpoint = format!("{way}:{step}:acted");
+        job.run_with(("TIDEMARK_FAILPOINT", &failpoint), &args).expect(128 + 9);
+        args = vec![way, "--resume"];
+    }
+    job.run(&[way]).expect(2).says(&["is under way", "--resume"]);
+    job.run(&args).expect(0);
+    application.goes_on();
+    job.run(&["verify"]).expect(0);
+}
+
+#[test]
+fn a_cutover_that_is_killed_at_every_step_goes_on_to_the_same_end() {
+    let migration = Migration::new("killed", "");
+    let (job, pair) = (&migration.job, &migration.pair);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let application = migration.application();
+    is_killed_at_every_step(&migration, &application, "cutover");
+    let committed = application.stop();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    migration.has_all(&pair.source, &committed);
+    migration.has_all(&pair.target, &committed);
+}
+
+#[test]
+fn a_fallback_that_is_killed_at_every_step_goes_on_to_the_same_end() {
+    let migration = Migration::new("killedback", "");
+    let (job, pair) = (&migration.job, &migration.pair);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let application = migration.application();
+    job.run(&["cutover"]).expect(0).says(&[]);
+    is_killed_at_every_step(&migration, &application, "fallback");
+    let committed = application.stop();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    migration.has_all(&pair.source, &committed);
+    migration.has_all(&pair.target, &committed);
+}
+
+/// Where writes are kept out: before, and in the end.
+fn is_read_only(side: &Database) -> bool {
+    side.psql("CREATE TEMP TABLE probe (a int)").is_err()
+        && side.psql("SHOW default_transaction_read_only").unwrap() == "on"
+}
+
+#[test]
+fn what_is_taken_back_leaves_the_source_writable_and_the_stream_going() {
+    let migration = Migration::new("aborted", "");
+    let (job, pair) = (&migration.job, &migration.pair);
+    let mut running = migration.followed();
+    for step in ["fence", "drain", "sequences", "verify", "reverse"] {
+        let failpoint = format!("cutover:{step}:acted");
+        job.run_with(("TIDEMARK_FAILPOINT", &failpoint), &["cutover"]).expect(128 + 9);
+        assert!(is_read_only(&pair.source), "{step}");
+        job.run(&["cutover", "--abort"]).expect(0);
+        assert!(!is_read_only(&pair.source), "{step}");
+        passes(&mut running, &pair.source, &pair.target);
+    }
+    let slots = "SELECT string_agg(slot_name, ' ') FROM pg_replication_slots WHERE database = current_database()";
+    assert_eq!(pair.target.psql(slots).unwrap(), "");
+    job.run(&["cutover", "--abort"]).expect(2).says(&["none is under way"]);
+    // Beyond the point of no return there is only forward.
+    let failpoint = ("TIDEMARK_FAILPOINT", "cutover:open:begun");
+    job.run_with(failpoint, &["cutover"]).expect(128 + 9);
+    job.run(&["cutover", "--abort"]).expect(2).says(&["is open already", "--resume"]);
+    job.run(&["cutover", "--resume"]).expect(0);
+    assert!(is_read_only(&pair.source) && !is_read_only(&pair.target));
+}
+
+#[test]
+fn a_difference_or_a_writer_behind_the_fence_stops_the_cutover_and_writes_go_on() {
+    let migration = Migration::new("stopped", "");
+    let (job, pair) = (&migration.job, &migration.pair);
+    let mut running = migration.followed();
+    let application = migration.application();
+    application.goes_on();
+    pair.target.psql("UPDATE pet SET legs = legs + 1 WHERE id = 5").unwrap();
+    let ran = job.run(&["cutover", "--json"]).expect(1);
+    assert_eq!(
+        (&told(&ran.stdout)["is_done"], &told(&ran.stdout)["verdict"]),
+        (&false.into(), &"different".into())
+    );
+    pair.target.psql("UPDATE pet SET legs = legs - 1 WHERE id = 5").unwrap();
+    application.goes_on();
+    // Whoever overrides the default writes on, and comes back when its session is ended.
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = {
+        let (stop, cluster, name) =
+            (Arc::clone(&stop), pair.source.cluster(), pair.source.name().to_owned());
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let sql = "SET default_transaction_read_only = off; INSERT INTO pet (mood, legs) SELECT 'sad', 1 FROM generate_series(1, 5)";
+                cluster.psql(&name, sql).ok();
+            }
+        })
+    };
+    let ran = job.run(&["cutover"]).expect(7);
+    assert!(ran.stderr.contains("came through the fence"), "{}", ran.stderr);
+    stop.store(true, Ordering::Relaxed);
+    writer.join().unwrap();
+    assert!(!is_read_only(&pair.source));
+    application.goes_on();
+    passes(&mut running, &pair.source, &pair.target);
+    let committed = application.stop();
+    migration.has_all(&pair.source, &committed);
+}
+
+#[test]
+fn writes_are_blocked_no_longer_than_is_allowed() {
+    let migration = Migration::new("toolong", "max_write_block = \"1s\"\n");
+    let (job, pair) = (&migration.job, &migration.pair);
+    let mut running = migration.followed();
+    // The publication of the stream back waits for this lock, and no slot does.
+    let mut blocker = Blocker::start(&pair.target, "LOCK pet IN SHARE MODE");
+    let ran = job.run(&["cutover"]).expect(8);
+    assert!(ran.stderr.contains("max_write_block"), "{}", ran.stderr);
+    assert!(!is_read_only(&pair.source));
+    blocker.end();
+    passes(&mut running, &pair.source, &pair.target);
+}
+
+#[test]
+fn sequences_go_on_behind_what_was_handed_out() {
+    let migration = Migration::new("sequences", "sequence_margin = 50\n");
+    let (job, pair) = (&migration.job, &migration.pair);
+    pair.source
+        .psql(
+            "CREATE SEQUENCE down INCREMENT -3; SELECT nextval('down') FROM generate_series(1, 5); \
+        CREATE SEQUENCE narrow MAXVALUE 20; SELECT setval('narrow', 15); CREATE SEQUENCE fresh; \
+        CREATE SEQUENCE ahead; SELECT setval('ahead', 7)",
+        )
+        .unwrap();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.target.psql("SELECT setval('ahead', 5000)").unwrap();
+    pair.source.psql("SELECT setval('pet_id_seq', 9000)").unwrap();
+    job.run(&["cutover"]).expect(0);
+    let next = |name: &str| pair.target.psql(&format!("SELECT nextval('{name}')")).unwrap();
+    assert_eq!(next("pet_id_seq"), "9051");
+    assert_eq!(next("down"), (-13 - 150 - 3).to_string());
+    assert_eq!((next("fresh"), next("ahead")), ("1".to_owned(), "5001".to_owned()));
+    assert!(pair.target.psql("SELECT nextval('narrow')").is_err(), "at its end, never beyond it");
+}
+
+#[test]
+fn a_fence_of_the_users_own_is_put_up_and_taken_away() {
+    let migration = Migration::new("hooked", "");
+    let (pair, directory) = (&migration.pair, migration.job.path().to_owned());
+    let script = |name: &str, line: &str| {
+        let path = directory.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{line}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path.display().to_string()
+    };
+    let more = format!(
+        "[cutover]\nfence = \"hook\"\nfence_hook = [{:?}, \"up\"]\nopen_hook = [{:?}]\nswitch_hook = [{:?}]\n",
+        script("fence.sh", "echo \"fence $1 $TIDEMARK_WAY $TIDEMARK_JOB\" >> said"),
+        script("open.sh", "echo \"open $TIDEMARK_LSN\" >> said"),
+        script("fails.sh", "test -e mended || { echo not yet; exit 3; }")
+    );
+    let job = pair.job().configured(&more);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    // The hooks run where the command runs.
+    let ran = job.run(&["cutover"]).expect(8);
+    assert!(ran.stderr.contains("not yet") && ran.stderr.contains("--resume"), "{}", ran.stderr);
+    fs::write(job.path().join("mended"), "").unwrap();
+    job.run(&["cutover", "--resume"]).expect(0);
+    let said = fs::read_to_string(job.path().join("said")).unwrap();
+    assert!(
+        said.starts_with("fence up cutover hooked\nopen ") && said.lines().count() == 2,
+        "{said}"
+    );
+    assert!(!is_read_only(&pair.source), "the fence is not ours");
+}

@@ -1,0 +1,125 @@
+//! The fence: a database that takes no more writes of the application.
+//!
+//! **Invariant:** what was set before is put back by the one who opens. A fence is a default that a session may override, so
+//! that nobody relies on it alone: whether something was written all the same is seen in the stream.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tidemark_model::sql::{Ident, Literal};
+use tidemark_pipeline::{Error, Kind, Result};
+use tidemark_wire::{Client, ConnectSpec};
+use tokio::time::Instant;
+
+/// Sessions that were told to end are waited for so long.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// What a fence has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Fenced {
+    /// What `default_transaction_read_only` was set to for the database, if it was.
+    pub(crate) previous: Option<String>,
+    /// Sessions that were ended.
+    pub(crate) ended: u64,
+    /// Sessions that could not be ended, by whom.
+    pub(crate) left: Vec<String>,
+}
+
+/// What is set for the database.
+async fn setting(client: &Client) -> Result<Option<String>> {
+    let sql = "SELECT substr(s, strpos(s, '=') + 1) FROM pg_catalog.pg_db_role_setting r, unnest(r.setconfig) s \
+               WHERE r.setrole = 0 AND s LIKE 'default_transaction_read_only=%' \
+                 AND r.setdatabase = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())";
+    let row =
+        client.query_opt(sql, &[]).await.map_err(failed("read what is set for the database"))?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+/// Puts the fence up and ends every session of the application. `before` is what a fence that a killed process has put up
+/// found.
+pub(crate) async fn fence(spec: &ConnectSpec, before: Option<Fenced>) -> Result<Fenced> {
+    let client = spec.connect().await?;
+    refuse_prepared(&client).await?;
+    let previous = match before {
+        Some(before) => before.previous,
+        None => setting(&client).await?,
+    };
+    let database = Ident(spec.database());
+    let sql = format!("ALTER DATABASE {database} SET default_transaction_read_only = on");
+    client.batch_execute(&sql).await.map_err(failed("make the database read-only"))?;
+    let (ended, left) = end_sessions(&client).await?;
+    Ok(Fenced { previous, ended, left })
+}
+
+/// What the database was set to before a fence, for the journal.
+pub(crate) async fn before(spec: &ConnectSpec) -> Result<Fenced> {
+    let client = spec.connect().await?;
+    Ok(Fenced { previous: setting(&client).await?, ended: 0, left: Vec::new() })
+}
+
+/// Takes the fence away. Sessions that began behind it keep it until they end: they are ended.
+pub(crate) async fn open(spec: &ConnectSpec, fenced: &Fenced) -> Result<()> {
+    let client = spec.connect().await?;
+    let database = Ident(spec.database());
+    let sql = match &fenced.previous {
+        Some(value) => format!(
+            "ALTER DATABASE {database} SET default_transaction_read_only = {}",
+            Literal(value)
+        ),
+        None => format!("ALTER DATABASE {database} RESET default_transaction_read_only"),
+    };
+    client.batch_execute(&sql).await.map_err(failed("let the database take writes again"))?;
+    end_sessions(&client).await.map(drop)
+}
+
+/// A COMMIT PREPARED writes whatever the default is.
+async fn refuse_prepared(client: &Client) -> Result<()> {
+    let sql = "SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database() LIMIT 1";
+    let row = client.query_opt(sql, &[]).await.map_err(failed("look for prepared transactions"))?;
+    let Some(row) = row else { return Ok(()) };
+    let message = format!(
+        "fence: transaction {:?} is prepared, and whoever commits it writes",
+        row.get::<_, &str>(0)
+    );
+    Err(Error::new(Kind::Preflight, message)
+        .hint("COMMIT PREPARED or ROLLBACK PREPARED it, then run the same command again"))
+}
+
+/// Ends the sessions of everybody but us, and waits until they are gone.
+async fn end_sessions(client: &Client) -> Result<(u64, Vec<String>)> {
+    let others = "SELECT pid, coalesce(usename, '?') FROM pg_catalog.pg_stat_activity \
+                  WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid() \
+                    AND backend_type = 'client backend' AND application_name NOT LIKE 'tidemark\\_%'";
+    let (deadline, mut told) = (Instant::now() + PATIENCE, std::collections::HashSet::new());
+    loop {
+        let rows = client.query(others, &[]).await.map_err(failed("look for sessions"))?;
+        if rows.is_empty() || Instant::now() >= deadline {
+            let left = rows
+                .iter()
+                .map(|row| format!("{} ({})", row.get::<_, i32>(0), row.get::<_, &str>(1)));
+            return Ok((told.len() as u64, left.collect()));
+        }
+        let mut is_refused = true;
+        for pid in rows.iter().map(|row| row.get::<_, i32>(0)) {
+            let end = client.query_one("SELECT pg_catalog.pg_terminate_backend($1)", &[&pid]).await;
+            if end.is_ok() {
+                is_refused = false;
+                told.insert(pid);
+            }
+        }
+        if is_refused {
+            let left = rows
+                .iter()
+                .map(|row| format!("{} ({})", row.get::<_, i32>(0), row.get::<_, &str>(1)));
+            return Ok((told.len() as u64, left.collect()));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+pub(crate) fn failed(
+    attempt: &'static str,
+) -> impl Fn(tidemark_wire::tokio_postgres::Error) -> Error {
+    move |cause| tidemark_wire::Error::sql(attempt)(cause).into()
+}

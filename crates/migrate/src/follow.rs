@@ -1,0 +1,52 @@
+//! `sync` of a job that may be turned: it follows the side that takes the writes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemark_pipeline::{Job, Progress, Result, SyncReport, Until};
+use tokio_util::sync::CancellationToken;
+
+use crate::runbook::{Direction, state};
+use crate::sides::active;
+
+/// How often is looked whether the stream was turned.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Brings the side that is behind to the one that takes the writes and keeps it there, whichever it is by then.
+///
+/// # Errors
+/// As of [`tidemark_pipeline::sync`].
+///
+/// # Cancel safety
+/// Cancel by `stop`.
+pub async fn sync(
+    forward: &Job,
+    progress: &Arc<Progress>,
+    until: Option<Until>,
+    stop: &CancellationToken,
+) -> Result<SyncReport> {
+    loop {
+        let direction = state(&forward.state_dir)?.direction;
+        let job = active(forward)?;
+        let ended = stop.child_token();
+        let turned = async {
+            while !is_turned(forward, direction) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            tracing::info!("the stream is turned: going on with the other side");
+            ended.cancel();
+            std::future::pending::<()>().await;
+        };
+        let report = tokio::select! {
+            report = Box::pin(tidemark_pipeline::sync(&job, progress, until, &ended)) => report,
+            () = turned => continue,
+        };
+        if stop.is_cancelled() || !is_turned(forward, direction) {
+            return report;
+        }
+    }
+}
+
+fn is_turned(forward: &Job, before: Direction) -> bool {
+    state(&forward.state_dir).is_ok_and(|state| state.direction != before)
+}

@@ -1,0 +1,27 @@
+//! The online migration: the moment in which the application goes over to the other side, and the way back.
+//!
+//! **Invariant:** every step is in the journal before it begins and after it is done, and may be done again: a migration that
+//! is killed at any moment goes on from there, or is taken back until the other side is opened. At most one side takes
+//! writes of the application; the stream always goes from that side to the other.
+//!
+//! ```text
+//! proof of every table -> fence -> drain to a barrier -> sequences -> proof of what was touched -> the stream back
+//!       -> open the other side -> switch hook -> turn the stream -> retire the old one
+//! ```
+//!
+//! A fallback is the same with the sides exchanged.
+//!
+//! **Not here:** how a stream is followed (`pipeline`), how equality is proven (`verify`).
+
+mod fence;
+mod follow;
+mod hook;
+mod runbook;
+mod sequences;
+mod sides;
+mod switch;
+
+pub use follow::sync;
+pub use runbook::{Attempt, Direction, Entry, Event, State, Step, Way, state};
+pub use sides::{active, ask_status, job_of, jobs, place};
+pub use switch::{Ended, How, Migration, Plan, abort, complete, run};

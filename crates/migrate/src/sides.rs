@@ -1,0 +1,106 @@
+//! The two jobs of a migration: from the old side to the new one, and back.
+//!
+//! **Invariant:** the job back has a name, a state directory and objects of its own; both see through a fence, which is for
+//! the application.
+
+use std::path::{Path, PathBuf};
+
+use tidemark_pipeline::{
+    Job, NotEmpty, PostgresTarget, Result, SchemaMode, Status, StreamJob, Target,
+};
+
+use crate::runbook::{Direction, state};
+
+/// What the name of the job back ends with, as its slot does.
+const BACK: &str = "--back";
+/// The part of the state directory that is the job's back.
+const DIRECTORY: &str = "back";
+
+/// The job that keeps the sides in step in this direction. A migration into a lake has none back.
+pub fn job_of(forward: &Job, direction: Direction) -> Job {
+    let Target::Postgres(target) = &forward.target else { return forward.clone() };
+    let writable = |spec: &tidemark_wire::ConnectSpec| {
+        spec.clone().with_setting("default_transaction_read_only", "off")
+    };
+    let (old, new) = (writable(&forward.source), writable(&target.spec));
+    match direction {
+        Direction::Forward => Job {
+            source: old,
+            target: Target::Postgres(PostgresTarget { spec: new, ..target.clone() }),
+            ..forward.clone()
+        },
+        Direction::Back => Job {
+            name: format!("{}{BACK}", forward.name),
+            state_dir: forward.state_dir.join(DIRECTORY),
+            source: new,
+            target: Target::Postgres(PostgresTarget {
+                spec: old,
+                schema: SchemaMode::Exists,
+                triggers: target.triggers,
+                not_empty: NotEmpty::Refuse,
+            }),
+            // The other side has the chosen rows and columns only.
+            tables: Vec::new(),
+            stream: StreamJob {
+                publication: None,
+                slot: None,
+                failover: false,
+                ..forward.stream.clone()
+            },
+            ..forward.clone()
+        },
+    }
+}
+
+/// The same job as one that finds its rows on the other side already.
+pub(crate) fn adopting(job: &Job) -> Job {
+    let mut job = job.clone();
+    job.stream.adopts = true;
+    if let Target::Postgres(target) = &mut job.target {
+        (target.schema, target.not_empty) = (SchemaMode::Exists, NotEmpty::Append);
+    }
+    job
+}
+
+/// Every job that a migration may have left something of, or the one that there is.
+///
+/// # Errors
+/// The journal cannot be read.
+pub fn jobs(forward: &Job) -> Result<Vec<Job>> {
+    Ok(match state(&forward.state_dir)?.has_begun() {
+        true => vec![job_of(forward, Direction::Forward), job_of(forward, Direction::Back)],
+        false => vec![forward.clone()],
+    })
+}
+
+/// State directory and name of the job that keeps the sides in step now.
+///
+/// # Errors
+/// The journal cannot be read.
+pub fn place(state_dir: &Path, name: &str) -> Result<(PathBuf, String)> {
+    Ok(match state(state_dir)?.direction {
+        Direction::Forward => (state_dir.to_owned(), name.to_owned()),
+        Direction::Back => (state_dir.join(DIRECTORY), format!("{name}{BACK}")),
+    })
+}
+
+/// What the process that keeps the sides in step says; `None` where none runs.
+///
+/// # Errors
+/// The journal cannot be read, or the answer makes no sense.
+pub async fn ask_status(state_dir: &Path) -> Result<Option<Status>> {
+    let (state_dir, _) = place(state_dir, "")?;
+    tidemark_pipeline::ask_status(&state_dir).await
+}
+
+/// The job that keeps the sides in step now.
+///
+/// # Errors
+/// The journal cannot be read.
+pub fn active(forward: &Job) -> Result<Job> {
+    let state = state(&forward.state_dir)?;
+    Ok(match state.has_begun() {
+        true => job_of(forward, state.direction),
+        false => forward.clone(),
+    })
+}

@@ -1,0 +1,605 @@
+//! A cutover or a fallback, step by step.
+//!
+//! **Invariant:** no step begins before the one before it is done; each may be done again. Before the other side is opened
+//! everything can be taken back, and is, where the write block would last too long.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::json;
+use tidemark_ledger::now_ms;
+use tidemark_model::Lsn;
+use tidemark_pipeline::{
+    Error, Held, Job, Kind, Phase, Progress, Result, Target, Until, ask_status, cleanup,
+};
+use tidemark_report::{Level, Verdict};
+use tidemark_source::emit_barrier;
+use tidemark_verify::{Lines, Outcome, Reads, Request, verify_at_barrier};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::fence::{self, Fenced};
+use crate::follow::sync;
+use crate::hook::{self, Told};
+use crate::runbook::{Attempt, Direction, Event, Runbook, State, Step, Way};
+use crate::sequences;
+use crate::sides::{active, adopting, job_of};
+
+/// Between two looks at the process that runs the job.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// The process that runs the job turns within this.
+const TURNS: Duration = Duration::from_secs(30);
+
+/// What is asked of a cutover.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The stream may be so far behind when it begins.
+    pub max_lag: Duration,
+    /// After so long without writes everything is taken back.
+    pub max_write_block: Duration,
+    /// Values of sequences that are left out.
+    pub sequence_margin: u64,
+    /// Verdicts that are good enough beside `identical`.
+    pub allows_equivalent: bool,
+    /// Puts up the fence, where it is not ours; see [`hook`].
+    pub fence_hook: Vec<String>,
+    /// Takes it away.
+    pub open_hook: Vec<String>,
+    /// Tells the application.
+    pub switch_hook: Vec<String>,
+}
+
+/// A migration of one job.
+#[derive(Debug, Clone)]
+pub struct Migration {
+    /// The job as it is configured.
+    pub job: Job,
+    /// What is asked of it.
+    pub plan: Plan,
+}
+
+/// How an attempt begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// A new one.
+    Anew,
+    /// Everything but the fence and what comes behind it.
+    DryRun,
+    /// The one that was not ended.
+    Resume,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Ended {
+    /// Which way.
+    pub way: Way,
+    /// Whether the application is on the other side by now.
+    pub is_done: bool,
+    /// What a proof has found that stands in the way.
+    pub verdict: Verdict,
+    /// From the fence to the open other side.
+    pub write_block_ms: Option<u64>,
+    /// The last barrier.
+    pub lsn: Option<Lsn>,
+    /// Steps and how long each took, in milliseconds.
+    pub steps: Vec<(Step, u64)>,
+    /// A process follows the other side.
+    pub is_followed: bool,
+}
+
+/// Takes the application over to the other side.
+///
+/// # Errors
+/// A step cannot be done. Before the other side is open the writes go on as before, unless the error says that they do not;
+/// from then on the same is to be resumed.
+pub async fn run(
+    migration: &Migration,
+    way: Way,
+    how: How,
+    stop: &CancellationToken,
+) -> Result<Ended> {
+    let Target::Postgres(_) = &migration.job.target else {
+        let attempt = format!("{}: a lake takes no application over", way.word());
+        return Err(Error::new(Kind::Usage, attempt));
+    };
+    let runbook = Runbook::open(&migration.job.state_dir)?;
+    refuse_wrong(&runbook.state, way, how)?;
+    let mut switch = Switch::new(migration, runbook, way, stop);
+    if how == How::Anew {
+        switch.runbook.note(way, None, Event::Begun, json!({}))?;
+    }
+    let is_turned = switch.runbook.state.direction == way.to();
+    match how {
+        How::DryRun => Box::pin(with_follower(&migration.job, stop, switch.try_out())).await,
+        _ if is_turned => switch.work().await,
+        _ => Box::pin(with_follower(&migration.job, stop, switch.work())).await,
+    }
+}
+
+/// Takes back what was begun, where the other side is not open yet.
+///
+/// # Errors
+/// There is nothing to take back, or it is too late.
+pub async fn abort(migration: &Migration, way: Way) -> Result<()> {
+    let runbook = Runbook::open(&migration.job.state_dir)?;
+    let attempt = runbook.state.attempt.as_ref().filter(|attempt| attempt.way == way);
+    let Some(attempt) = attempt else {
+        return Err(Error::new(Kind::Usage, format!("{}: none is under way", way.word())));
+    };
+    refuse_beyond_return(attempt)?;
+    let stop = CancellationToken::new();
+    Switch::new(migration, runbook, way, &stop).take_back("it was asked for").await
+}
+
+/// Ends the migration: there is no way back any more. Gives what was removed.
+///
+/// # Errors
+/// A cutover is under way, or there was none; a server cannot be reached.
+pub async fn complete(job: &Job) -> Result<Vec<String>> {
+    let mut runbook = Runbook::open(&job.state_dir)?;
+    let state = &runbook.state;
+    let is_ready = state.attempt.is_none() && state.direction == Direction::Back;
+    if !is_ready {
+        let attempt = "complete: the application is not on the target's side";
+        return Err(Error::new(Kind::Usage, attempt)
+            .hint("tidemark cutover takes it there; --resume goes on with one that was begun"));
+    }
+    let back = job_of(job, Direction::Back);
+    tidemark_pipeline::refuse_running(&back).await?;
+    let mut done = cleanup(&back).await?;
+    done.extend(cleanup(&job_of(job, Direction::Forward)).await?);
+    runbook.note(Way::Cutover, None, Event::Completed, json!({}))?;
+    Ok(done)
+}
+
+fn refuse_wrong(state: &State, way: Way, how: How) -> Result<()> {
+    let refuse = |what: String, hint: &str| Err(Error::new(Kind::Usage, what).hint(hint));
+    if state.is_complete {
+        return refuse(
+            format!("{}: the migration is complete", way.word()),
+            "there is no way back any more",
+        );
+    }
+    match (&state.attempt, how) {
+        (Some(attempt), How::Resume) if attempt.way == way => Ok(()),
+        (Some(attempt), _) => refuse(
+            format!("{}: a {} is under way", way.word(), attempt.way.word()),
+            "go on with it by --resume, or take it back by --abort",
+        ),
+        (None, How::Resume) => {
+            refuse(format!("{}: there is none to be resumed", way.word()), "leave --resume out")
+        }
+        (None, _) if state.direction != way.from() => refuse(
+            format!("{}: the application is on the other side already", way.word()),
+            "tidemark cutover goes to the target, tidemark fallback to the source",
+        ),
+        (None, _) => Ok(()),
+    }
+}
+
+fn refuse_beyond_return(attempt: &Attempt) -> Result<()> {
+    if !attempt.is_beyond_return() {
+        return Ok(());
+    }
+    let what =
+        format!("{}: the other side is open already, it cannot be taken back", attempt.way.word());
+    Err(Error::new(Kind::Usage, what).hint("go on with --resume"))
+}
+
+/// Runs the job here for as long as the work takes, unless another process does.
+async fn with_follower<T>(
+    forward: &Job,
+    stop: &CancellationToken,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    if ask_status(&active(forward)?.state_dir).await?.is_some() {
+        return work.await;
+    }
+    let (progress, stop) = (Arc::new(Progress::default()), stop.child_token());
+    let running = sync(forward, &progress, None, &stop);
+    let mut running = std::pin::pin!(running);
+    let working = async {
+        while progress.view().phase != Phase::Follow {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        work.await
+    };
+    let done = tokio::select! {
+        done = working => done,
+        ended = &mut running => {
+            return Err(ended.err().unwrap_or_else(|| {
+                Error::new(Kind::Interrupted, "interrupted: the job is not followed any more")
+            }));
+        }
+    };
+    stop.cancel();
+    running.await?;
+    done
+}
+
+struct Switch<'a> {
+    migration: &'a Migration,
+    runbook: Runbook,
+    way: Way,
+    from: Job,
+    to: Job,
+    stop: &'a CancellationToken,
+    /// Changes of the stream that the other side had at the first barrier behind the fence.
+    changes: Option<u64>,
+    lsn: Option<Lsn>,
+    /// Writes are to go on by then.
+    deadline: Option<Instant>,
+    verdict: Verdict,
+}
+
+/// What a step ends with.
+enum Stepped {
+    Done(serde_json::Value),
+    /// A proof has failed.
+    NotProven(serde_json::Value),
+}
+
+impl<'a> Switch<'a> {
+    fn new(
+        migration: &'a Migration,
+        runbook: Runbook,
+        way: Way,
+        stop: &'a CancellationToken,
+    ) -> Self {
+        Self {
+            migration,
+            runbook,
+            way,
+            from: job_of(&migration.job, way.from()),
+            to: job_of(&migration.job, way.to()),
+            stop,
+            changes: None,
+            lsn: None,
+            deadline: None,
+            verdict: Verdict::Identical,
+        }
+    }
+
+    /// Everything that changes nothing.
+    async fn try_out(mut self) -> Result<Ended> {
+        for step in [Step::Check, Step::Prove] {
+            if let Stepped::NotProven(_) = Box::pin(self.step(step)).await? {
+                break;
+            }
+        }
+        self.ended(false).await
+    }
+
+    async fn work(mut self) -> Result<Ended> {
+        for step in Step::ALL {
+            let attempt = self.runbook.state.attempt.as_ref();
+            if attempt.is_some_and(|attempt| attempt.is_done(step)) {
+                self.remember(step);
+                continue;
+            }
+            if let Some(verdict) = self.one(step).await? {
+                self.verdict = verdict;
+                return self.ended(false).await;
+            }
+        }
+        let ended = self.ended(true).await?;
+        self.runbook.note(self.way, None, Event::Done, json!(ended))?;
+        Ok(ended)
+    }
+
+    /// What a step that an earlier process did has to hand on.
+    fn remember(&mut self, step: Step) {
+        if step == Step::Fence {
+            self.deadline = Some(Instant::now() + self.migration.plan.max_write_block);
+        }
+    }
+
+    /// One step, with its lines in the journal. Gives a verdict that is not good enough, after everything was taken back.
+    async fn one(&mut self, step: Step) -> Result<Option<Verdict>> {
+        if step == Step::Fence {
+            self.deadline = Some(Instant::now() + self.migration.plan.max_write_block);
+        }
+        let detail = match step {
+            // So that whoever goes on knows what there was before it was changed.
+            Step::Fence => json!(self.before().await?),
+            _ => serde_json::Value::Null,
+        };
+        self.runbook.note(self.way, Some(step), Event::Begun, detail)?;
+        failpoint(self.way, step, "begun");
+        let deadline = self.deadline.filter(|_| step < Step::Open);
+        let stepped = match deadline {
+            None => Box::pin(self.step(step)).await,
+            Some(deadline) => {
+                match tokio::time::timeout_at(deadline, Box::pin(self.step(step))).await {
+                    Ok(stepped) => stepped,
+                    Err(_) => Err(self.too_long(step)),
+                }
+            }
+        };
+        match stepped {
+            Ok(Stepped::Done(detail)) => {
+                failpoint(self.way, step, "acted");
+                self.runbook.note(self.way, Some(step), Event::Done, detail)?;
+                failpoint(self.way, step, "done");
+                Ok(None)
+            }
+            Ok(Stepped::NotProven(detail)) => {
+                self.runbook.note(self.way, Some(step), Event::Failed, detail)?;
+                self.take_back("the sides were not proven to be the same").await?;
+                Ok(Some(self.verdict))
+            }
+            Err(error) => {
+                let detail = json!({ "error": error.to_string() });
+                self.runbook.note(self.way, Some(step), Event::Failed, detail)?;
+                let is_open =
+                    self.runbook.state.attempt.as_ref().is_some_and(Attempt::is_beyond_return);
+                if is_open {
+                    let hint = format!(
+                        "the other side is open: tidemark {} --resume goes on",
+                        self.way.word()
+                    );
+                    return Err(error.hint(hint));
+                }
+                let because = error.to_string();
+                self.take_back(&because).await?;
+                Err(error)
+            }
+        }
+    }
+
+    fn too_long(&self, step: Step) -> Error {
+        let message = format!(
+            "{}: writes were blocked for {} s, and step {:?} is not done",
+            self.way.word(),
+            self.migration.plan.max_write_block.as_secs(),
+            step.word(),
+        );
+        Error::new(Kind::Unavailable, message).hint(
+            "the application writes where it did before, and the stream goes on; raise cutover.max_write_block, or try at a quieter time",
+        )
+    }
+
+    async fn before(&self) -> Result<Fenced> {
+        fence::before(&self.from.source).await
+    }
+
+    async fn step(&mut self, step: Step) -> Result<Stepped> {
+        match step {
+            Step::Check => self.check().await,
+            Step::Prove => self.prove(Reads::All).await,
+            Step::Fence => self.fence().await,
+            Step::Drain => self.drain().await,
+            Step::Sequences => {
+                let margin = self.migration.plan.sequence_margin;
+                let moved = sequences::carry(&self.from.source, &self.to.source, margin).await?;
+                Ok(Stepped::Done(json!({ "moved": moved })))
+            }
+            Step::Verify => self.prove(Reads::Dirty).await,
+            Step::Reverse => self.reverse().await,
+            Step::Open => self.open().await,
+            Step::Switch => {
+                let said = hook::run(&self.migration.plan.switch_hook, &self.told()).await?;
+                Ok(Stepped::Done(json!({ "said": said })))
+            }
+            Step::Turn => Ok(Stepped::Done(serde_json::Value::Null)),
+            Step::Retire => self.retire().await,
+        }
+    }
+
+    fn told(&self) -> Told<'_> {
+        let lsn = self.lsn.map(|lsn| lsn.to_string()).unwrap_or_default();
+        Told { job: &self.migration.job.name, way: self.way.word(), lsn }
+    }
+
+    /// The stream is close enough.
+    async fn check(&self) -> Result<Stepped> {
+        let status = ask_status(&self.from.state_dir).await?.ok_or_else(gone)?;
+        let behind = status.lag.seconds.unwrap_or_default();
+        if status.phase != Phase::Follow {
+            let message = format!("{}: the job does not follow yet", self.way.word());
+            return Err(
+                Error::new(Kind::Usage, message).hint("tidemark status tells how far it is")
+            );
+        }
+        if behind > self.migration.plan.max_lag.as_secs_f64() {
+            let message = format!("{}: the stream is {behind:.1} s behind", self.way.word());
+            return Err(Error::new(Kind::Unavailable, message).hint(
+                "wait until it has caught up (tidemark status --watch), or raise cutover.max_lag",
+            ));
+        }
+        Ok(Stepped::Done(json!({ "lag_seconds": behind, "lag_bytes": status.lag.bytes })))
+    }
+
+    async fn prove(&mut self, reads: Reads) -> Result<Stepped> {
+        let request =
+            Request { reads, ..Request::new(self.from.clone(), Level::Digest, Lines::nowhere()) };
+        let outcome = Box::pin(verify_at_barrier(&request, self.stop)).await?;
+        self.verdict = outcome.verdict();
+        let detail = proof(&outcome);
+        let is_good = match self.verdict {
+            Verdict::Identical => true,
+            Verdict::Equivalent => self.migration.plan.allows_equivalent,
+            Verdict::Different | Verdict::Incomplete => false,
+        };
+        Ok(if is_good { Stepped::Done(detail) } else { Stepped::NotProven(detail) })
+    }
+
+    async fn fence(&mut self) -> Result<Stepped> {
+        if !self.migration.plan.fence_hook.is_empty() {
+            let said = hook::run(&self.migration.plan.fence_hook, &self.told()).await?;
+            return Ok(Stepped::Done(json!({ "said": said })));
+        }
+        let fenced = fence::fence(&self.from.source, self.known_fence()).await?;
+        if !fenced.left.is_empty() {
+            tracing::warn!(
+                sessions = fenced.left.join(", "),
+                "sessions that could not be ended may write on: if they do, the drain sees it"
+            );
+        }
+        Ok(Stepped::Done(json!(fenced)))
+    }
+
+    /// What there was before the fence of this attempt.
+    fn known_fence(&self) -> Option<Fenced> {
+        let attempt = self.runbook.state.attempt.as_ref()?;
+        let mut fences = attempt.entries.iter().filter(|entry| entry.step == Some(Step::Fence));
+        serde_json::from_value(fences.next()?.detail.clone()).ok()
+    }
+
+    /// Brings the other side to a barrier, and sees that nothing of the application comes behind it.
+    async fn drain(&mut self) -> Result<Stepped> {
+        let lsn = self.pass_barrier().await?;
+        self.changes = Some(self.applied_changes().await?);
+        self.refuse_writers().await?;
+        Ok(Stepped::Done(json!({ "lsn": lsn })))
+    }
+
+    /// Waits until the other side has everything up to now.
+    async fn pass_barrier(&mut self) -> Result<Lsn> {
+        let client = self.from.source.connect().await?;
+        let held = Held::of_process(&self.from.state_dir).await?.ok_or_else(gone)?;
+        let lsn = emit_barrier(&client, "tidemark", self.way.word()).await?;
+        let mut held = held;
+        held.up_to(lsn).await?;
+        held.open();
+        self.lsn = Some(lsn);
+        Ok(lsn)
+    }
+
+    async fn applied_changes(&self) -> Result<u64> {
+        let status = ask_status(&self.from.state_dir).await?.ok_or_else(gone)?;
+        Ok(status.stream.changes)
+    }
+
+    /// Only our marker may follow.
+    async fn refuse_writers(&mut self) -> Result<()> {
+        let before = self.changes;
+        let lsn = self.pass_barrier().await?;
+        let now = self.applied_changes().await?;
+        match before {
+            Some(before) if now > before => {
+                let message = format!(
+                    "{}: {} changes came through the fence before {lsn}",
+                    self.way.word(),
+                    now - before
+                );
+                Err(Error::new(Kind::TargetRefused, message).hint(
+                    "somebody overrides default_transaction_read_only (a superuser, a role's own setting, a pooler that sets it): pg_stat_activity names the sessions; stop them, or use a fence of your own (cutover.fence = \"hook\")",
+                ))
+            }
+            _ => {
+                // A process that began anew counts anew.
+                self.changes = Some(now);
+                Ok(())
+            }
+        }
+    }
+
+    /// The stream back begins where both sides are the same.
+    async fn reverse(&mut self) -> Result<Stepped> {
+        let job = adopting(&self.to);
+        let progress = Arc::new(Progress::default());
+        let adopted = tidemark_pipeline::sync(&job, &progress, Some(Until::Now), self.stop).await?;
+        self.refuse_writers().await?;
+        Ok(Stepped::Done(json!({ "begins": adopted.end_lsn })))
+    }
+
+    /// The other side is fenced if the application was there before.
+    async fn open(&self) -> Result<Stepped> {
+        if !self.migration.plan.open_hook.is_empty() {
+            let said = hook::run(&self.migration.plan.open_hook, &self.told()).await?;
+            return Ok(Stepped::Done(json!({ "said": said })));
+        }
+        let fenced = self.runbook.state.last_fence(self.way.to());
+        if let Some(Ok(fenced)) = fenced.map(|detail| serde_json::from_value(detail.clone())) {
+            fence::open(&self.to.source, &fenced).await?;
+        }
+        Ok(Stepped::Done(serde_json::Value::Null))
+    }
+
+    /// Whoever ran the old stream has let go of it by then.
+    async fn retire(&self) -> Result<Stepped> {
+        let deadline = Instant::now() + TURNS;
+        while ask_status(&self.from.state_dir).await?.is_some() && Instant::now() < deadline {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        let done = cleanup(&self.from).await?;
+        Ok(Stepped::Done(json!({ "removed": done })))
+    }
+
+    /// Undoes what was done, so that the application writes on where it did.
+    async fn take_back(&mut self, because: &str) -> Result<()> {
+        let attempt = self.runbook.state.attempt.clone();
+        if attempt.as_ref().is_some_and(|attempt| attempt.has_begun(Step::Fence)) {
+            if self.migration.plan.fence_hook.is_empty() {
+                if let Some(fenced) = self.known_fence() {
+                    fence::open(&self.from.source, &fenced).await?;
+                }
+            } else {
+                hook::run(&self.migration.plan.open_hook, &self.told()).await?;
+            }
+        }
+        if attempt.as_ref().is_some_and(|attempt| attempt.has_begun(Step::Reverse)) {
+            cleanup(&self.to).await?;
+        }
+        self.runbook.note(self.way, None, Event::Aborted, json!({ "because": because }))
+    }
+
+    async fn ended(&self, is_done: bool) -> Result<Ended> {
+        let attempt = self.runbook.state.attempt.as_ref();
+        let entries = attempt.map(|attempt| attempt.entries.as_slice()).unwrap_or_default();
+        let at = |step: Step, event: Event| {
+            entries
+                .iter()
+                .rfind(|entry| entry.step == Some(step) && entry.event == event)
+                .map(|entry| entry.at_ms)
+        };
+        let lasted = |step: Step| {
+            let took = at(step, Event::Done)?.saturating_sub(at(step, Event::Begun)?);
+            Some((step, u64::try_from(took).unwrap_or_default()))
+        };
+        let opened = at(Step::Open, Event::Done).unwrap_or_else(now_ms);
+        let fenced = attempt.and_then(Attempt::fenced_at).filter(|_| is_done);
+        Ok(Ended {
+            way: self.way,
+            is_done,
+            verdict: self.verdict,
+            write_block_ms: fenced.map(|at| u64::try_from(opened - at).unwrap_or_default()),
+            lsn: self.lsn,
+            steps: Step::ALL.into_iter().filter_map(lasted).collect(),
+            is_followed: ask_status(&self.to.state_dir).await?.is_some(),
+        })
+    }
+}
+
+/// What a proof says, for the journal.
+fn proof(outcome: &Outcome) -> serde_json::Value {
+    let count =
+        |verdict: Verdict| outcome.tables.iter().filter(|table| table.verdict == verdict).count();
+    let others = outcome.tables.iter().filter(|table| table.verdict != Verdict::Identical);
+    let others: Vec<String> = others.map(|table| table.name.to_string()).collect();
+    json!({
+        "verdict": outcome.verdict(),
+        "tables": outcome.tables.len(),
+        "identical": count(Verdict::Identical),
+        "rows": outcome.tables.iter().map(|table| table.source.count).sum::<u64>(),
+        "others": others,
+    })
+}
+
+fn gone() -> Error {
+    Error::new(Kind::Unavailable, "the process that ran the job has ended")
+        .hint("run the same command again with --resume")
+}
+
+/// Ends the process as `kill -9` does, where a test asks for it.
+fn failpoint(way: Way, step: Step, event: &str) {
+    let wanted = std::env::var("TIDEMARK_FAILPOINT").unwrap_or_default();
+    if wanted == format!("{}:{}:{event}", way.word(), step.word()) {
+        tracing::warn!(wanted, "a failpoint ends the process");
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
+            .ok();
+    }
+}
