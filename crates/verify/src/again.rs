@@ -12,12 +12,12 @@ use tidemark_digest::{NamedRow, RowHasher};
 use tidemark_model::{SelectColumn, TupleForm, Tuples, Wire};
 use tidemark_pipeline::{Error, Kind, Result};
 
-use crate::Which;
 use crate::aside::{Aside, Row, Spill};
 use crate::pair::{Pair, Shows};
 use crate::run::Run;
 use crate::scan::{Piece, Take, TakeRows, plan, scan};
 use crate::side::View;
+use crate::{Which, spill_directory};
 
 /// Keys that one statement asks for.
 const KEYS_PER_CHUNK: usize = 500;
@@ -51,7 +51,7 @@ pub(crate) async fn read_again(
     };
     let wanted = Wanted { leaves: leaves.map(|leaves| leaves.into_iter().collect()), some, shows };
     let memory = (run.request.job.memory / 8).max(1 << 20);
-    let spill = Spill::new(run.spill_directory());
+    let spill = Spill::new(spill_directory(&run.request.job));
     let again = Again {
         run,
         pair,

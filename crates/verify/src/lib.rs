@@ -92,6 +92,11 @@ impl Request {
     }
 }
 
+/// Where rows are put aside that do not fit into memory.
+pub(crate) fn spill_directory(job: &Job) -> std::path::PathBuf {
+    if job.state_dir.is_dir() { job.state_dir.clone() } else { std::env::temp_dir() }
+}
+
 /// Which leaves are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Reads {

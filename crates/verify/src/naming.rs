@@ -473,6 +473,8 @@ impl<'a> Telling<'a> {
             let shown = |key| self.lines.shown(self.table, key);
             self.named.ends = Some((shown(first)?, shown(last)?));
         }
+        // They were met in the order of hashes, which is another one each time.
+        self.named.columns.sort_by(|one, other| one.column.cmp(&other.column));
         Ok(self.named)
     }
 }

@@ -3,7 +3,6 @@
 //! **Invariant:** nothing is written to either side.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -20,7 +19,7 @@ use crate::reading::{Found, Reading};
 use crate::scan::{Piece, Tools, plan, scan};
 use crate::side::{Side, View};
 use crate::state::State;
-use crate::{Request, Which};
+use crate::{Reads, Request, Which};
 
 /// Position and `pg_current_snapshot()` of a side's moment.
 pub(crate) type Moment = (Lsn, String);
@@ -60,8 +59,14 @@ impl<'a> Run<'a> {
         )?;
         let mut bounds = source.bounds().await?;
         let known = if moves { Known::of(job, &source.catalog).await } else { None };
-        if let Some(known) = &known {
-            known.cut(&mut bounds);
+        match &known {
+            Some(known) => known.cut(&mut bounds),
+            None if request.reads == Reads::Dirty => {
+                tracing::warn!(
+                    "nothing is known of the leaves (no ledger of this job in the state directory): everything is read"
+                );
+            }
+            None => {}
         }
         let mut paired = pair(request, moves, (&source.catalog, &target.catalog), &mut bounds)?;
         paired.findings.extend(definitions::compare(job, &source, &target).await?);
@@ -205,12 +210,6 @@ impl<'a> Run<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Where rows are put aside that do not fit into memory.
-    pub(crate) fn spill_directory(&self) -> PathBuf {
-        let state_dir = &self.request.job.state_dir;
-        if state_dir.is_dir() { state_dir.clone() } else { std::env::temp_dir() }
     }
 
     /// Bytes of a table that are to be read.

@@ -44,7 +44,7 @@ use crate::naming::{Excess, Named};
 use crate::outcome::{Outcome, Point, SideReport, TableOutcome, side_report};
 use crate::scan::{Take, Tools, plan_chunks, scan};
 use crate::side::{Side, View};
-use crate::{Request, Which};
+use crate::{Reads, Request, Which};
 
 use merge::{Merge, Merged};
 use pair::{LakePair, Paired};
@@ -93,6 +93,9 @@ pub(crate) async fn verify(
 ) -> Result<Outcome> {
     let began = Instant::now();
     let (job, lake) = (&request.job, Lake::new(root));
+    if request.reads == Reads::Dirty {
+        tracing::warn!("nothing is kept of the leaves of a lake: everything is read");
+    }
     let application = format!("{}:verify", tidemark_model::names::application_name(&job.name));
     let how = (application.as_str(), job.lock_timeout);
     let source = Side::open(Which::Source, &job.source, how).await?;

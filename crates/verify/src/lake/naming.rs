@@ -27,13 +27,13 @@ use super::merge::{Goes, Present};
 use super::pair::LakePair;
 use super::rows::{Hasher, Image};
 use super::{LakeRun, Trouble};
-use crate::Which;
 use crate::again::{Parts, fields, parts};
 use crate::aside::{Aside, Row, Spill};
 use crate::naming::{CHANGED, Excess, Found, Named, Telling, field_value, matched};
 use crate::pair::Shows;
 use crate::scan::{Piece, Take, TakeRows, plan_chunks, scan};
 use crate::side::View;
+use crate::{Which, spill_directory};
 
 /// What the name of a row takes that is looked for.
 const NAME_BYTES: u64 = 48;
@@ -108,7 +108,7 @@ impl Naming<'_> {
     ) -> Result<Aside, Trouble> {
         let (run, pair) = (self.run, self.pair);
         let memory = (run.request.job.memory / 8).max(1 << 20);
-        let spill = Spill::new(spill_directory(run));
+        let spill = Spill::new(spill_directory(&run.request.job));
         let picks = Arc::new(Picks {
             pair: pair.clone(),
             names,
@@ -225,12 +225,6 @@ fn is_what(aside: &mut Aside, expected: Excess) -> Result<(), Trouble> {
         true => Ok(()),
         false => Err(Trouble::Table(CHANGED.to_owned())),
     }
-}
-
-/// Where rows are put aside that do not fit into memory.
-fn spill_directory(run: &LakeRun<'_>) -> std::path::PathBuf {
-    let state_dir = &run.request.job.state_dir;
-    if state_dir.is_dir() { state_dir.clone() } else { std::env::temp_dir() }
 }
 
 /// Which rows are put aside, what of them, and where.
