@@ -5,14 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
+use tidemark_model::names;
 use tidemark_pipeline::{
     Job, NotEmpty, PostgresTarget, Result, SchemaMode, Status, StreamJob, Target,
 };
 
 use crate::runbook::{Direction, state};
 
-/// What the name of the job back ends with, as its slot does.
-const BACK: &str = "--back";
 /// The part of the state directory that is the job's back.
 const DIRECTORY: &str = "back";
 
@@ -30,7 +29,7 @@ pub fn job_of(forward: &Job, direction: Direction) -> Job {
             ..forward.clone()
         },
         Direction::Back => Job {
-            name: format!("{}{BACK}", forward.name),
+            name: names::other_way(&forward.name),
             state_dir: forward.state_dir.join(DIRECTORY),
             source: new,
             target: Target::Postgres(PostgresTarget {
@@ -80,7 +79,7 @@ pub fn jobs(forward: &Job) -> Result<Vec<Job>> {
 pub fn place(state_dir: &Path, name: &str) -> Result<(PathBuf, String)> {
     Ok(match state(state_dir)?.direction {
         Direction::Forward => (state_dir.to_owned(), name.to_owned()),
-        Direction::Back => (state_dir.join(DIRECTORY), format!("{name}{BACK}")),
+        Direction::Back => (state_dir.join(DIRECTORY), names::other_way(name)),
     })
 }
 

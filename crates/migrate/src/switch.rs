@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::json;
-use tidemark_ledger::now_ms;
+use tidemark_ledger::{LedgerReader, now_ms};
 use tidemark_model::Lsn;
 use tidemark_pipeline::{
     Error, Held, Job, Kind, Phase, Progress, Result, Target, Until, ask_status, cleanup,
@@ -28,6 +28,9 @@ use crate::sides::{active, adopting, job_of};
 
 /// Between two looks at the process that runs the job.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often what was touched meanwhile is proven before the fence, and when that is quick enough.
+const ROUNDS: u32 = 8;
+const CLOSE_ENOUGH: Duration = Duration::from_millis(300);
 /// The process that runs the job turns within this.
 const TURNS: Duration = Duration::from_secs(30);
 
@@ -106,6 +109,7 @@ pub async fn run(
     };
     let runbook = Runbook::open(&migration.job.state_dir)?;
     refuse_wrong(&runbook.state, way, how)?;
+    refuse_other_than_following(&job_of(&migration.job, runbook.state.direction))?;
     let mut switch = Switch::new(migration, runbook, way, stop);
     if how == How::Anew {
         switch.runbook.note(way, None, Event::Begun, json!({}))?;
@@ -148,8 +152,8 @@ pub async fn complete(job: &Job) -> Result<Vec<String>> {
     }
     let back = job_of(job, Direction::Back);
     tidemark_pipeline::refuse_running(&back).await?;
-    let mut done = cleanup(&back).await?;
-    done.extend(cleanup(&job_of(job, Direction::Forward)).await?);
+    let mut done = removed(&back).await?;
+    done.extend(removed(&job_of(job, Direction::Forward)).await?);
     runbook.note(Way::Cutover, None, Event::Completed, json!({}))?;
     Ok(done)
 }
@@ -177,6 +181,16 @@ fn refuse_wrong(state: &State, way: Way, how: How) -> Result<()> {
         ),
         (None, _) => Ok(()),
     }
+}
+
+/// Whoever takes an application over makes no copy.
+fn refuse_other_than_following(job: &Job) -> Result<()> {
+    let run = LedgerReader::open(&job.state_dir)?.run()?;
+    if run.is_some_and(|run| run.phase == "follow") {
+        return Ok(());
+    }
+    let what = format!("job {:?} does not follow yet", job.name);
+    Err(Error::new(Kind::Usage, what).hint("let tidemark sync run until it does (tidemark status)"))
 }
 
 fn refuse_beyond_return(attempt: &Attempt) -> Result<()> {
@@ -368,7 +382,7 @@ impl<'a> Switch<'a> {
     async fn step(&mut self, step: Step) -> Result<Stepped> {
         match step {
             Step::Check => self.check().await,
-            Step::Prove => self.prove(Reads::All).await,
+            Step::Prove => self.prove_closer_and_closer().await,
             Step::Fence => self.fence().await,
             Step::Drain => self.drain().await,
             Step::Sequences => {
@@ -383,7 +397,7 @@ impl<'a> Switch<'a> {
                 let said = hook::run(&self.migration.plan.switch_hook, &self.told()).await?;
                 Ok(Stepped::Done(json!({ "said": said })))
             }
-            Step::Turn => Ok(Stepped::Done(serde_json::Value::Null)),
+            Step::Turn => Ok(Stepped::Done(json!({ "late_changes": self.late_changes().await }))),
             Step::Retire => self.retire().await,
         }
     }
@@ -410,6 +424,29 @@ impl<'a> Switch<'a> {
             ));
         }
         Ok(Stepped::Done(json!({ "lag_seconds": behind, "lag_bytes": status.lag.bytes })))
+    }
+
+    /// Proves everything, then what was touched meanwhile, again and again: each time less is left for the moment in which
+    /// nobody writes, until it does not get less any more.
+    async fn prove_closer_and_closer(&mut self) -> Result<Stepped> {
+        let mut before = Instant::now();
+        let mut proven = self.prove(Reads::All).await?;
+        let mut took = before.elapsed();
+        for _ in 0..ROUNDS {
+            if matches!(proven, Stepped::NotProven(_)) || took < CLOSE_ENOUGH {
+                break;
+            }
+            before = Instant::now();
+            let again = self.prove(Reads::Dirty).await?;
+            let is_slower = before.elapsed() > took.mul_f64(0.8);
+            took = before.elapsed();
+            if matches!(again, Stepped::NotProven(_)) {
+                proven = again;
+            } else if is_slower {
+                break;
+            }
+        }
+        Ok(proven)
     }
 
     async fn prove(&mut self, reads: Reads) -> Result<Stepped> {
@@ -519,13 +556,28 @@ impl<'a> Switch<'a> {
         Ok(Stepped::Done(serde_json::Value::Null))
     }
 
+    /// Changes that somebody has written behind the fence after the last look. The old stream has brought them over, and the
+    /// stream back leaves them out; what has happened to the same rows on the other side meanwhile nobody knows.
+    async fn late_changes(&mut self) -> Option<u64> {
+        let before = self.changes?;
+        self.pass_barrier().await.ok()?;
+        let late = self.applied_changes().await.ok()?.checked_sub(before)?;
+        if late > 0 {
+            tracing::warn!(
+                late,
+                "changes came through the fence after the last barrier; they are on both sides, but look who wrote them"
+            );
+        }
+        Some(late)
+    }
+
     /// Whoever ran the old stream has let go of it by then.
     async fn retire(&self) -> Result<Stepped> {
         let deadline = Instant::now() + TURNS;
         while ask_status(&self.from.state_dir).await?.is_some() && Instant::now() < deadline {
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        let done = cleanup(&self.from).await?;
+        let done = removed(&self.from).await?;
         Ok(Stepped::Done(json!({ "removed": done })))
     }
 
@@ -542,7 +594,7 @@ impl<'a> Switch<'a> {
             }
         }
         if attempt.as_ref().is_some_and(|attempt| attempt.has_begun(Step::Reverse)) {
-            cleanup(&self.to).await?;
+            removed(&self.to).await?;
         }
         self.runbook.note(self.way, None, Event::Aborted, json!({ "because": because }))
     }
@@ -571,6 +623,20 @@ impl<'a> Switch<'a> {
             steps: Step::ALL.into_iter().filter_map(lasted).collect(),
             is_followed: ask_status(&self.to.state_dir).await?.is_some(),
         })
+    }
+}
+
+/// Removes what a job has on the servers. The sessions of a process that was killed have its slot for a while.
+async fn removed(job: &Job) -> Result<Vec<String>> {
+    let deadline = Instant::now() + TURNS;
+    loop {
+        match cleanup(job).await {
+            Err(error) if Instant::now() < deadline => {
+                tracing::debug!(%error, "what is left of the stream cannot be removed yet");
+                tokio::time::sleep(LOOK_EVERY * 10).await;
+            }
+            done => return done,
+        }
     }
 }
 

@@ -21,6 +21,14 @@ pub fn origin_name(job: &str, database: Oid) -> String {
     format!("{}@{database}", object_name(job))
 }
 
+/// What the name of the job that goes the other way ends with; as in the objects, which have `__back`.
+const BACK: &str = "--back";
+
+/// The job that goes the other way: from its target to its source.
+pub fn other_way(job: &str) -> String {
+    job.strip_suffix(BACK).map_or_else(|| format!("{job}{BACK}"), str::to_owned)
+}
+
 /// The most lanes that a PostgreSQL target may have (`stream.lanes`).
 pub const LANES_MAX: usize = 32;
 
@@ -81,6 +89,12 @@ mod tests {
         assert_eq!(origin_name("my-shop", 16_384), "tidemark_my_shop@16384");
         assert_ne!(origin_name("shop", 16_384), origin_name("shop", 16_385));
         assert_ne!(origin_name("shop", 16_384), origin_name_of_old("shop-16384"));
+    }
+
+    #[test]
+    fn the_way_back_of_the_way_back_is_the_way() {
+        assert_eq!(slot_name(&other_way("my-shop")), "tidemark_my_shop__back");
+        assert_eq!(other_way(&other_way("my-shop")), "my-shop");
     }
 
     #[test]

@@ -368,3 +368,34 @@ fn a_fence_of_the_users_own_is_put_up_and_taken_away() {
     );
     assert!(!is_read_only(&pair.source), "the fence is not ours");
 }
+
+/// A writer that comes after the last look has its rows on both sides, once.
+#[test]
+fn what_comes_through_the_fence_at_the_last_moment_goes_round_in_no_circle() {
+    let migration = Migration::new("late", "");
+    let (job, pair) = (&migration.job, &migration.pair);
+    let mut running = migration.followed();
+    let failpoint = ("TIDEMARK_FAILPOINT", "cutover:reverse:done");
+    job.run_with(failpoint, &["cutover"]).expect(128 + 9);
+    pair.source
+        .psql("SET default_transaction_read_only = off; INSERT INTO pet (mood, tags) VALUES ('sad', '{late}')")
+        .unwrap();
+    let late =
+        |side: &Database| side.psql("SELECT count(*) FROM pet WHERE tags = '{late}'").unwrap();
+    wait_until("the old stream has it", || late(&pair.target) == "1");
+    job.run(&["cutover", "--resume"]).expect(0);
+    passes(&mut running, &pair.target, &pair.source);
+    assert_eq!((late(&pair.source), late(&pair.target)), ("1".to_owned(), "1".to_owned()));
+    job.run(&["verify"]).expect(0);
+}
+
+#[test]
+fn a_job_that_does_not_follow_is_not_taken_over() {
+    let migration = Migration::new("early", "");
+    let job = &migration.job;
+    let ran = job.run(&["cutover"]);
+    assert!(ran.code == 2 && !ran.stderr.is_empty(), "{ran:?}");
+    job.run(&["sync", "--snapshot-only"]).expect(0);
+    job.run(&["cutover"]).expect(2).says(&["does not follow yet", "tidemark sync"]);
+    assert!(!is_read_only(&migration.pair.source));
+}

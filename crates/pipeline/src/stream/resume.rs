@@ -279,9 +279,12 @@ pub(super) async fn next_xid(client: &Client) -> Result<u64> {
     Ok(row.get::<_, &str>(0).parse().unwrap_or_default())
 }
 
-/// The origins that a stream of this job the other way round, into this database, gives to its commits.
+/// The origins that a stream of this job the other way round, into this database, gives to its commits: of the same name, or
+/// of the job that a migration has for the other way.
 pub(super) async fn own_origins(client: &Client, job: &str) -> Result<Vec<String>> {
-    let mut origins = names::origin_names(job, database_oid(client).await?);
+    let database = database_oid(client).await?;
+    let mut origins = names::origin_names(job, database);
+    origins.extend(names::origin_names(&names::other_way(job), database));
     origins.push(names::origin_name_of_old(job));
     Ok(origins)
 }
