@@ -6,6 +6,8 @@ use std::fmt::Write as _;
 
 use clap::CommandFactory as _;
 
+use tidemark_model::{CODES, Side};
+
 use crate::args::Cli;
 use crate::config::keys::{KEYS, Key, Kind, LATER, SECTIONS};
 use crate::exit::{ExitCode, Failure};
@@ -19,6 +21,7 @@ pub fn pages() -> Vec<(&'static str, String)> {
         ("commands.md", commands()),
         ("configuration.md", configuration()),
         ("exit-codes.md", exit_codes()),
+        ("findings.md", findings()),
     ]
 }
 
@@ -83,6 +86,44 @@ pub fn exit_codes() -> String {
         "\nWhere several hold, 6, 7 and 8 come before 1, then 3, then 4.\n\
          A reader of stdout that goes away early, as in `tidemark status | head`, is no failure.\n",
     );
+    text
+}
+
+/// `findings.md`
+pub fn findings() -> String {
+    let mut text = format!("# Findings of `check`\n\n{GENERATED}\n");
+    text.push_str(
+        "`tidemark check` looks at both sides and says what stands in the way, what is at risk and what is good to know; it changes nothing.\n\
+         `sync` looks in the same way before anything moves.\n\
+         A blocking finding means exit code 5.\n\n\
+         For people, findings that differ in their object only are one entry; `--json` has each by itself.\n\
+         It is an array, the worst first:\n\n\
+         ```json\n\
+         [\n  {\n    \"severity\": \"blocking\",\n    \"code\": \"select-right\",\n    \"object\": \"\\\"app\\\".\\\"orders\\\"\",\n    \
+         \"message\": \"the role may not read the table\",\n    \"fix\": \"GRANT SELECT ON \\\"app\\\".\\\"orders\\\" TO \\\"mover\\\"\"\n  }\n]\n\
+         ```\n\n\
+         | field | |\n|---|---|\n\
+         | `severity` | `blocking`: the job would fail or lose something and is not started; `warning`: it runs, but something is not carried or is at risk; `note` |\n\
+         | `code` | one of those below; it never changes its meaning |\n\
+         | `object` | the table, column, role or setting, quoted as in SQL |\n\
+         | `message` | what was found and why it matters |\n\
+         | `fix` | the SQL, setting or command that mends it, with the names filled in; `null` where there is none |\n",
+    );
+    let sides = [
+        (Side::Source, "The source, and what is asked of both servers"),
+        (Side::Target, "A PostgreSQL target"),
+        (Side::Lake, "A Parquet target"),
+        (Side::Here, "This machine and the way to the servers"),
+    ];
+    for (side, title) in sides {
+        write!(text, "\n## {title}\n\n| code | severity | what it means | how to mend it |\n|---|---|---|---|\n").ok();
+        for code in CODES.iter().filter(|code| code.side == side) {
+            let severities: Vec<&str> = code.severities.iter().map(|one| one.word()).collect();
+            let severities = severities.join(", ");
+            writeln!(text, "| `{}` | {severities} | {} | {} |", code.name, code.meaning, code.mend)
+                .ok();
+        }
+    }
     text
 }
 

@@ -263,29 +263,67 @@ pub fn findings(findings: &[Finding], color: bool) -> String {
     if findings.is_empty() {
         return "ready: nothing was found\n".to_owned();
     }
-    let mut sorted: Vec<&Finding> = findings.iter().collect();
-    sorted.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     let mut text = String::new();
-    for finding in sorted {
-        let (word, style) = match finding.severity {
-            Severity::Blocking => ("blocking", "\x1b[1;31m"),
-            Severity::Warning => ("warning", "\x1b[1;33m"),
-            Severity::Note => ("note", "\x1b[1;36m"),
-        };
-        let (style, reset) = if color { (style, "\x1b[0m") } else { ("", "") };
-        text.push_str(&format!(
-            "{style}{word}{reset} [{}] {}: {}\n",
-            finding.code, finding.object, finding.message
-        ));
-        if let Some(fix) = &finding.fix {
-            text.push_str(&format!("  mend: {fix}\n"));
-        }
+    for alike in alike(findings) {
+        text.push_str(&told(&alike, color));
     }
     let blocking = number_of(findings, Severity::Blocking);
     let warnings = number_of(findings, Severity::Warning);
     let notes = number_of(findings, Severity::Note);
     let verdict = if blocking > 0 { "not ready" } else { "ready" };
     text.push_str(&format!("{verdict}: {blocking} blocking, {warnings} warnings, {notes} notes\n"));
+    text
+}
+
+/// Findings that are one but for their object, the worst first: a database has more tables than a screen has lines.
+fn alike(findings: &[Finding]) -> Vec<Vec<&Finding>> {
+    let mut sorted: Vec<&Finding> = findings.iter().collect();
+    sorted.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    let mut groups: Vec<Vec<&Finding>> = Vec::new();
+    for finding in sorted {
+        let is_alike = |group: &&mut Vec<&Finding>| {
+            group.first().is_some_and(|first| {
+                (first.severity, &first.code, &first.message)
+                    == (finding.severity, &finding.code, &finding.message)
+            })
+        };
+        match groups.iter_mut().find(is_alike) {
+            Some(group) => group.push(finding),
+            None => groups.push(vec![finding]),
+        }
+    }
+    groups
+}
+
+/// So many findings that are alike are shown with what mends each of them.
+const ALIKE_MAX: usize = 3;
+
+fn told(alike: &[&Finding], color: bool) -> String {
+    let Some(first) = alike.first() else { return String::new() };
+    let style = match first.severity {
+        Severity::Blocking => "\x1b[1;31m",
+        Severity::Warning => "\x1b[1;33m",
+        Severity::Note => "\x1b[1;36m",
+    };
+    let word = first.severity.word();
+    let (style, reset) = if color { (style, "\x1b[0m") } else { ("", "") };
+    let shown = alike.get(..ALIKE_MAX).unwrap_or(alike);
+    let more = alike.len() - shown.len();
+    let mut objects: Vec<&str> = shown.iter().map(|finding| finding.object.as_str()).collect();
+    let others = format!("{more} more");
+    if more > 0 {
+        objects.push(&others);
+    }
+    let (code, objects) = (&first.code, objects.join(", "));
+    let mut text = format!("{style}{word}{reset} [{code}] {objects}: {}\n", first.message);
+    let mut fixes: Vec<&str> = shown.iter().filter_map(|finding| finding.fix.as_deref()).collect();
+    fixes.dedup();
+    for fix in &fixes {
+        text.push_str(&format!("  mend: {fix}\n"));
+    }
+    if more > 0 && fixes.len() > 1 {
+        text.push_str(&format!("  and so for {more} more: --json has all of them\n"));
+    }
     text
 }
 
@@ -467,13 +505,36 @@ mod tests {
     #[test]
     fn blocking_findings_come_first() {
         let list = [
-            Finding::new(Severity::Note, "size", "source", "12 tables"),
-            Finding::new(Severity::Blocking, "privilege", "\"public\".\"a\"", "no SELECT right")
+            Finding::new(Severity::Note, "size", "\"shop\"", "12 tables"),
+            Finding::new(Severity::Blocking, "select-right", "\"public\".\"a\"", "no SELECT right")
                 .with_fix("GRANT SELECT ON \"public\".\"a\" TO app"),
         ];
         let text = findings(&list, false);
-        assert!(text.starts_with("blocking [privilege]"), "{text}");
+        assert!(text.starts_with("blocking [select-right]"), "{text}");
         assert!(text.contains("mend: GRANT"), "{text}");
         assert!(text.ends_with("not ready: 1 blocking, 0 warnings, 1 notes\n"), "{text}");
+    }
+
+    #[test]
+    fn findings_of_many_tables_are_a_few_lines() {
+        let of_table = |number: u32| {
+            Finding::new(
+                Severity::Blocking,
+                "select-right",
+                format!("t{number}"),
+                "no SELECT right",
+            )
+            .with_fix(format!("GRANT SELECT ON t{number} TO app"))
+        };
+        let list: Vec<Finding> = (1..=500).map(of_table).collect();
+        let text = findings(&list, false);
+        assert!(text.starts_with("blocking [select-right] t1, t2, t3, 497 more: no"), "{text}");
+        assert!(text.contains("mend: GRANT SELECT ON t3 TO app\n"), "{text}");
+        assert!(text.contains("for 497 more: --json"), "{text}");
+        assert_eq!(text.lines().count(), 6, "{text}");
+        assert!(text.ends_with("not ready: 500 blocking, 0 warnings, 0 notes\n"), "{text}");
+        let two = findings(list.get(..2).unwrap(), false);
+        assert!(two.starts_with("blocking [select-right] t1, t2: no"), "{two}");
+        assert!(!two.contains("more"), "{two}");
     }
 }

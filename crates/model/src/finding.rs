@@ -1,6 +1,12 @@
 //! What a readiness check found.
+//!
+//! **Invariant:** every code is in [`CODES`], which the reference is made from; a test build refuses one that is not.
+
+mod codes;
 
 use serde::{Deserialize, Serialize};
+
+pub use codes::{CODES, Code, Side};
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -12,6 +18,17 @@ pub enum Severity {
     Warning,
     /// The job would fail or lose something: it is not started (exit code 5).
     Blocking,
+}
+
+impl Severity {
+    /// Its word, as in JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Note => "note",
+            Self::Warning => "warning",
+            Self::Blocking => "blocking",
+        }
+    }
 }
 
 /// One finding of `check`.
@@ -37,6 +54,10 @@ impl Finding {
         object: impl Into<String>,
         message: impl Into<String>,
     ) -> Self {
+        debug_assert!(
+            CODES.iter().any(|known| known.name == code && known.severities.contains(&severity)),
+            "{code} as {severity:?} is not in the table of codes"
+        );
         Self {
             severity,
             code: code.to_owned(),

@@ -28,7 +28,7 @@ pub use change::{
 };
 pub use chunk::{ChunkId, ChunkRange, ChunkResult, ChunkSpec, LeafSum, RowSum, SelectColumn, Wire};
 pub use cpu::Cpu;
-pub use finding::{Finding, Severity};
+pub use finding::{CODES, Code, Finding, Severity, Side};
 pub use lsn::{Lsn, ParseLsnError};
 pub use plan::{TablePlan, Unrepresentable};
 pub use read_snapshot::{JoinPoint, MalformedSnapshot, ReadSnapshot};

@@ -45,6 +45,16 @@ pub struct Job {
     pub tool_version: String,
 }
 
+impl Job {
+    /// Whether the target's tables are made from the source's schema.
+    pub(crate) fn creates(&self) -> bool {
+        match &self.target {
+            Target::Postgres(target) => target.schema == SchemaMode::Create,
+            Target::Lake(_) => false,
+        }
+    }
+}
+
 /// How the source is followed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamJob {

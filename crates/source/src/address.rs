@@ -9,6 +9,7 @@
 //!
 //! PostgreSQL manual, section 55.2.1 (start-up); PgBouncer's documentation, `ignore_startup_parameters`.
 
+use tidemark_model::sql::Ident;
 use tidemark_model::{Finding, Severity};
 use tidemark_wire::tokio_postgres::SimpleQueryMessage;
 use tidemark_wire::{Client, ConnectSpec};
@@ -34,6 +35,14 @@ impl AddressOf {
         match self {
             Self::Source => "source.url",
             Self::Target => "target.url",
+        }
+    }
+
+    /// The side, as a finding names it.
+    pub fn server(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Target => "target",
         }
     }
 
@@ -81,6 +90,22 @@ pub fn pooler_that_refused(error: &tidemark_wire::Error, side: AddressOf) -> Opt
     let is_pooler = answer.sqlstate() == "08P01" && answer.message().contains("startup parameter");
     let message = "a connection pooler is behind the address: it refuses the settings that a session starts with";
     is_pooler.then(|| side.finding(Severity::Blocking, message))
+}
+
+/// What a refused connection says of the right to connect, if that is what was missing.
+pub fn connect_refused(
+    error: &tidemark_wire::Error,
+    spec: &ConnectSpec,
+    side: AddressOf,
+) -> Option<Finding> {
+    // Asked before anything else runs in the session, so that no other right can be meant.
+    let is_missing = error.sqlstate() == Some("42501");
+    let grant =
+        format!("GRANT CONNECT ON DATABASE {} TO {}", Ident(spec.database()), Ident(spec.user()));
+    let message = "the role may not connect to the database";
+    is_missing.then(|| {
+        Finding::new(Severity::Blocking, "connect-right", side.server(), message).with_fix(grant)
+    })
 }
 
 async fn look(client: &Client) -> Result<(String, bool)> {

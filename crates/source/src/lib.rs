@@ -35,14 +35,14 @@ mod stream;
 
 pub use tidemark_model::names;
 
-pub use address::{AddressOf, pooler_behind, pooler_that_refused};
+pub use address::{AddressOf, connect_refused, pooler_behind, pooler_that_refused};
 pub use bounds::{key_bounds, leaf_bounds};
 pub use catalog::{
-    Catalog, CollationVersion, Definition, DefinitionKind, Definitions, Sequence, Server,
-    read_catalog, read_collation_versions, read_definitions, read_owned_ends, read_sequences,
-    read_server,
+    Catalog, CollationVersion, Definition, DefinitionKind, Definitions, Fires, Firing, Sequence,
+    Server, read_catalog, read_collation_versions, read_definitions, read_firing, read_owned_ends,
+    read_sequences, read_server,
 };
-pub use check::{Needs, check};
+pub use check::{Needs, check, check_age, slot_object};
 pub use chunks::{copy_statement, estimated_bytes, even_chunk_bytes, parts_of, plan_chunks};
 pub use cleanup::{Given, cleanup};
 pub use error::{Disposition, Error, Result};

@@ -25,6 +25,8 @@ mod large;
 mod mistakes;
 mod network;
 mod pooler;
+mod privileges;
+mod readiness;
 mod selftest;
 mod sessions;
 mod standby;

@@ -36,3 +36,28 @@ fn the_reference_names_every_key_and_every_code() {
         assert!(page("commands.md").contains(&format!("## `tidemark {command}`")), "{command}");
     }
 }
+
+/// A code that no source file names is one that `check` does not give any more; one that is not in the table is refused
+/// where it is made.
+#[test]
+fn every_code_of_a_finding_is_given_somewhere() {
+    let crates = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut text = String::new();
+    for name in ["source", "sink", "pipeline"] {
+        read_rust(&crates.join(name).join("src"), &mut text);
+    }
+    for code in tidemark_model::CODES {
+        assert!(text.contains(&format!("\"{}\"", code.name)), "{} is given nowhere", code.name);
+    }
+}
+
+fn read_rust(directory: &std::path::Path, into: &mut String) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_rust(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            into.push_str(&std::fs::read_to_string(&path).unwrap());
+        }
+    }
+}

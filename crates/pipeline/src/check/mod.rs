@@ -1,13 +1,17 @@
-//! Collects what source and sink find before anything moves.
+//! Collects what source and sink find before anything moves, and what only both together can tell.
+
+mod local;
+mod sides;
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use tidemark_model::{Column, Finding, Generated, Oid, Severity, TablePlan, sql::Ident};
 use tidemark_sink::{Sink, parquet};
+use tidemark_source::names::slot_name;
 use tidemark_source::{
-    AddressOf, Catalog, Needs, check_filters, check_given_slot, dump, pooler_behind,
-    pooler_that_refused, read_catalog,
+    AddressOf, Catalog, Needs, check_filters, check_given_slot, connect_refused, pooler_behind,
+    pooler_that_refused, read_catalog, slot_object,
 };
 use tidemark_wire::{Client, ConnectSpec};
 
@@ -15,6 +19,8 @@ use crate::job::{Job, Target};
 use crate::plan::plan_tables;
 use crate::target::sink;
 use crate::{Error, Kind, Result};
+
+use sides::Sides;
 
 /// The SQLSTATE of a statement that gave a lock up.
 const LOCK_TIMEOUT: &str = "55P03";
@@ -24,6 +30,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Catalog, snapshot holder and `pg_dump`.
 const SESSIONS_BESIDE_READERS: u32 = 3;
+/// The oldest server that can be a target.
+const TARGET_FROM: u32 = 140_000;
 
 /// What a look at both sides gives.
 pub(crate) struct Looked {
@@ -64,14 +72,16 @@ pub(crate) async fn look_at(
     let (client, mut findings) = connect(&job.source, AddressOf::Source).await?;
     limit_waits(&client, job.lock_timeout).await?;
     let catalog = patiently(&job.source, async || read_catalog(&client).await).await?;
-    let target_version = match &job.target {
-        Target::Postgres(target) => {
-            let (client, found) = connect(&target.spec, AddressOf::Target).await?;
+    let target = match &job.target {
+        Target::Postgres(to) => {
+            let (client, found) = connect(&to.spec, AddressOf::Target).await?;
+            limit_waits(&client, job.lock_timeout).await?;
             findings.extend(found);
-            Some(client.server_version_num())
+            Some((to, client))
         }
         Target::Lake(_) => None,
     };
+    let target_version = target.as_ref().map(|(_, client)| client.server_version_num());
     let mut plans = plan_tables(job, &catalog, target_version)?;
     plans.retain(|plan| only.is_none_or(|only| only.contains(&plan.relation.oid)));
     patiently(&job.source, async || check_filters(&client, &plans).await).await?;
@@ -79,6 +89,8 @@ pub(crate) async fn look_at(
         replication: job.follows,
         given_publication: job.stream.publication.is_some(),
         connections: job.readers as u32 + SESSIONS_BESIDE_READERS,
+        source_wal: job.stream.source_wal,
+        dumps: job.creates(),
     };
     let checked = async || tidemark_source::check(&client, &catalog, &plans, needs).await;
     findings.extend(patiently(&job.source, checked).await?);
@@ -89,9 +101,20 @@ pub(crate) async fn look_at(
     if job.follows && matches!(job.target, Target::Lake(_)) {
         findings.extend(plans.iter().flat_map(parquet::check_followed));
     }
-    findings.extend(password_findings(job));
-    findings.extend(schema_tool_findings(job, &catalog).await);
+    findings.extend(local::password_findings(job));
+    findings.extend(local::space_for_spool(job));
+    findings.extend(local::schema_tool_findings(job, &catalog).await);
     findings.extend(sink.check(&plans).await?);
+    // An older one is a finding of the sink's.
+    if let Some((to, target)) =
+        target.as_ref().filter(|(_, client)| client.server_version_num() >= TARGET_FROM)
+    {
+        let sides = Sides { job, to, source: &client, target, catalog: &catalog, plans: &plans };
+        findings.extend(sides.check().await?);
+    }
+    // Between two runs nobody reads from the job's own slot.
+    let own = job.stream.slot.clone().unwrap_or_else(|| slot_name(&job.name));
+    findings.retain(|finding| finding.code != "slot-left" || finding.object != slot_object(&own));
     if only.is_some() {
         // The target holds the job's other tables: what it has of these is looked at when they are prepared.
         findings.retain(|finding| finding.code != "target-not-empty");
@@ -178,7 +201,9 @@ async fn connect(spec: &ConnectSpec, side: AddressOf) -> Result<(Client, Vec<Fin
     let client = match spec.connect().await {
         Ok(client) => client,
         Err(cause) => {
-            return Err(match pooler_that_refused(&cause, side) {
+            let finding =
+                pooler_that_refused(&cause, side).or_else(|| connect_refused(&cause, spec, side));
+            return Err(match finding {
                 Some(finding) => refuse(finding),
                 None => cause.into(),
             });
@@ -235,39 +260,4 @@ async fn generated_columns(
         missing.map(|column| finding(plan, column)).collect::<Vec<_>>()
     };
     Ok(plans.iter().flat_map(of_table).collect())
-}
-
-/// Connections whose other end nobody has proven to be the right one, and passwords that stand in a URL.
-fn password_findings(job: &Job) -> Vec<Finding> {
-    let mut specs = vec![("source", &job.source)];
-    if let Target::Postgres(target) = &job.target {
-        specs.push(("target", &target.spec));
-    }
-    let mut findings = Vec::new();
-    for (side, spec) in specs {
-        if spec.password_in_text() {
-            findings.push(
-                Finding::new(Severity::Note, "password-in-url", side, "the connection string holds the password")
-                    .with_fix("keep it in PGPASSFILE (.pgpass), PGPASSWORD, a service file, or ${VAR} in the configuration"),
-            );
-        }
-        if spec.tls_unauthenticated() {
-            let message = "the connection may be encrypted, but nothing proves that the server is the right one";
-            findings.push(
-                Finding::new(Severity::Warning, "tls-unauthenticated", side, message)
-                    .with_fix("set sslmode=verify-full and sslrootcert"),
-            );
-        }
-    }
-    findings
-}
-
-async fn schema_tool_findings(job: &Job, catalog: &Catalog) -> Option<Finding> {
-    let Target::Postgres(target) = &job.target else { return None };
-    if target.schema != tidemark_sink::postgres::SchemaMode::Create {
-        return None;
-    }
-    let error = dump::check_tool(catalog.server.version_num).await.err()?;
-    let finding = Finding::new(Severity::Blocking, "pg-dump", "pg_dump", error.to_string());
-    Some(finding.with_fix(error.hint()))
 }

@@ -11,6 +11,7 @@
 mod collations;
 mod columns;
 mod definitions;
+mod firing;
 mod keys;
 mod relations;
 mod sequences;
@@ -26,6 +27,7 @@ use crate::{Result, sql};
 
 pub use collations::{CollationVersion, read_collation_versions};
 pub use definitions::{Definition, DefinitionKind, Definitions, read_definitions};
+pub use firing::{Fires, Firing, read_firing};
 pub use sequences::{Sequence, read_owned_ends, read_sequences};
 pub use server::{Server, read_server};
 

@@ -35,8 +35,11 @@ pub struct Server {
     pub is_superuser: bool,
     /// The role.
     pub user: String,
-    /// Whether the role may create slots and stream (REPLICATION or superuser).
+    /// Whether the role may create slots and stream (REPLICATION, superuser, or a member of the role that gives the right).
     pub can_replicate: bool,
+    /// Whether a role of the server's gives that right to its members: `rds_replication` of Amazon RDS and Aurora, where
+    /// nobody can say `ALTER ROLE .. REPLICATION`.
+    pub replicates_by_role: bool,
     /// Whether the role may create a publication in the database (CREATE).
     pub can_create: bool,
     /// Capacity of the shared lock table.
@@ -87,7 +90,8 @@ pub async fn read_server(client: &Client) -> Result<Server> {
         wal_level: row.get(6),
         is_superuser,
         user: row.get(8),
-        can_replicate: is_superuser || rolreplication,
+        can_replicate: is_superuser || rolreplication || row.get(17),
+        replicates_by_role: row.get(16),
         can_create: row.get(10),
         max_locks: sql::unsigned(row.get(11)),
         free_connections: row.get(12),
@@ -134,7 +138,9 @@ fn server_sql(version_num: u32) -> String {
            current_setting('max_replication_slots')::int8 \
              - (SELECT count(*) FROM pg_catalog.pg_replication_slots), \
            current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_catalog.pg_stat_replication), \
-           current_setting('transaction_read_only')::bool \
+           current_setting('transaction_read_only')::bool, \
+           EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'rds_replication'), \
+           EXISTS (SELECT FROM pg_catalog.pg_roles g WHERE g.rolname = 'rds_replication' AND pg_has_role(g.oid, 'USAGE')) \
          FROM pg_catalog.pg_database d, pg_catalog.pg_roles r \
          WHERE d.datname = current_database() AND r.rolname = current_user"
     )

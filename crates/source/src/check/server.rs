@@ -29,6 +29,7 @@ pub(super) async fn check(
         findings.extend(replication(server, needs));
         findings.extend(plugins(client, server).await?);
         findings.extend(transactions(client).await?);
+        findings.extend(activity(client, server).await?);
     }
     Ok(findings)
 }
@@ -175,7 +176,10 @@ fn replication(server: &Server, needs: Needs) -> Vec<Finding> {
         blocking("senders", "max_wal_senders", "no free WAL sender".into(), fix);
     }
     if !server.can_replicate {
-        let fix = format!("ALTER ROLE {user} REPLICATION");
+        let fix = match server.replicates_by_role {
+            true => format!("GRANT rds_replication TO {user}"),
+            false => format!("ALTER ROLE {user} REPLICATION"),
+        };
         blocking(
             "replication-right",
             &user.to_string(),
@@ -236,6 +240,17 @@ async fn transactions(client: &Client) -> Result<Vec<Finding>> {
             .with_fix(row.get::<_, String>(2))
     };
     Ok(rows.iter().map(finding).collect())
+}
+
+/// Only who may see what other sessions do can name those that a slot waits for.
+async fn activity(client: &Client, server: &Server) -> Result<Option<Finding>> {
+    let text = "SELECT pg_has_role('pg_read_all_stats', 'USAGE')";
+    let sees: bool = sql::one(client, "ask what the role may see", text).await?.get(0);
+    let message = "the role does not see what other sessions do: who keeps a new slot waiting cannot be named";
+    Ok((!sees).then(|| {
+        Finding::new(Severity::Note, "activity-right", grantee(server), message)
+            .with_fix(format!("GRANT pg_read_all_stats TO {}", grantee(server)))
+    }))
 }
 
 /// The role as a GRANT names it.

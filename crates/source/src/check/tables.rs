@@ -1,9 +1,11 @@
 //! Findings about the chosen tables.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use tidemark_model::sql::Ident;
-use tidemark_model::{Finding, Oid, Persistence, Relation, ReplicaIdentity, Severity, TablePlan};
+use tidemark_model::{
+    Finding, Oid, Persistence, Relation, RelationKind, ReplicaIdentity, Severity, TablePlan,
+};
 use tidemark_wire::Client;
 
 use super::Needs;
@@ -21,11 +23,13 @@ pub(super) async fn check(
     let mut findings = schemas(client, catalog, chosen).await?;
     let without_usage: HashSet<String> =
         findings.iter().map(|finding| finding.object.clone()).collect();
-    let owned = if needs.replication && !needs.given_publication {
-        Some(owned(client, chosen).await?)
-    } else {
-        None
+    let others = match needs.replication && !needs.given_publication {
+        true => owned_by_others(client, chosen).await?,
+        false => HashMap::new(),
     };
+    if needs.dumps {
+        findings.extend(unreadable_for_dump(catalog, chosen));
+    }
     for plan in chosen {
         let relation = &plan.relation;
         if !relation.can_select
@@ -38,8 +42,8 @@ pub(super) async fn check(
         findings.extend(keys(relation));
         findings.extend(unlogged(relation, needs));
         findings.extend(row_filter(client, catalog, plan, needs).await?);
-        if owned.as_ref().is_some_and(|owned| !owned.contains(&relation.oid)) {
-            findings.push(not_owned(catalog, relation));
+        if let Some(owner) = others.get(&relation.oid) {
+            findings.push(not_owned(catalog, relation, owner));
         }
     }
     Ok(findings)
@@ -70,18 +74,45 @@ async fn schemas(client: &Client, catalog: &Catalog, chosen: &[TablePlan]) -> Re
     Ok(rows.iter().map(finding).collect())
 }
 
-/// Tables that the role owns, by itself or through a role that it inherits from.
-async fn owned(client: &Client, chosen: &[TablePlan]) -> Result<HashSet<Oid>> {
+/// The owners of the tables that the role does not own, neither by itself nor through a role that it inherits from.
+async fn owned_by_others(client: &Client, chosen: &[TablePlan]) -> Result<HashMap<Oid, String>> {
     let oids: Vec<Oid> = chosen.iter().map(|plan| plan.relation.oid).collect();
     let text = format!(
-        "SELECT oid FROM pg_catalog.pg_class WHERE pg_has_role(relowner, 'USAGE') AND oid = ANY ({})",
+        "SELECT oid, pg_get_userbyid(relowner)::text FROM pg_catalog.pg_class \
+         WHERE NOT pg_has_role(relowner, 'USAGE') AND oid = ANY ({})",
         sql::oid_array(&oids)
     );
-    Ok(sql::rows(client, "read the owners of tables", &text)
-        .await?
-        .iter()
-        .map(|row| row.get(0))
-        .collect())
+    let rows = sql::rows(client, "read the owners of tables", &text).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// `pg_dump` locks every table whose definition it writes; what is not chosen is left out only afterwards.
+fn unreadable_for_dump(catalog: &Catalog, chosen: &[TablePlan]) -> Vec<Finding> {
+    let chosen: HashSet<Oid> = chosen.iter().map(|plan| plan.relation.oid).collect();
+    let is_dumped = |relation: &&Relation| {
+        let is_table =
+            matches!(relation.kind, RelationKind::Table | RelationKind::PartitionedTable);
+        is_table && relation.extension.is_none() && !is_ours(&relation.name.schema)
+    };
+    let others = catalog.relations.iter().filter(is_dumped);
+    let unreadable =
+        others.filter(|relation| !chosen.contains(&relation.oid) && !relation.can_select);
+    let finding = |relation: &Relation| {
+        let object = relation.name.to_string();
+        let fix = format!(
+            "GRANT USAGE ON SCHEMA {} TO {role}; GRANT SELECT ON {object} TO {role}; or target.schema = \"exists\"",
+            Ident(&relation.name.schema),
+            role = grantee(&catalog.server)
+        );
+        let message = "pg_dump reads the schema of the whole database, and the role may not read this table, although it is not chosen";
+        Finding::new(Severity::Blocking, "dump-right", object, message).with_fix(fix)
+    };
+    unreadable.map(finding).collect()
+}
+
+/// Schemas of ours, which are not dumped.
+fn is_ours(schema: &str) -> bool {
+    schema == "tidemark" || schema.starts_with("tidemark_selftest_")
 }
 
 fn no_select(catalog: &Catalog, relation: &Relation) -> Finding {
@@ -91,11 +122,11 @@ fn no_select(catalog: &Catalog, relation: &Relation) -> Finding {
         .with_fix(fix)
 }
 
-fn not_owned(catalog: &Catalog, relation: &Relation) -> Finding {
+fn not_owned(catalog: &Catalog, relation: &Relation, owner: &str) -> Finding {
     let message = "the role does not own the table and cannot put it into a publication";
     Finding::new(Severity::Blocking, "owner", relation.name.to_string(), message).with_fix(format!(
-        "let a DBA make the publication (source.publication), or ALTER TABLE {} OWNER TO a role that {} is a member of",
-        relation.name,
+        "GRANT {} TO {}; or let a DBA make the publication (source.publication)",
+        Ident(owner),
         grantee(&catalog.server)
     ))
 }

@@ -8,8 +8,14 @@ use tidemark_testkit::{Cluster, shared};
 
 use crate::support::{plan, rows_of, session, spec};
 
-const STREAM: Needs = Needs { replication: true, given_publication: false, connections: 0 };
-const COPY: Needs = Needs { replication: false, given_publication: false, connections: 0 };
+const COPY: Needs = Needs {
+    replication: false,
+    given_publication: false,
+    connections: 0,
+    source_wal: 0,
+    dumps: false,
+};
+const STREAM: Needs = Needs { replication: true, ..COPY };
 
 async fn findings(url: &str, needs: Needs) -> Vec<Finding> {
     let client = session(url).await;
@@ -234,4 +240,161 @@ async fn a_row_filter_without_the_right_to_temporary_views_is_a_finding() {
     assert!(
         finding.fix.unwrap().starts_with("ALTER TABLE \"public\".\"Ta ble\" REPLICA IDENTITY FULL")
     );
+}
+
+/// What is found of these tables.
+async fn findings_of(url: &str, globs: &[&str], needs: Needs) -> Vec<Finding> {
+    let client = session(url).await;
+    let catalog = read_catalog(&client).await.unwrap();
+    let include = globs.iter().map(|glob| (*glob).to_owned()).collect();
+    let chosen = Selection::new(include, vec![]).apply(&catalog).unwrap();
+    let plans: Vec<_> = chosen.iter().map(plan).collect();
+    check(&client, &catalog, &plans, needs).await.unwrap()
+}
+
+fn has(findings: &[Finding], code: &str) -> bool {
+    findings.iter().any(|finding| finding.code == code)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_would_end_the_slot_is_told_and_so_is_who_else_keeps_wal() {
+    let cluster = Cluster::builder().setting("max_slot_wal_keep_size", "64MB").start().unwrap();
+    cluster.psql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").unwrap();
+    let url = cluster.url("postgres");
+    let ample = Needs { source_wal: 1 << 30, ..STREAM };
+    let all = findings(&url, ample).await;
+    let finding = find(&all, "wal-keep-size", "max_slot_wal_keep_size");
+    assert!(finding.message.contains("64 MiB"), "{finding:?}");
+    assert!(!has(&all, "slot-left"), "{all:?}");
+    assert!(!has(&findings(&url, Needs { source_wal: 64 << 20, ..STREAM }).await, "wal-keep-size"));
+    cluster.psql("postgres", "SELECT pg_create_physical_replication_slot('left', true)").unwrap();
+    let all = findings(&url, ample).await;
+    let finding = find(&all, "slot-left", "slot \"left\"");
+    assert_eq!(finding.severity, Severity::Note);
+    // The ways out that the findings name.
+    let drop = finding.fix.as_ref().unwrap().split_once(" or ").unwrap().1;
+    cluster.psql("postgres", drop).unwrap();
+    let fix = find(&all, "wal-keep-size", "max_slot_wal_keep_size").fix.as_ref().unwrap();
+    for statement in fix.split_once("; or ").unwrap().1.split("; ") {
+        cluster.psql("postgres", statement).unwrap();
+    }
+    cluster.wait_for("postgres", "SHOW max_slot_wal_keep_size", "2GB").unwrap();
+    let all = findings(&url, ample).await;
+    assert!(!has(&all, "slot-left") && !has(&all, "wal-keep-size"), "{all:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_18_ends_while_the_job_is_stopped_is_told() {
+    let setting = "idle_replication_slot_timeout";
+    let cluster = Cluster::builder().version(tidemark_testkit::Version::V18);
+    let cluster = cluster.setting(setting, "2d").start().unwrap();
+    cluster.psql("postgres", "CREATE TABLE t (id int PRIMARY KEY)").unwrap();
+    let url = cluster.url("postgres");
+    let all = findings(&url, STREAM).await;
+    let finding = find(&all, "slot-idle-timeout", setting);
+    assert!(finding.message.contains("2d"), "{finding:?}");
+    assert!(!has(&findings(&url, COPY).await, "slot-idle-timeout"));
+    for statement in finding.fix.as_ref().unwrap().split("; ") {
+        cluster.psql("postgres", statement).unwrap();
+    }
+    cluster.wait_for("postgres", &format!("SHOW {setting}"), "0").unwrap();
+    assert!(!has(&findings(&url, STREAM).await, "slot-idle-timeout"));
+}
+
+/// A prepared transaction keeps VACUUM from freezing while 200,000 transaction ids are used up.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_transaction_id_is_told_before_a_slot_makes_it_older() {
+    let cluster =
+        Cluster::builder().setting("autovacuum_freeze_max_age", "100000").start().unwrap();
+    let run = |sql: &str| cluster.psql("postgres", sql).unwrap();
+    run("CREATE TABLE t (id int PRIMARY KEY)");
+    let url = cluster.url("postgres");
+    assert!(!has(&findings(&url, COPY).await, "xid-age"));
+    run("BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION 'old'");
+    run("DO $$ BEGIN FOR i IN 1..210000 LOOP \
+           BEGIN INSERT INTO t VALUES (2); RAISE EXCEPTION 'x'; EXCEPTION WHEN raise_exception THEN END; \
+         END LOOP; END $$");
+    let all = findings(&url, COPY).await;
+    let finding = find(&all, "xid-age", "source");
+    assert_eq!(finding.severity, Severity::Warning);
+    assert!(finding.message.contains("transaction id"), "{finding:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sequence_near_the_end_of_its_column_or_of_a_table_that_stays_is_told() {
+    let database = shared().unwrap();
+    database
+        .psql(
+            "CREATE TABLE near (id serial PRIMARY KEY); SELECT setval('near_id_seq', 2000000000); \
+             CREATE SEQUENCE wide; CREATE TABLE narrow (id int PRIMARY KEY DEFAULT nextval('wide')); \
+             ALTER SEQUENCE wide OWNED BY narrow.id; SELECT setval('wide', 2000000000); \
+             CREATE TABLE far (id bigserial PRIMARY KEY); SELECT setval('far_id_seq', 2000000000); \
+             CREATE SEQUENCE again MAXVALUE 10 CYCLE; SELECT setval('again', 10); \
+             CREATE TABLE guest (id bigint PRIMARY KEY DEFAULT nextval('far_id_seq'))",
+        )
+        .unwrap();
+    let all = findings(&database.url(), COPY).await;
+    let near: Vec<&str> = all
+        .iter()
+        .filter(|finding| finding.code == "sequence-near-end")
+        .map(|finding| finding.object.as_str())
+        .collect();
+    assert_eq!(near, ["\"public\".\"near_id_seq\"", "\"public\".\"narrow\".\"id\""], "{all:?}");
+    assert!(!has(&all, "sequence-not-moved"), "{all:?}");
+    let guest = findings_of(&database.url(), &["public.guest"], COPY).await;
+    let finding = find(&guest, "sequence-not-moved", "\"public\".\"guest\".\"id\"");
+    assert!(finding.message.contains("\"far_id_seq\""), "{finding:?}");
+    assert!(!has(&guest, "sequence-near-end"), "{guest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_owners_role_what_a_dump_reads_and_what_others_do_are_told_with_their_grants() {
+    let cluster = Cluster::start_default().unwrap();
+    let run = |sql: &str| cluster.psql("postgres", sql).unwrap();
+    run("CREATE ROLE \"app owner\"; CREATE ROLE reader LOGIN; CREATE SCHEMA aside; \
+         CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE aside.other (id int PRIMARY KEY); \
+         ALTER TABLE t OWNER TO \"app owner\"; GRANT SELECT ON t TO reader");
+    let url = cluster.url_as("reader", "x", "postgres");
+    let found = async |needs: Needs| findings_of(&url, &["public.*"], needs).await;
+    let mend = |finding: &Finding| {
+        let fix = finding.fix.as_ref().unwrap();
+        let statements = fix.split("; ").filter(|statement| statement.starts_with("GRANT"));
+        statements.for_each(|statement| drop(run(statement)));
+    };
+    assert!(blocking(&found(COPY).await).is_empty());
+    let dumps = Needs { dumps: true, ..COPY };
+    let all = found(dumps).await;
+    assert_eq!(blocking(&all), ["dump-right"], "{all:?}");
+    mend(find(&all, "dump-right", "\"aside\".\"other\""));
+    assert!(blocking(&found(dumps).await).is_empty());
+    let all = found(STREAM).await;
+    let note = find(&all, "activity-right", "\"reader\"");
+    assert_eq!(note.severity, Severity::Note);
+    mend(note);
+    let owner = find(&all, "owner", "\"public\".\"t\"");
+    assert!(owner.fix.as_ref().unwrap().starts_with("GRANT \"app owner\" TO \"reader\""));
+    mend(owner);
+    let all = found(STREAM).await;
+    assert!(!has(&all, "owner") && !has(&all, "activity-right"), "{all:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_gives_replication_by_a_role_has_its_own_grant() {
+    let cluster = Cluster::start_default().unwrap();
+    let run = |sql: &str| cluster.psql("postgres", sql).unwrap();
+    run(
+        "CREATE TABLE t (id int PRIMARY KEY); CREATE ROLE reader LOGIN; GRANT SELECT ON t TO reader",
+    );
+    let url = cluster.url_as("reader", "x", "postgres");
+    let fix = async || {
+        let found = findings(&url, STREAM).await;
+        let right = found.into_iter().find(|finding| finding.code == "replication-right");
+        right.map(|finding| finding.fix.unwrap())
+    };
+    assert_eq!(fix().await.unwrap(), "ALTER ROLE \"reader\" REPLICATION");
+    run("CREATE ROLE rds_replication");
+    let grant = fix().await.unwrap();
+    assert_eq!(grant, "GRANT rds_replication TO \"reader\"");
+    run(&grant);
+    assert_eq!(fix().await, None);
 }

@@ -2,11 +2,16 @@
 //!
 //! **Invariant:** reads only. What would make a run fail half-way or write something else than the source holds is found
 //! here: column by column, by name, whatever their order.
+//!
+//! **Not here:** what only both sides together can tell (`pipeline::check`).
+
+mod rights;
 
 use std::collections::HashMap;
 
+use tidemark_model::sql::Ident;
 use tidemark_model::{Column, Finding, Generated, RelationName, Severity, TablePlan};
-use tidemark_wire::{Client, tokio_postgres};
+use tidemark_wire::Client;
 
 use super::begin::relations_there;
 use super::session::{Sessions, may_replicate, server_error};
@@ -39,7 +44,12 @@ pub(super) async fn check(
     tables: &[TablePlan],
 ) -> Result<Vec<Finding>> {
     let client = sessions.plain().await?;
-    let mut findings = server_findings(&client, options).await?;
+    let mut findings = server_findings(&client).await?;
+    if let Some(finding) = rights::record(&client).await? {
+        // What the record says decides on the rest.
+        findings.push(finding);
+        return Ok(findings);
+    }
     let there = relations_there(&client).await?;
     let own_record = super::read_job_record(&options.spec, &options.job).await?;
     let create = options.schema == SchemaMode::Create && options.not_empty == NotEmpty::Refuse;
@@ -60,6 +70,7 @@ pub(super) async fn check(
     if exists {
         findings.extend(compare(&read_columns(&client, tables).await?, tables));
     }
+    findings.extend(rights::check(&client, options, tables, exists).await?);
     let needs_replica = options.triggers == Triggers::Replica && (exists || options.follows);
     if needs_replica && !may_replicate(&client).await? {
         findings.push(replica_role_finding(&client).await?);
@@ -67,23 +78,30 @@ pub(super) async fn check(
     if options.follows {
         findings.extend(super::origin::check(&client, &options.job, options.lanes).await?);
     }
-    if options.schema == SchemaMode::Create {
-        findings.extend(missing_extensions(&client, tables).await?);
-    }
     Ok(findings)
 }
 
-async fn server_findings(client: &Client, options: &PostgresOptions) -> Result<Vec<Finding>> {
+/// The role as a GRANT names it.
+async fn role(client: &Client) -> Result<String> {
+    let row = client
+        .query_one("SELECT current_user::text", &[])
+        .await
+        .map_err(|cause| server_error("look at the target server", None, cause))?;
+    Ok(Ident(row.get(0)).to_string())
+}
+
+async fn server_findings(client: &Client) -> Result<Vec<Finding>> {
     let row = client
         .query_one(
             "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::bool, \
-             has_database_privilege(current_database(), 'CREATE'), current_user::text, current_database()::text",
+             has_database_privilege(current_database(), 'CREATE'), current_user::text, current_database()::text, \
+             current_setting('synchronous_standby_names'), current_setting('synchronous_commit')",
             &[],
         )
         .await
         .map_err(|cause| server_error("look at the target server", None, cause))?;
     let (user, database): (String, String) = (row.get(3), row.get(4));
-    let object = format!("database {}", tidemark_model::sql::Ident(&database));
+    let object = format!("database {}", Ident(&database));
     let mut findings = Vec::new();
     let mut block = |code: &str, message: &str, fix: String| {
         findings
@@ -113,65 +131,42 @@ async fn server_findings(client: &Client, options: &PostgresOptions) -> Result<V
         block(
             "target-create",
             "the role may not create the schema tidemark on the target",
-            format!(
-                "GRANT CREATE ON DATABASE {} TO {}",
-                tidemark_model::sql::Ident(&database),
-                tidemark_model::sql::Ident(&user)
-            ),
+            format!("GRANT CREATE ON DATABASE {} TO {}", Ident(&database), Ident(&user)),
         );
     }
-    let _ = options;
+    findings.extend(synchronous(row.get(5), row.get(6)));
     Ok(findings)
 }
 
+/// Whether a commit that is to be durable has to wait for somebody else.
+fn synchronous(standbys: &str, commit: &str) -> Option<Finding> {
+    if standbys.is_empty() || matches!(commit, "off" | "local") {
+        return None;
+    }
+    let setting = "synchronous_standby_names";
+    let message = format!(
+        "every durable commit waits for standbys ({standbys}): where one is away, the job stands still"
+    );
+    let finding = Finding::new(Severity::Note, "target-synchronous", setting, message);
+    Some(finding.with_fix(
+        "watch those standbys, or ALTER ROLE .. SET synchronous_commit = local for the job's role",
+    ))
+}
+
 async fn replica_role_finding(client: &Client) -> Result<Finding> {
-    let row = client
-        .query_one("SELECT current_user::text", &[])
-        .await
-        .map_err(|cause| server_error("look at the target server", None, cause))?;
-    let user: String = row.get(0);
+    let role = role(client).await?;
     let fix = if client.server_version_num() >= 150_000 {
-        format!(
-            "GRANT SET ON PARAMETER session_replication_role TO {}",
-            tidemark_model::sql::Ident(&user)
-        )
+        format!("on the target: GRANT SET ON PARAMETER session_replication_role TO {role}")
     } else {
         "use a superuser on the target, or target.triggers = \"as-is\"".to_owned()
     };
     Ok(Finding::new(
         Severity::Blocking,
         "target-triggers",
-        format!("role {}", tidemark_model::sql::Ident(&user)),
+        format!("role {role}"),
         "the role may not switch triggers off, so the target's triggers would fire on every copied row",
     )
     .with_fix(fix))
-}
-
-async fn missing_extensions(client: &Client, tables: &[TablePlan]) -> Result<Vec<Finding>> {
-    let columns = tables.iter().flat_map(|plan| &plan.columns);
-    let mut wanted: Vec<&str> =
-        columns.filter_map(|column| column.data_type.extension.as_deref()).collect();
-    wanted.sort_unstable();
-    wanted.dedup();
-    let rows = client
-        .query(
-            "SELECT w.name FROM unnest($1::text[]) AS w(name) \
-             WHERE NOT EXISTS (SELECT FROM pg_available_extensions e WHERE e.name = w.name)",
-            &[&wanted],
-        )
-        .await
-        .map_err(|cause| server_error("list the target's extensions", None, cause))?;
-    let finding = |row: &tokio_postgres::Row| {
-        let name: String = row.get(0);
-        Finding::new(
-            Severity::Blocking,
-            "target-extension",
-            format!("extension {}", tidemark_model::sql::Ident(&name)),
-            "the source uses this extension and the target server does not have it",
-        )
-        .with_fix("install the extension's package on the target server")
-    };
-    Ok(rows.iter().map(finding).collect())
 }
 
 async fn read_columns(client: &Client, tables: &[TablePlan]) -> Result<TargetTables> {
@@ -225,29 +220,34 @@ fn compare_column(
     column: &Column,
     there: &HashMap<String, TargetColumn>,
 ) -> Option<Finding> {
-    let object = format!("{table}.{}", tidemark_model::sql::Ident(&column.name));
-    let block = |code: &str, message: String| {
-        Some(Finding::new(Severity::Blocking, code, object.clone(), message))
+    let object = format!("{table}.{}", Ident(&column.name));
+    let name = Ident(&column.name);
+    let block = |code: &str, message: String, mend: String| {
+        let finding = Finding::new(Severity::Blocking, code, object.clone(), message);
+        Some(finding.with_fix(format!("on the target: ALTER TABLE {table} {mend}")))
     };
     let Some(target) = there.get(&column.name) else {
-        return block("target-column-missing", "the target's table lacks this column".to_owned());
+        let message = "the target's table lacks this column".to_owned();
+        let mend = format!("ADD COLUMN {name} {}", column.type_name);
+        return block("target-column-missing", message, mend);
     };
     if target.is_generated {
         let message = "the target generates this column itself".to_owned();
+        let mend = format!("ALTER COLUMN {name} DROP EXPRESSION");
         return (column.generated == Generated::No)
-            .then(|| block("target-column-generated", message))
+            .then(|| block("target-column-generated", message, mend))
             .flatten();
     }
     if target.type_name != column.type_name {
         let message =
             format!("the source has type {}, the target {}", column.type_name, target.type_name);
-        return block("target-column-type", message);
+        let mend = format!("ALTER COLUMN {name} TYPE {}", column.type_name);
+        return block("target-column-type", message, mend);
     }
     if target.is_not_null && column.is_nullable {
-        return block(
-            "target-column-not-null",
-            "the source allows NULL, the target does not".to_owned(),
-        );
+        let message = "the source allows NULL, the target does not".to_owned();
+        let mend = format!("ALTER COLUMN {name} DROP NOT NULL");
+        return block("target-column-not-null", message, mend);
     }
     None
 }
@@ -265,8 +265,15 @@ fn extra_columns(plan: &TablePlan, there: &HashMap<String, TargetColumn>) -> Vec
             false => (Severity::Note, "the target's column is not moved and gets its default"),
         };
         (!column.is_generated).then(|| {
-            let object = format!("{}.{}", plan.relation.name, tidemark_model::sql::Ident(name));
-            Finding::new(severity, "target-column-extra", object, message)
+            let (table, name) = (&plan.relation.name, Ident(name));
+            let found =
+                Finding::new(severity, "target-column-extra", format!("{table}.{name}"), message);
+            match severity {
+                Severity::Blocking => found.with_fix(format!(
+                    "on the target: ALTER TABLE {table} ALTER COLUMN {name} DROP NOT NULL"
+                )),
+                _ => found,
+            }
         })
     };
     extra.filter_map(finding).collect()
@@ -358,7 +365,7 @@ async fn refuse_if(
     if !row.get::<_, bool>(0) {
         return Ok(());
     }
-    let key = tidemark_model::sql::Ident(key);
+    let key = Ident(key);
     Err(Error::new(
         Disposition::Refused,
         format!("finish the snapshot: the target's constraint {key} {what}"),
