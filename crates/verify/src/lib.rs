@@ -11,6 +11,7 @@
 //!     lake: the same for a target of Parquet files, whose rows are summed as its commits describe them
 //!     run: reading of both sides at once -> sums by leaf -> state: what is settled
 //!       naming: the rows that differ, from the reading itself or read again -> lines
+//! pair, side, scan: also for a delta, which reads both sides in the same way and hashes rows so that they compare
 //! selftest: copies of a sample with planted differences, compared by the same
 //! ```
 //!
@@ -43,9 +44,12 @@ pub use findings::SchemaFinding;
 pub use lines::Lines;
 pub use naming::Named;
 pub use outcome::{Barrier, Outcome, Point, SideReport, TableOutcome};
+pub use pair::{Bounds, Half, Pair, Paired, pair};
 pub use quiesced::verify_quiesced;
 pub use repair::{How, Repaired, Suspect, repair};
+pub use scan::{Piece, Take, TakeRows, Tools, plan, scan};
 pub use selftest::{Missed, Selftest, Tried, cleanup_selftest, selftest};
+pub use side::{Side, View};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

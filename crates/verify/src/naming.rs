@@ -585,7 +585,8 @@ fn shown(body: &[u8], shows: Shows, hashed: usize) -> Vec<Option<&[u8]>> {
     fields(body, shows).into_iter().skip(hashed).collect()
 }
 
-fn text_of(value: &KeyValue) -> String {
+/// As the server reads it.
+pub(crate) fn text_of(value: &KeyValue) -> String {
     match value {
         KeyValue::Int(number) => number.to_string(),
         KeyValue::Uuid(bytes) => {

@@ -20,19 +20,22 @@ use tidemark_source::{Catalog, Selection};
 
 use crate::classify::{base_of, is_citext};
 use crate::findings::{self, SchemaFinding};
+use crate::naming::text_of;
 use crate::{Request, Skipped, Which};
 
 /// One table on both sides.
 #[derive(Debug, Clone)]
-pub(crate) struct Pair {
-    pub(crate) source: Half,
-    pub(crate) target: Half,
+pub struct Pair {
+    /// The source's.
+    pub source: Half,
+    /// The target's.
+    pub target: Half,
     /// Of the source's rows only these were moved.
     filter: Option<String>,
     select: Vec<SelectColumn>,
     pub(crate) forms: Forms,
     /// The columns that a row is known by, by their numbers in the SELECT list; none: rows are compared as a multiset.
-    pub(crate) key: Vec<usize>,
+    pub key: Vec<usize>,
     plan: KeyPlan,
     pub(crate) leaves: Leaves,
     /// Definitions differ so that the table cannot be the same whatever its rows are.
@@ -41,10 +44,11 @@ pub(crate) struct Pair {
 
 /// One side of a pair.
 #[derive(Debug, Clone)]
-pub(crate) struct Half {
-    pub(crate) relation: Relation,
+pub struct Half {
+    /// The table.
+    pub relation: Relation,
     /// In the order of the SELECT list.
-    pub(crate) columns: Vec<Column>,
+    pub columns: Vec<Column>,
 }
 
 impl Half {
@@ -85,22 +89,25 @@ impl Leaves {
 
 /// All tables that were chosen.
 #[derive(Debug, Default)]
-pub(crate) struct Paired {
-    pub(crate) pairs: Vec<Pair>,
+pub struct Paired {
+    /// Those that can be compared.
+    pub pairs: Vec<Pair>,
     /// Tables that only one side has.
-    pub(crate) alone: Vec<RelationName>,
-    pub(crate) skipped: Vec<Skipped>,
-    pub(crate) findings: Vec<SchemaFinding>,
+    pub alone: Vec<RelationName>,
+    /// Tables that cannot be compared, and why.
+    pub skipped: Vec<Skipped>,
+    /// What their definitions do not have in common.
+    pub findings: Vec<SchemaFinding>,
 }
 
 /// Bounds of leaves as the source's statistics have them.
-pub(crate) type Bounds = HashMap<Oid, (String, Vec<String>)>;
+pub type Bounds = HashMap<Oid, (String, Vec<String>)>;
 
 /// Pairs the chosen tables by name; `moves`: a stream keeps them in step.
 ///
 /// # Errors
 /// The selection does not fit the source.
-pub(crate) fn pair(
+pub fn pair(
     request: &Request,
     moves: bool,
     (source, target): (&Catalog, &Catalog),
@@ -238,11 +245,64 @@ impl Pair {
         Ok(pair)
     }
 
-    pub(crate) fn name(&self) -> &RelationName {
+    /// The same rows known by these columns of both sides alone, the filter left out, in one leaf, and hashed in the exact form
+    /// only: for what keeps a hash of every row.
+    ///
+    /// # Errors
+    /// The columns cannot be hashed.
+    pub fn narrowed(&self, keep: impl Fn(&Column, &Column) -> bool) -> Result<Self> {
+        let kept: Vec<usize> = (0..self.select.len())
+            .filter(|at| keep(&self.source.columns[*at], &self.target.columns[*at]))
+            .collect();
+        let of = |half: &Half| Half {
+            relation: half.relation.clone(),
+            columns: kept.iter().map(|at| half.columns[*at].clone()).collect(),
+        };
+        let key = self.key.iter().map(|at| kept.iter().position(|kept| kept == at));
+        let mut narrowed = Self {
+            source: of(&self.source),
+            target: of(&self.target),
+            filter: None,
+            select: kept.iter().map(|at| self.select[*at].clone()).collect(),
+            key: key.collect::<Option<_>>().unwrap_or_default(),
+            leaves: Leaves { bounds: LeafBounds::single(), text: None },
+            ..self.clone()
+        };
+        narrowed.forms = match narrowed.forms_of_both()? {
+            Forms::Raw | Forms::RawAndValue => Forms::Raw,
+            Forms::RawCanonical | Forms::CanonicalAndValue => Forms::RawCanonical,
+        };
+        let plan = KeyPlan::of(&narrowed.digest_columns(Which::Source), &narrowed.key);
+        narrowed.plan = plan.map_err(|cause| unhashable(self.name(), cause))?;
+        Ok(narrowed)
+    }
+
+    /// A hasher that only names rows: by the codes of their keys and their hashes.
+    ///
+    /// # Errors
+    /// The columns cannot be hashed.
+    pub fn naming_hasher(&self, which: Which, key: &DigestKey) -> Result<RowHasher> {
+        self.locating_hasher(which, key, 0)
+    }
+
+    /// The text of the key that a code stands for, where the code holds its values.
+    pub fn key_texts(&self, code: u128) -> Option<Vec<String>> {
+        let values = self.plan.values(code)?;
+        Some(values.iter().map(text_of).collect())
+    }
+
+    /// The row filter of the job; the target has only rows that it lets through.
+    pub fn filter(&self) -> Option<&str> {
+        self.filter.as_deref()
+    }
+
+    /// Its name, which both sides share.
+    pub fn name(&self) -> &RelationName {
         &self.source.relation.name
     }
 
-    pub(crate) fn half(&self, which: Which) -> &Half {
+    /// One side of it.
+    pub fn half(&self, which: Which) -> &Half {
         match which {
             Which::Source => &self.source,
             Which::Target => &self.target,
@@ -274,7 +334,7 @@ impl Pair {
     }
 
     /// How its rows are hashed, for the ledger: sums that were taken in another way compare with nothing.
-    pub(crate) fn hashed_as(&self) -> String {
+    pub fn hashed_as(&self) -> String {
         let names: Vec<(&str, Wire)> =
             self.select.iter().map(|select| (select.name.as_str(), select.wire)).collect();
         format!("{:?} {names:?} {:?}", self.forms, self.filter)
@@ -298,8 +358,8 @@ impl Pair {
         matches!(self.forms, Forms::RawAndValue | Forms::CanonicalAndValue)
     }
 
-    /// Whether a locator gives the values of the key.
-    pub(crate) fn has_verbatim_key(&self) -> bool {
+    /// Whether the code of a key gives its values.
+    pub fn has_verbatim_key(&self) -> bool {
         self.plan.is_verbatim()
     }
 
@@ -340,7 +400,7 @@ impl Pair {
     }
 
     /// The chunk that reads this range of one side.
-    pub(crate) fn chunk(&self, which: Which, chunk: u32, range: ChunkRange) -> ChunkSpec {
+    pub fn chunk(&self, which: Which, chunk: u32, range: ChunkRange) -> ChunkSpec {
         let relation = &self.half(which).relation;
         ChunkSpec {
             job: String::new(),

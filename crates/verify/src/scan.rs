@@ -27,10 +27,13 @@ const BACKOFF: Duration = Duration::from_millis(200);
 
 /// What all scans of one run share.
 #[derive(Clone)]
-pub(crate) struct Tools {
-    pub(crate) cpu: Cpu,
-    pub(crate) budget: Budget,
-    pub(crate) key: DigestKey,
+pub struct Tools {
+    /// Rows are hashed there.
+    pub cpu: Cpu,
+    /// Bytes of rows on their way.
+    pub budget: Budget,
+    /// What rows are hashed with.
+    pub key: DigestKey,
     pub(crate) throttle: Arc<Throttle>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) stop: CancellationToken,
@@ -39,7 +42,11 @@ pub(crate) struct Tools {
 }
 
 impl Tools {
-    pub(crate) fn new(request: &Request, stop: &CancellationToken) -> Result<Self> {
+    /// Those of a request, with a key of their own; what is stopped ends as interrupted.
+    ///
+    /// # Errors
+    /// No threads can be started.
+    pub fn new(request: &Request, stop: &CancellationToken) -> Result<Self> {
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
         let cpu = Cpu::new(threads).map_err(|cause| {
             Error::new(Kind::Unavailable, "start threads that hash").because(cause)
@@ -90,10 +97,10 @@ impl Throttle {
 }
 
 /// A chunk of the pair with that number.
-pub(crate) type Piece = (usize, ChunkSpec);
+pub type Piece = (usize, ChunkSpec);
 
 /// The chunks of a side, those of the largest table first: of each pair these ranges, or all of it.
-pub(crate) fn plan(
+pub fn plan(
     request: &Request,
     view: &View,
     pairs: &[Pair],
@@ -131,20 +138,29 @@ pub(crate) fn plan_chunks(
 }
 
 /// What becomes of the chunks of a scan.
-pub(crate) trait Take: Sync {
+pub trait Take: Sync {
     /// What takes the rows of one chunk.
     type Chunk: TakeRows;
 
     /// A chunk is about to be read, perhaps not for the first time.
+    ///
+    /// # Errors
+    /// Its rows cannot be taken.
     fn begin(&self, which: Which, pair: usize) -> Result<Self::Chunk>;
 
     /// It was read to its end.
+    ///
+    /// # Errors
+    /// There is no room for what is kept of it.
     fn end(&self, which: Which, pair: usize, chunk: Self::Chunk) -> Result<()>;
 }
 
 /// What takes the rows of one chunk.
-pub(crate) trait TakeRows: Sized + Send + 'static {
-    /// The next rows. An error says what was attempted with them, not of which table.
+pub trait TakeRows: Sized + Send + 'static {
+    /// The next rows.
+    ///
+    /// # Errors
+    /// What was attempted with them, not of which table.
     fn add(&mut self, tuples: &Tuples) -> Result<()>;
 
     /// So many rows it has taken.
@@ -155,7 +171,7 @@ pub(crate) trait TakeRows: Sized + Send + 'static {
 ///
 /// # Errors
 /// The snapshot or the server is lost, or a value cannot be read.
-pub(crate) async fn scan<T: Take>(
+pub async fn scan<T: Take>(
     tools: &Tools,
     view: &View,
     pieces: Vec<Piece>,
@@ -258,8 +274,8 @@ impl<T: Take> Scan<'_, T> {
             return Ok(chunk);
         }
         let message = format!(
-            "verify the {}: chunk {} of {}: the server announced {said} rows, {arrived} arrived",
-            self.view.which.word(),
+            "{}: chunk {} of {}: the server announced {said} rows, {arrived} arrived",
+            self.view.attempt(),
             spec.chunk,
             spec.relation,
         );
@@ -274,8 +290,8 @@ impl<T: Take> Scan<'_, T> {
     ) -> Result<T::Chunk> {
         let taken = self.tools.cpu.run(move || chunk.add(&tuples).map(|()| chunk)).await;
         taken.map_err(|mut error| {
-            let side = self.view.which.word();
-            error.message = format!("verify the {side}: {} of {}", error.message, spec.relation);
+            let attempt = self.view.attempt();
+            error.message = format!("{attempt}: {} of {}", error.message, spec.relation);
             error
         })
     }

@@ -15,12 +15,15 @@ use crate::pair::Bounds;
 
 /// One of the two databases.
 #[derive(Debug)]
-pub(crate) struct Side {
+pub struct Side {
     pub(crate) which: Which,
+    /// What is done with it, for messages.
+    doing: &'static str,
     spec: ConnectSpec,
     lock_timeout: Duration,
     application: String,
-    pub(crate) catalog: Catalog,
+    /// What is there.
+    pub catalog: Catalog,
 }
 
 impl Side {
@@ -28,15 +31,29 @@ impl Side {
     pub(crate) async fn open(
         which: Which,
         spec: &ConnectSpec,
+        how: (&str, Duration),
+    ) -> Result<Self> {
+        Self::open_to("verify", which, spec, how).await
+    }
+
+    /// The same for something else than a verification; `doing`: what messages say before "the source".
+    ///
+    /// # Errors
+    /// The server cannot be reached, or its catalog cannot be read.
+    pub async fn open_to(
+        doing: &'static str,
+        which: Which,
+        spec: &ConnectSpec,
         (application, lock_timeout): (&str, Duration),
     ) -> Result<Self> {
+        let of = |error| of((doing, which), error);
         let spec = spec.clone().with_application_name(application);
-        let client = spec.connect().await.map_err(|error| of(which, Error::from(error)))?;
-        limit_waits(&client, lock_timeout).await.map_err(|error| of(which, error))?;
+        let client = spec.connect().await.map_err(|error| of(Error::from(error)))?;
+        limit_waits(&client, lock_timeout).await.map_err(of)?;
         let catalog = patiently(&spec, async || read_catalog(&client).await).await;
-        let catalog = catalog.map_err(|error| of(which, error))?;
+        let catalog = catalog.map_err(of)?;
         let application = application.to_owned();
-        Ok(Self { which, spec, lock_timeout, application, catalog })
+        Ok(Self { which, doing, spec, lock_timeout, application, catalog })
     }
 
     /// Bounds of leaves from this side's statistics.
@@ -47,7 +64,10 @@ impl Side {
     }
 
     /// A read snapshot that shows these tables.
-    pub(crate) async fn view(&self, tables: Vec<Relation>) -> Result<View> {
+    ///
+    /// # Errors
+    /// It cannot be taken, or somebody keeps a lock on one of the tables.
+    pub async fn view(&self, tables: Vec<Relation>) -> Result<View> {
         let taken = Snapshot::take(&self.spec, &self.options(tables)).await;
         taken.map(|snapshot| self.shows(snapshot)).map_err(|error| self.of(error))
     }
@@ -62,7 +82,8 @@ impl Side {
     /// What this snapshot of the side shows.
     pub(crate) fn shows(&self, snapshot: Snapshot) -> View {
         let version = self.catalog.server.version_num;
-        View { which: self.which, spec: self.spec.clone(), version, snapshot }
+        let (which, doing) = (self.which, self.doing);
+        View { which, doing, spec: self.spec.clone(), version, snapshot }
     }
 
     /// Reads by a session of its own what may have to wait for somebody's lock.
@@ -81,14 +102,15 @@ impl Side {
     }
 
     pub(crate) fn of(&self, error: impl Into<Error>) -> Error {
-        of(self.which, error.into())
+        of((self.doing, self.which), error.into())
     }
 }
 
 /// One moment of a side.
 #[derive(Debug)]
-pub(crate) struct View {
+pub struct View {
     pub(crate) which: Which,
+    doing: &'static str,
     spec: ConnectSpec,
     version: u32,
     snapshot: Snapshot,
@@ -100,31 +122,42 @@ impl View {
     }
 
     /// Position and `pg_current_snapshot()`.
-    pub(crate) fn moment(&self) -> (Lsn, String) {
+    pub fn moment(&self) -> (Lsn, String) {
         (self.snapshot.lsn(), self.snapshot.read_snapshot().to_owned())
     }
 
     /// The tables with their sizes under the locks; those that were gone by then are not among them.
-    pub(crate) fn tables(&self) -> &[Relation] {
+    pub fn tables(&self) -> &[Relation] {
         self.snapshot.tables()
     }
 
-    pub(crate) async fn reader(&self) -> Result<Reader> {
+    /// A session that reads under the snapshot.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or the snapshot is gone.
+    pub async fn reader(&self) -> Result<Reader> {
         Reader::open(&self.spec, self.snapshot.id()).await.map_err(|error| self.of(error))
     }
 
-    pub(crate) fn of(&self, error: impl Into<Error>) -> Error {
-        of(self.which, error.into())
+    /// An error of reading it, with the side that it is of.
+    pub fn of(&self, error: impl Into<Error>) -> Error {
+        of((self.doing, self.which), error.into())
     }
 
-    pub(crate) async fn release(self) {
+    /// What is done with which side, as messages begin.
+    pub(crate) fn attempt(&self) -> String {
+        format!("{} the {}", self.doing, self.which.word())
+    }
+
+    /// Lets the snapshot and its locks go.
+    pub async fn release(self) {
         self.snapshot.release().await;
     }
 }
 
 /// An error with the side that it is of: what reads a PostgreSQL calls each one the source.
-fn of(which: Which, mut error: Error) -> Error {
+fn of((doing, which): (&str, Which), mut error: Error) -> Error {
     let said = error.message.strip_prefix("source: ").unwrap_or(&error.message);
-    error.message = format!("verify the {}: {said}", which.word());
+    error.message = format!("{doing} the {}: {said}", which.word());
     error
 }

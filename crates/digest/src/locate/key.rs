@@ -190,6 +190,14 @@ impl KeyPlan {
         matches!(self.0, Plan::Values(_))
     }
 
+    /// The values of the key that these 128 bits stand for, where the plan keeps them.
+    pub fn values(&self, code: u128) -> Option<Vec<KeyValue>> {
+        match self.located(KeyCode(code)) {
+            LocatedKey::Values(values) => Some(values),
+            _ => None,
+        }
+    }
+
     pub(crate) fn column_count(&self) -> usize {
         match &self.0 {
             Plan::Values(parts) => parts.len(),
