@@ -8,6 +8,8 @@
 //! The ledger is a hint. What the target's own markers say is the truth, so a ledger that is damaged is moved away, never
 //! repaired.
 //!
+//! Beside that file are those of a delta ([`RowFiles`]): what is known of every row, as hashes.
+//!
 //! **Not here:** what follows from what is written here (`pipeline`), and how sums are made (`digest`). All calls block:
 //! callers keep them off the threads that serve sockets.
 
@@ -18,6 +20,7 @@ mod leaves;
 mod lock;
 mod reader;
 mod record;
+mod rows;
 mod schema;
 mod writer;
 
@@ -29,6 +32,7 @@ pub use record::{
     ChunkRecord, CopiedLeaves, CopyId, JournalEntry, LeafRecord, NewProof, NewRelation,
     ProofRecord, ProvenLeaf, RelationRecord, RunRecord, now_ms,
 };
+pub use rows::{KnownRow, KnownRows, NewRows, RowFiles};
 pub use writer::Ledger;
 
 /// A result of this crate.
