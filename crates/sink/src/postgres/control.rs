@@ -17,6 +17,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::PostgresOptions;
+use super::delta::has_generations;
 use super::record::{TABLES, heartbeat_of, held, read_record};
 use super::session::{Sessions, server_error};
 use crate::{Disposition, Error, Result};
@@ -248,6 +249,17 @@ pub async fn closed_run(options: &PostgresOptions, run: &str) -> Result<bool> {
     Ok(ours().await?.is_some_and(|record| record.is_finished()))
 }
 
+/// Whether the job has moved tables by delta.
+async fn has_generations_of(client: &Client, job: &str) -> Result<bool> {
+    if !has_generations(client).await? {
+        return Ok(false);
+    }
+    let sql = "SELECT EXISTS (SELECT FROM tidemark.delta WHERE job = $1)";
+    let row = client.query_one(sql, &[&job]).await;
+    let failed = |cause| server_error("look for the generations of tables", None, cause);
+    Ok(row.map_err(failed)?.get(0))
+}
+
 /// Removes the job's records from the target, by exact name, and the schema `tidemark` with the last of them. Data stays.
 /// Returns what was done, one line each.
 ///
@@ -257,7 +269,8 @@ pub async fn cleanup(options: &PostgresOptions) -> Result<Vec<String>> {
     let attempt = |cause| server_error("remove the job's records from the target", None, cause);
     let sessions = Sessions::new(options);
     let client = sessions.plain().await?;
-    if heartbeat_of(&client, &options.job).await?.is_none() {
+    let has_rows_of_delta = has_generations_of(&client, &options.job).await?;
+    if heartbeat_of(&client, &options.job).await?.is_none() && !has_rows_of_delta {
         return Ok(Vec::new());
     }
     take_lock(&client, options).await?;
@@ -266,7 +279,7 @@ pub async fn cleanup(options: &PostgresOptions) -> Result<Vec<String>> {
     // A record of a version without lanes has no table of them.
     let tables = format!("SET client_min_messages = warning; {TABLES}");
     client.batch_execute(&tables).await.map_err(attempt)?;
-    for table in ["chunk", "lane", "relation", "progress"] {
+    for table in ["chunk", "lane", "relation", "delta", "progress"] {
         let statement = format!("DELETE FROM tidemark.{} WHERE job = $1", Ident(table));
         let rows = client.execute(&statement, &[&options.job]).await.map_err(attempt)?;
         if rows > 0 {
@@ -276,11 +289,12 @@ pub async fn cleanup(options: &PostgresOptions) -> Result<Vec<String>> {
             ));
         }
     }
-    let row =
-        client.query_one("SELECT count(*) FROM tidemark.progress", &[]).await.map_err(attempt)?;
+    let left =
+        "SELECT (SELECT count(*) FROM tidemark.progress) + (SELECT count(*) FROM tidemark.delta)";
+    let row = client.query_one(left, &[]).await.map_err(attempt)?;
     if row.get::<_, i64>(0) == 0 {
         client
-            .batch_execute("DROP TABLE tidemark.chunk, tidemark.lane, tidemark.relation, tidemark.progress; DROP SCHEMA tidemark")
+            .batch_execute("DROP TABLE tidemark.chunk, tidemark.lane, tidemark.relation, tidemark.delta, tidemark.progress; DROP SCHEMA tidemark")
             .await
             .map_err(attempt)?;
         done.push("target: dropped the schema tidemark".to_owned());

@@ -11,6 +11,7 @@
 //! tables    build: indexes, keys, ANALYZE
 //! finish    build: foreign keys   restore: post-data half   sequences, views   phase: markers counted, record closed
 //! stream    stream: net effect per key, a few statements per table, position in the same transaction
+//! delta     delta: rows of a table and the generation of what is known of them in one transaction
 //! ```
 //!
 //! **Not here:** reading the source's schema (`source::dump`, `source::schema`).
@@ -19,6 +20,7 @@ mod begin;
 mod build;
 mod check;
 mod control;
+mod delta;
 mod form;
 mod half;
 mod join;
@@ -45,6 +47,7 @@ use crate::{
 };
 
 pub use control::{cleanup, closed_run};
+pub use delta::{DeltaTable, DeltaTarget, DeltaWriter, RefusedRow};
 pub use form::{binary_is_safe, copy_form};
 pub use record::{JobRecord, read_job_record};
 pub use stream::LANES_FROM;

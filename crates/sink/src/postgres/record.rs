@@ -29,6 +29,9 @@ CREATE TABLE IF NOT EXISTS tidemark.chunk (
 CREATE TABLE IF NOT EXISTS tidemark.lane (
   job text NOT NULL, lane int4 NOT NULL, lanes int4 NOT NULL, end_lsn pg_lsn NOT NULL, epoch int8 NOT NULL,
   PRIMARY KEY (job, lane));
+CREATE TABLE IF NOT EXISTS tidemark.delta (
+  job text NOT NULL, schema_name text NOT NULL, relation_name text NOT NULL, generation text NOT NULL,
+  moved_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (job, schema_name, relation_name));
 COMMENT ON SCHEMA tidemark IS 'Records of Tidemark; removed by tidemark cleanup';
 DO $$ BEGIN
   IF NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tidemark.progress'::regclass AND attname = 'epoch') THEN
