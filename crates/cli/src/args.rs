@@ -1,7 +1,6 @@
 //! The arguments, as clap reads them.
 //!
-//! **Invariant:** only what this version does is accepted; what a later version brings is refused with a message that says
-//! so. Nothing is validated here that depends on the configuration file.
+//! **Invariant:** nothing is validated here that depends on the configuration file.
 //!
 //! **Not here:** merging with the file ([`config`](crate::config)).
 
@@ -12,16 +11,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use tidemark_model::Lsn;
 
-use crate::config::{Allow, Level, Redact};
+use crate::config::{Allow, DeltaAction, Level, Redact};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
     .usage(AnsiColor::Green.on_default().bold())
     .literal(AnsiColor::Cyan.on_default().bold())
     .placeholder(AnsiColor::Cyan.on_default());
-
-/// Commands of the design that this version does not have.
-pub const LATER_COMMANDS: [&str; 1] = ["delta"];
 
 /// Move a live PostgreSQL database to PostgreSQL or Parquet.
 ///
@@ -213,6 +209,21 @@ Examples:
   tidemark repair report
   tidemark repair report/report.json --apply")]
     Repair(RepairArgs),
+    /// Move what has changed since the last run, without a slot: SELECT on the source is enough.
+    ///
+    /// Reads every chosen table once, at one moment of the source, and compares each row with what the last run has left in the
+    /// state directory: hashes of keys and rows, no values. What is new, modified, deleted, was refused before or is let
+    /// through by another filter is applied, reported or skipped, as you say. Without an earlier run everything is new;
+    /// --scan-target compares with the target's rows instead, which takes no files and makes them anew. Both sides must be
+    /// PostgreSQL, and the target has the tables already. Ends with 7 if the target refused rows: those are noted and tried
+    /// again by the next run, the others are moved.
+    #[command(after_help = "\
+Examples:
+  tidemark delta --dry-run
+  tidemark delta --source postgres://app@db1/shop --target postgres://load@db2/shop
+  tidemark delta --deleted apply
+  tidemark delta --scan-target --deleted apply --json | jq .tables")]
+    Delta(DeltaArgs),
     /// Show how far a job is, also while another process runs it.
     #[command(after_help = "\
 Examples:
@@ -224,6 +235,8 @@ Examples:
     ///
     /// They join the stream at a read snapshot of their own. A lake is without them from here on until they have joined,
     /// and their files are removed. Needs a job that follows and does not run.
+    ///
+    /// Of tables that tidemark delta moves, what was moved is forgotten: the next delta takes every row of them for new.
     #[command(after_help = "\
 Examples:
   tidemark reset public.orders --yes
@@ -373,6 +386,36 @@ pub struct RepairArgs {
     /// Write to the target, and look at the same rows again.
     #[arg(long)]
     pub apply: bool,
+}
+
+/// Arguments of `delta`.
+#[derive(Debug, Clone, Args)]
+pub struct DeltaArgs {
+    /// Say what would be done, with rows and bytes; nothing is written.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Compare with the target's rows instead of what earlier runs have left in the state directory.
+    #[arg(long)]
+    pub scan_target: bool,
+    /// Rows that the target does not have [default: delta.new, which is apply].
+    #[arg(long, value_name = "WHAT")]
+    pub new: Option<DeltaAction>,
+    /// Rows that are others than the target's [default: delta.modified, which is apply].
+    #[arg(long, value_name = "WHAT")]
+    pub modified: Option<DeltaAction>,
+    /// Rows that the source does not have any more [default: delta.deleted, which is report].
+    #[arg(long, value_name = "WHAT")]
+    pub deleted: Option<DeltaAction>,
+    /// Rows that the target refused the last time [default: delta.failed, which is apply].
+    #[arg(long, value_name = "WHAT")]
+    pub failed: Option<DeltaAction>,
+    /// Rows that the filter of a table lets through now and did not before, or the other way round [default:
+    /// delta.unfiltered, which is apply].
+    #[arg(long, value_name = "WHAT")]
+    pub unfiltered: Option<DeltaAction>,
+    /// Print the report as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `verify`.

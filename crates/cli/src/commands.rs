@@ -9,6 +9,7 @@ use tidemark_model::RelationName;
 
 use crate::args::{Cli, Command, ConfigCommand, Global, NotEmpty, SyncArgs, VerifyCommand};
 use crate::config::{self, Config, Needs};
+use crate::delta;
 use crate::demo;
 use crate::exit::{ExitCode, Failure};
 use crate::jobs;
@@ -42,6 +43,7 @@ pub fn run(cli: &Cli, screen: &Screen) -> Result<ExitCode, Failure> {
             }
         }
         Command::Repair(args) => repair::run(&load(&cli.global, Needs::Both)?, args, screen),
+        Command::Delta(args) => delta::run(&load(&cli.global, Needs::Both)?, args, screen),
         Command::Status(args) => jobs::status(&load(&cli.global, Needs::Job)?, args),
         Command::Reset(args) => {
             if !args.yes {

@@ -145,9 +145,21 @@ pub fn status(config: &Config, args: &StatusArgs) -> Result<ExitCode, Failure> {
 pub fn reset(config: &Config, tables: Vec<RelationName>) -> Result<ExitCode, Failure> {
     let job = tidemark_migrate::active(&job::job(config, NotEmpty::Refuse, true)?)?;
     let mut text = String::new();
-    for table in runtime()?.block_on(pipeline::reset(&job, &tables))? {
-        text.push_str(&format!("{table} joins again with the next tidemark sync\n"));
-    }
+    runtime()?.block_on(async {
+        let of_delta = tidemark_migrate::delta::forget(&job, &tables).await?;
+        for table in &of_delta {
+            text.push_str(&format!("{table} is all new to the next tidemark delta\n"));
+        }
+        let others: Vec<RelationName> =
+            tables.into_iter().filter(|table| !of_delta.contains(table)).collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        for table in pipeline::reset(&job, &others).await? {
+            text.push_str(&format!("{table} joins again with the next tidemark sync\n"));
+        }
+        Ok::<_, pipeline::Error>(())
+    })?;
     output::print(&text)?;
     Ok(ExitCode::Done)
 }

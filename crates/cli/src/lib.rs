@@ -16,6 +16,7 @@
 pub mod args;
 pub mod commands;
 pub mod config;
+mod delta;
 mod demo;
 pub mod docs;
 pub mod exit;

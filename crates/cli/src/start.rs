@@ -7,10 +7,9 @@ use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, FromArgMatches as _};
 
-use crate::args::{Cli, LATER_COMMANDS, LogFormat};
+use crate::args::{Cli, LogFormat};
 use crate::commands;
 use crate::exit::{ExitCode, Failure};
 use crate::log;
@@ -75,9 +74,6 @@ fn color_from(args: &[OsString]) -> clap::ColorChoice {
 
 /// Prints help, a version or a usage error. clap repeats arguments in its messages, and an argument may hold a password.
 fn usage(error: &clap::Error, args: &[OsString]) -> ExitCode {
-    if let Some(failure) = later_command(error) {
-        return report(&failure, LogFormat::Text, false);
-    }
     let on_stderr = error.use_stderr();
     let terminal = if on_stderr { io::stderr().is_terminal() } else { io::stdout().is_terminal() };
     let colored = match color_from(args) {
@@ -95,20 +91,6 @@ fn usage(error: &clap::Error, args: &[OsString]) -> ExitCode {
         Ok(()) => ExitCode::Done,
         Err(failure) => report(&failure, LogFormat::Text, false),
     }
-}
-
-fn later_command(error: &clap::Error) -> Option<Failure> {
-    if error.kind() != ErrorKind::InvalidSubcommand {
-        return None;
-    }
-    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else {
-        return None;
-    };
-    let name = LATER_COMMANDS.iter().find(|name| *name == word)?;
-    Some(
-        Failure::usage(format!("the command `{name}` comes with a later version"))
-            .hint("`tidemark --help` lists the commands of this version"),
-    )
 }
 
 /// A panic is a defect of ours: it says where, and its text passes through the redaction like everything else.

@@ -9,10 +9,13 @@
 //!       -> open the other side -> switch hook -> turn the stream -> retire the old one
 //! ```
 //!
-//! A fallback is the same with the sides exchanged.
+//! A fallback is the same with the sides exchanged. [`delta`] moves what a source without a slot has that the target has not,
+//! by reading the source once; a run that was killed is repeated and comes to the same end.
 //!
-//! **Not here:** how a stream is followed (`pipeline`), how equality is proven (`verify`).
+//! **Not here:** how a stream is followed (`pipeline`), how a side is read, its rows are hashed and equality is proven
+//! (`verify`), how the target is written (`sink`).
 
+pub mod delta;
 mod fence;
 mod follow;
 mod hook;

@@ -24,7 +24,10 @@ const PICTURE: [(&str, &[&str]); 12] = [
     ("sink", &["model", "wire", "columnar", "digest"]),
     ("pipeline", &["model", "source", "sink", "wire", "columnar", "digest", "ledger"]),
     ("verify", &["model", "report", "pipeline", "ledger", "source", "sink", "wire", "digest"]),
-    ("migrate", &["model", "report", "verify", "pipeline", "ledger", "source", "wire"]),
+    (
+        "migrate",
+        &["model", "report", "verify", "pipeline", "ledger", "source", "sink", "wire", "digest"],
+    ),
     (
         "cli",
         &[

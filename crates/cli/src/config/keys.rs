@@ -92,7 +92,7 @@ pub struct Section {
 }
 
 /// The sections of this version, in the order of the file.
-pub const SECTIONS: [Section; 12] = [
+pub const SECTIONS: [Section; 13] = [
     Section { name: "job", repeated: false, why: "The job and where its state is kept." },
     Section { name: "source", repeated: false, why: "Where the data comes from." },
     Section { name: "target", repeated: false, why: "Where the data goes." },
@@ -120,6 +120,11 @@ pub const SECTIONS: [Section; 12] = [
         repeated: false,
         why: "How the application is taken over to the target, and back.",
     },
+    Section {
+        name: "delta",
+        repeated: false,
+        why: "What tidemark delta does with the rows that it finds.",
+    },
     Section { name: "serve", repeated: false, why: "What monitoring may ask, over HTTP." },
 ];
 
@@ -142,6 +147,8 @@ pub const ALLOW: &[&str] = &["equivalent", "lossy"];
 pub const FENCE: &[&str] = &["read-only", "hook"];
 /// The choices of `verify.redact`.
 pub const REDACT: &[&str] = &["none", "values", "keys"];
+/// The choices of the keys of `delta`.
+pub const DELTA: &[&str] = &["apply", "report", "skip"];
 /// The choices of `limits.on_full`.
 pub const ON_FULL: &[&str] = &["wait", "drop-slot"];
 
@@ -490,6 +497,46 @@ pub const KEYS: &[Key] = &[
         otherwise: "nothing is run",
         example: r#"["./switch.sh"]"#,
         why: "A command with its arguments that tells the application where to write, once the other side is open. If it fails, --resume runs it again.",
+    },
+    Key {
+        path: "delta.new",
+        kind: Kind::Choice(DELTA),
+        default: Some("apply"),
+        otherwise: "",
+        example: r#""apply""#,
+        why: "What happens to rows that the target does not have: apply moves them, report counts them, skip leaves them and says nothing. What is not applied is found again by the next run. --new of the command line wins.",
+    },
+    Key {
+        path: "delta.modified",
+        kind: Kind::Choice(DELTA),
+        default: Some("apply"),
+        otherwise: "",
+        example: r#""apply""#,
+        why: "The same for rows that are others than those that were moved. --modified of the command line wins.",
+    },
+    Key {
+        path: "delta.deleted",
+        kind: Kind::Choice(DELTA),
+        default: Some("report"),
+        otherwise: "",
+        example: r#""report""#,
+        why: "The same for rows that the source does not have any more: apply takes them out of the target. --deleted of the command line wins.",
+    },
+    Key {
+        path: "delta.failed",
+        kind: Kind::Choice(DELTA),
+        default: Some("apply"),
+        otherwise: "",
+        example: r#""apply""#,
+        why: "The same for rows that the target refused the last time: apply tries them again. --failed of the command line wins.",
+    },
+    Key {
+        path: "delta.unfiltered",
+        kind: Kind::Choice(DELTA),
+        default: Some("apply"),
+        otherwise: "",
+        example: r#""apply""#,
+        why: "The same for rows that the where of a [[table]] lets through and did not in the run before, and the other way round: apply takes rows that it does not let through any more out of the target. --unfiltered of the command line wins.",
     },
     Key {
         path: "serve.listen",

@@ -18,13 +18,13 @@ use super::file::{ConfigFile, nearest};
 use super::glob::{Selection, TableGlob};
 use super::keys::{Kind, key};
 use super::raw::{
-    RawCutover, RawLimits, RawParquet, RawSnapshot, RawSource, RawStream, RawTable, RawTarget,
-    RawVerify,
+    RawCutover, RawDelta, RawLimits, RawParquet, RawSnapshot, RawSource, RawStream, RawTable,
+    RawTarget, RawVerify,
 };
 use super::{
-    Allow, Compression, Config, Cutover, Ddl, InForce, Job, Level, Limits, OnFull, Origin, Parquet,
-    Redact, SchemaMode, Snapshot, Source, Stream, Table, Target, TargetUrl, Triggers, Verify,
-    check_job_name, fitted_job_name, units, url,
+    Allow, Compression, Config, Cutover, Ddl, Delta, DeltaAction, InForce, Job, Level, Limits,
+    OnFull, Origin, Parquet, Redact, SchemaMode, Snapshot, Source, Stream, Table, Target,
+    TargetUrl, Triggers, Verify, check_job_name, fitted_job_name, units, url,
 };
 use crate::args::Global;
 use crate::redact;
@@ -121,6 +121,7 @@ impl Resolver<'_> {
         }
         let verify = self.verify(raw.verify)?;
         let cutover = self.cutover(raw.cutover)?;
+        let delta = self.delta(raw.delta)?;
         let listen = self.listen(raw.serve.listen)?;
         Ok(Config {
             job,
@@ -134,6 +135,7 @@ impl Resolver<'_> {
             limits,
             verify,
             cutover,
+            delta,
             listen,
             in_force: self.in_force,
             file: None,
@@ -453,6 +455,24 @@ impl Resolver<'_> {
             _ => None,
         })?;
         Ok(Verify { level, jobs, rate, allow, redact })
+    }
+
+    fn delta(&mut self, raw: RawDelta) -> Result<Delta, ConfigError> {
+        let mut action = |key, text| {
+            self.choice(key, text, |word| match word {
+                "apply" => Some(DeltaAction::Apply),
+                "report" => Some(DeltaAction::Report),
+                "skip" => Some(DeltaAction::Skip),
+                _ => None,
+            })
+        };
+        Ok(Delta {
+            new: action("delta.new", raw.new)?,
+            modified: action("delta.modified", raw.modified)?,
+            deleted: action("delta.deleted", raw.deleted)?,
+            failed: action("delta.failed", raw.failed)?,
+            unfiltered: action("delta.unfiltered", raw.unfiltered)?,
+        })
     }
 
     fn allowed(&mut self, words: Vec<String>) -> Result<Vec<Allow>, ConfigError> {

@@ -58,6 +58,8 @@ pub struct Config {
     pub verify: Verify,
     /// `[cutover]`
     pub cutover: Cutover,
+    /// `[delta]`
+    pub delta: Delta,
     /// `serve.listen`
     pub listen: Option<SocketAddr>,
     /// Where each value comes from, for `config check`; without secrets.
@@ -96,6 +98,32 @@ pub struct Cutover {
     pub open_hook: Vec<String>,
     /// Tells the application.
     pub switch_hook: Vec<String>,
+}
+
+/// `[delta]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delta {
+    /// Rows that the target does not have.
+    pub new: DeltaAction,
+    /// Rows that are others than the target's.
+    pub modified: DeltaAction,
+    /// Rows that the source does not have any more.
+    pub deleted: DeltaAction,
+    /// Rows that the target refused the last time.
+    pub failed: DeltaAction,
+    /// Rows that another filter lets through or keeps out.
+    pub unfiltered: DeltaAction,
+}
+
+/// What a delta does with rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum DeltaAction {
+    /// Move them.
+    Apply,
+    /// Count them; the next run finds them again.
+    Report,
+    /// Leave them, and say nothing of them.
+    Skip,
 }
 
 /// How deep a verification looks.

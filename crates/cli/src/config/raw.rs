@@ -32,6 +32,8 @@ pub struct RawConfig {
     pub verify: RawVerify,
     /// `[cutover]`
     pub cutover: RawCutover,
+    /// `[delta]`
+    pub delta: RawDelta,
     /// `[serve]`
     pub serve: RawServe,
 }
@@ -70,6 +72,22 @@ pub struct RawVerify {
     pub allow: Option<Vec<String>>,
     /// `redact`
     pub redact: Option<String>,
+}
+
+/// `[delta]`
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawDelta {
+    /// `new`
+    pub new: Option<String>,
+    /// `modified`
+    pub modified: Option<String>,
+    /// `deleted`
+    pub deleted: Option<String>,
+    /// `failed`
+    pub failed: Option<String>,
+    /// `unfiltered`
+    pub unfiltered: Option<String>,
 }
 
 /// `[serve]`

@@ -7,6 +7,7 @@
 
 mod crash;
 mod cutover;
+mod delta;
 mod ending;
 mod existing;
 mod failover;

@@ -54,11 +54,6 @@ fn wrong_arguments_end_with_two() {
 }
 
 #[test]
-fn a_command_of_a_later_version_says_so() {
-    assert_says(&run(&["delta"]).usage(), &["delta", "later version"]);
-}
-
-#[test]
 fn following_comes_later_and_truncate_needs_a_second_word() {
     let ends = ["--source", "postgres://a@h/d", "--target", "postgres://b@h/e"];
     let with = |args: &[&'static str]| [args, &ends].concat();

@@ -1,0 +1,540 @@
+//! What a source without a slot has that the target has not, found by reading the source once.
+//!
+//! **Invariant:** a table's rows on the target and the file that tells of them change together: the file of a generation is
+//! whole before the target's transaction names that generation, and a file of another generation is never compared with. So
+//! whatever dies when, the next run knows what the target has, or says that it does not. The hashes of rows are kept, their
+//! values never.
+//!
+//! ```text
+//! plan ── gather: every row once, by several readers ── code of the key, hash, place, sorted (runs)
+//!           └ classify: merged with the file of the last run, or with the target's rows
+//!               └ write: rows that go; rows that come, read again by their places ── one transaction with the generation
+//! ```
+//!
+//! PostgreSQL manual: 9.27.5 (exported snapshots), 5.5.1 (`ctid`); why it is so: the ADR on a delta.
+
+mod classify;
+mod gather;
+mod plan;
+mod report;
+mod runs;
+mod write;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tidemark_digest::DigestKey;
+use tidemark_ledger::{KnownRow, Ledger, NewRows, RowFiles};
+use tidemark_model::RelationName;
+use tidemark_model::names::application_name;
+use tidemark_pipeline::{Error, Job, Kind, PostgresTarget, Result, Target, Triggers};
+use tidemark_report::{Level, Redaction, Redactor};
+use tidemark_sink::postgres::DeltaTarget;
+use tidemark_verify::{
+    Bounds, Lines, Pair, Paired, Piece, Progress, Reads, Side, Tools, View, Which, pair, scan,
+};
+use tokio_util::sync::CancellationToken;
+
+use classify::{Base, Classify, Counts, Found, Gone, Passes, Put, Row};
+use gather::{Gather, Gathered, place_column};
+use plan::{Planning, Table, left_out};
+use runs::{Sorted, Sorter, Spill};
+use write::{Findings, Work, blocking};
+
+pub use classify::{Action, Actions, Class};
+pub use report::{ClassDelta, ComparedWith, DeltaReport, TableDelta};
+
+/// What messages say before "the source".
+const DOING: &str = "delta of";
+
+/// What is to be done.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Both sides, the selection, filters, the memory.
+    pub job: Job,
+    /// What becomes of each class.
+    pub actions: Actions,
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// Compare with the target's rows.
+    pub scan_target: bool,
+    /// For whoever watches.
+    pub progress: Arc<Progress>,
+}
+
+/// Finds what is new, modified, deleted, failed before or newly un-filtered, and moves what is to be moved.
+///
+/// # Errors
+/// A side cannot be reached or read, or another instance has the job. Tables that were moved before stay moved. What the target
+/// refuses of a table is no error but told of in the report.
+///
+/// # Cancel safety
+/// Safe: the transaction of the table that was being moved is undone.
+pub async fn delta(request: &Request, stop: &CancellationToken) -> Result<DeltaReport> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Err(Error::new(Kind::Interrupted, "interrupted: not every table was moved")
+            .hint("run the same command again: tables that were moved stay so")),
+        done = Box::pin(run(request)) => done,
+    }
+}
+
+/// Forgets what was moved of these tables: the next run takes every row for new. Gives those that were known.
+///
+/// # Errors
+/// Another instance has the job, or the target cannot be reached.
+pub async fn forget(job: &Job, tables: &[RelationName]) -> Result<Vec<RelationName>> {
+    let Target::Postgres(target) = &job.target else { return Ok(Vec::new()) };
+    let (_ledger, files) = hold(job).await?;
+    let mut has_files = Vec::new();
+    for table in tables {
+        if files.has_any(table)? {
+            has_files.push(table.clone());
+        }
+    }
+    let mut known = match DeltaTarget::open(&target.spec, &job.name, (Triggers::AsIs, false)).await
+    {
+        Ok(there) => there.forget(tables).await?,
+        // A job that runs has no files of a delta.
+        Err(_) if has_files.is_empty() => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    for table in has_files {
+        files.keep_only(&table, None)?;
+        if !known.contains(&table) {
+            known.push(table);
+        }
+    }
+    Ok(known)
+}
+
+/// Takes the state directory.
+async fn hold(job: &Job) -> Result<(Ledger, RowFiles)> {
+    let (state_dir, name) = (job.state_dir.clone(), job.name.clone());
+    let held = blocking(move || {
+        let ledger = Ledger::open(&state_dir, &name)?;
+        Ok::<_, tidemark_ledger::Error>((ledger, RowFiles::open(&state_dir)?))
+    });
+    Ok(held.await??)
+}
+
+async fn run(request: &Request) -> Result<DeltaReport> {
+    let began = Instant::now();
+    let job = &request.job;
+    let Target::Postgres(to) = &job.target else {
+        return Err(Error::new(Kind::Usage, "delta into a lake: its files are never written anew")
+            .hint("tidemark sync follows a source into a lake; without a slot, sync --snapshot-only --target-not-empty truncate --yes copies it again"));
+    };
+    let (_ledger, files) = hold(job).await?;
+    let key = files.key(|| DigestKey::random().to_hex())?;
+    let key = DigestKey::from_hex(&key).map_err(|cause| {
+        Error::new(Kind::Unavailable, "read the key of the hashes in the state directory")
+            .because(cause)
+            .hint(
+                "remove the directory delta in the state directory, and compare with --scan-target",
+            )
+    })?;
+    let writes = (to.triggers, !request.dry_run);
+    let target = DeltaTarget::open(&to.spec, &job.name, writes).await?;
+    let sides = open(job, to).await?;
+    let mut delta = Delta::new(request, &sides, (target, files, key))?;
+    let planned = delta.plan(to.triggers).await?;
+    let lsn = delta.tables(planned).await?;
+    delta.told.sort_by(|one, other| (&one.schema, &one.table).cmp(&(&other.schema, &other.table)));
+    Ok(DeltaReport {
+        job: job.name.clone(),
+        dry_run: request.dry_run,
+        lsn,
+        tables: delta.told,
+        duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+/// Both sides with their catalogs.
+struct Sides {
+    source: Side,
+    target: Side,
+}
+
+async fn open(job: &Job, to: &PostgresTarget) -> Result<Sides> {
+    // Not the job's own: sessions of that name are ended by whoever takes the job over.
+    let application = format!("{}:delta", application_name(&job.name));
+    let how = (application.as_str(), job.lock_timeout);
+    let (source, target) = tokio::try_join!(
+        Side::open_to(DOING, Which::Source, &job.source, how),
+        Side::open_to(DOING, Which::Target, &to.spec, how),
+    )?;
+    Ok(Sides { source, target })
+}
+
+/// A run.
+struct Delta<'a> {
+    request: &'a Request,
+    sides: &'a Sides,
+    reads: tidemark_verify::Request,
+    tools: Tools,
+    target: DeltaTarget,
+    files: RowFiles,
+    spill: Arc<Spill>,
+    told: Vec<TableDelta>,
+}
+
+impl<'a> Delta<'a> {
+    fn new(
+        request: &'a Request,
+        sides: &'a Sides,
+        (target, files, key): (DeltaTarget, RowFiles, DigestKey),
+    ) -> Result<Self> {
+        let job = &request.job;
+        // Nothing is named, so nothing is written there.
+        let redactor = Redactor::new(Redaction::Keys, [0; 32]);
+        let reads = tidemark_verify::Request {
+            job: job.clone(),
+            level: Level::Digest,
+            readers: job.readers,
+            rate: None,
+            reads: Reads::All,
+            max_snapshot_age: None,
+            progress: Arc::clone(&request.progress),
+            lines: Lines::new(Box::new(std::io::sink()), redactor),
+        };
+        let mut tools = Tools::new(&reads, &CancellationToken::new())?;
+        tools.key = key;
+        let spill = Spill::new(job.state_dir.clone());
+        Ok(Self { request, sides, reads, tools, target, files, spill, told: Vec::new() })
+    }
+
+    /// What is compared; tables that are left out are told of already.
+    async fn plan(&mut self, triggers: Triggers) -> Result<Vec<(Pair, Table)>> {
+        let (source, target) = (&self.sides.source, &self.sides.target);
+        let catalogs = (&source.catalog, &target.catalog);
+        let paired = pair(&self.reads, false, catalogs, &mut Bounds::new())?;
+        for (name, because) in left_out(&paired, source) {
+            self.skip(&name, because);
+        }
+        let mut generations = self.target.generations().await?;
+        let missing = missing_columns(&paired, source);
+        let planning = Planning {
+            source,
+            target: &self.target,
+            target_version: target.catalog.server.version_num,
+            files: &self.files,
+            key: &self.tools.key,
+            triggers,
+            scan_target: self.request.scan_target,
+            unfilters: self.request.actions.unfiltered == Action::Apply,
+        };
+        let (mut planned, mut skipped) = (Vec::new(), Vec::new());
+        for pair in &paired.pairs {
+            let (missing, generation) = (missing.get(pair.name()), generations.remove(pair.name()));
+            match planning.table(pair, missing.map(String::as_str), generation).await? {
+                Ok(table) => planned.push(table),
+                Err(because) => skipped.push((pair.name().clone(), because)),
+            }
+        }
+        for (name, because) in skipped {
+            self.skip(&name, because);
+        }
+        Ok(planned)
+    }
+
+    fn skip(&mut self, name: &RelationName, because: String) {
+        let mut told = TableDelta::new(name);
+        told.skipped_reason = Some(because);
+        self.told.push(told);
+    }
+
+    /// Reads the source once and goes on table by table; gives the position.
+    async fn tables(&mut self, planned: Vec<(Pair, Table)>) -> Result<Option<String>> {
+        if planned.is_empty() {
+            return Ok(None);
+        }
+        let (pairs, tables): (Vec<Pair>, Vec<Table>) = planned.into_iter().unzip();
+        let relations = pairs.iter().map(|pair| pair.source.relation.clone()).collect();
+        let view = self.sides.source.view(relations).await?;
+        let gathered = self.gather(&view, &pairs, &tables).await?;
+        for ((pair, mut table), gathered) in pairs.iter().zip(tables).zip(gathered) {
+            if !view.tables().iter().any(|relation| relation.oid == pair.source.relation.oid) {
+                self.skip(pair.name(), "it was dropped on the source meanwhile".to_owned());
+                continue;
+            }
+            let (mut told, began) = (TableDelta::new(pair.name()), Instant::now());
+            Box::pin(self.table((pair, &mut table), (&view, gathered), &mut told)).await?;
+            told.duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.told.push(told);
+        }
+        let lsn = view.moment().0.to_string();
+        view.release().await;
+        Ok(Some(lsn))
+    }
+
+    /// Every row of the source that this filter or the last one lets through.
+    async fn gather(&self, view: &View, pairs: &[Pair], tables: &[Table]) -> Result<Vec<Gathered>> {
+        let mut gather = Gather::new(pairs, &self.tools.key, &self.spill, self.of_chunk());
+        for passes in [Passes::Both, Passes::Now, Passes::Before] {
+            gather.passes = passes;
+            let filter = |number: usize| {
+                let Table { filter, before, .. } = &tables[number];
+                filter_of(filter.as_deref(), before.as_ref().map(Option::as_deref), passes)
+            };
+            let wanted = (0..pairs.len()).filter(|number| filter(*number).is_some());
+            let wanted: Vec<usize> = wanted.collect();
+            let mut pieces = self.pieces(view, pairs, &wanted);
+            for (number, spec) in &mut pieces {
+                spec.filter = filter(*number).flatten();
+            }
+            scan(&self.tools, view, pieces, &gather).await?;
+        }
+        Ok(gather.finish())
+    }
+
+    /// Bytes that each chunk keeps in memory while it is read.
+    fn of_chunk(&self) -> u64 {
+        self.request.job.memory / 8 / self.request.job.readers.max(1) as u64
+    }
+
+    fn pieces(&self, view: &View, pairs: &[Pair], wanted: &[usize]) -> Vec<Piece> {
+        let wanted = wanted.iter().map(|number| (*number, None));
+        let mut pieces = tidemark_verify::plan(&self.reads, view, pairs, wanted);
+        pieces.iter_mut().for_each(|(_, spec)| spec.columns.push(place_column()));
+        pieces
+    }
+
+    /// Every row of the target's table.
+    async fn gather_target(&self, view: &View, pair: &Pair) -> Result<Sorted<Row>> {
+        let pairs = std::slice::from_ref(pair);
+        let gather = Gather::new(pairs, &self.tools.key, &self.spill, self.of_chunk());
+        scan(&self.tools, view, self.pieces(view, pairs, &[0]), &gather).await?;
+        let rows = gather.finish().pop().map(|gathered| gathered.rows.sorted());
+        rows.ok_or_else(|| Error::new(Kind::Internal, "read the target's table: nothing came"))?
+    }
+
+    async fn table(
+        &mut self,
+        (pair, table): (&Pair, &mut Table),
+        (view, gathered): (&View, Gathered),
+        told: &mut TableDelta,
+    ) -> Result<()> {
+        told.compared_with = Some(table.with);
+        let row_bytes = gathered.bytes / gathered.count.max(1);
+        let generation = format!("{:032x}", rand::random::<u128>());
+        let mut there = match table.with {
+            ComparedWith::Target => Some(self.target_view(pair).await?),
+            _ => None,
+        };
+        let base = match (&there, table.known.take()) {
+            (Some(there), _) => Known::Target(self.gather_target(there, pair).await?),
+            (None, Some(known)) => Known::File(Box::new(known)),
+            (None, None) => Known::Nothing,
+        };
+        let file = match self.request.dry_run {
+            true => None,
+            false => Some(self.files.begin(pair.name(), &generation, &table.head.text())?),
+        };
+        let share = self.request.job.memory / 16;
+        let told_of = ToldOf {
+            file,
+            refused: Vec::new(),
+            puts: Sorter::new(&self.spill, share),
+            gone: Sorter::new(&self.spill, share),
+            is_any: false,
+        };
+        let actions = self.request.actions;
+        let classified = blocking(move || classified(actions, gathered, base, told_of));
+        let (counts, found) = classified.await??;
+        let ToldOf { file, refused, puts, gone, is_any } = found;
+        told.found(&counts, &actions, row_bytes);
+        let Some(rows) = file else { return self.end_reading(there).await };
+        let is_other_filter =
+            table.before.as_ref().is_some_and(|_| actions.unfiltered == Action::Apply);
+        if table.with == ComparedWith::Ledger && !is_other_filter && !is_any {
+            drop(rows);
+            self.files.keep_only(pair.name(), table.generation.as_deref())?;
+            return self.end_reading(there).await;
+        }
+        let mut gone = gone.sorted()?;
+        if table.with != ComparedWith::Target && !pair.has_verbatim_key() {
+            (there, gone) = self.find(pair, gone).await?;
+        }
+        let findings = Findings { puts, gone, rows, refused };
+        self.write((pair, table), view, findings, (&generation, told)).await?;
+        self.end_reading(there).await
+    }
+
+    async fn target_view(&self, pair: &Pair) -> Result<View> {
+        self.sides.target.view(vec![pair.target.relation.clone()]).await
+    }
+
+    async fn end_reading(&self, there: Option<View>) -> Result<()> {
+        if let Some(there) = there {
+            there.release().await;
+        }
+        Ok(())
+    }
+
+    /// Finds on the target the places of rows that go, whose keys are known by their hashes only; the view is to be held
+    /// until they are gone, so that no other row can come to be in their places.
+    async fn find(
+        &self,
+        pair: &Pair,
+        mut gone: Sorted<Gone>,
+    ) -> Result<(Option<View>, Sorted<Gone>)> {
+        let mut found = Sorter::new(&self.spill, self.request.job.memory / 16);
+        let Some(mut wanted) = gone.next()? else { return Ok((None, found.sorted()?)) };
+        let in_key =
+            |name: &String| pair.key.iter().any(|at| pair.source.columns[*at].name == *name);
+        let known_by = match pair.key.is_empty() {
+            true => pair.clone(),
+            false => pair.narrowed(|column, _| in_key(&column.name))?,
+        };
+        let view = self.target_view(pair).await?;
+        let mut rows = self.gather_target(&view, &known_by).await?;
+        let mut row = rows.next()?;
+        while let Some(there) = row {
+            match there.code.cmp(&wanted.code) {
+                std::cmp::Ordering::Less => row = rows.next()?,
+                order => {
+                    if order == std::cmp::Ordering::Equal {
+                        found.push(Gone { place: Some(there.place), ..wanted })?;
+                        row = rows.next()?;
+                    }
+                    // One that the target does not have is gone already.
+                    let Some(next) = gone.next()? else { break };
+                    wanted = next;
+                }
+            }
+        }
+        Ok((Some(view), found.sorted()?))
+    }
+
+    async fn write(
+        &mut self,
+        (pair, table): (&Pair, &Table),
+        source: &View,
+        findings: Findings,
+        (generation, told): (&str, &mut TableDelta),
+    ) -> Result<()> {
+        let (budget, spill) = (&self.tools.budget, &self.spill);
+        let work = Work { pair, table, source, budget, spill };
+        match work.write(&mut self.target, findings, (generation, told)).await {
+            Ok(()) => self.files.keep_only(pair.name(), Some(generation)).map_err(Error::from),
+            Err(error) if error.kind == Kind::TargetRefused => {
+                tracing::error!(table = %pair.name(), %error, "the target refuses the table; the others go on");
+                self.target.roll_back().await?;
+                self.files.keep_only(pair.name(), table.generation.as_deref())?;
+                told.classes.iter_mut().for_each(|class| class.moved = 0);
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                told.failed = Some(match cause {
+                    Some(cause) => format!("{error}: {cause}"),
+                    None => error.to_string(),
+                });
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The first chosen column of a table that the target does not have.
+fn missing_columns(paired: &Paired, source: &Side) -> HashMap<RelationName, String> {
+    let findings = paired.findings.iter().filter(|finding| finding.kind == "column-missing");
+    let is_moved = |table: &RelationName, column: &String| {
+        let relation = source.catalog.relation(table);
+        let mut columns = relation.into_iter().flat_map(|relation| &relation.columns);
+        columns
+            .any(|known| known.name == *column && known.generated == tidemark_model::Generated::No)
+    };
+    let missing = findings.filter_map(|finding| {
+        let table = finding.table.clone()?;
+        is_moved(&table, &finding.object).then(|| (table, finding.object.clone()))
+    });
+    missing.collect()
+}
+
+/// The condition of the rows that pass so; nothing where there are none of them. `before`: the last run had another filter.
+fn filter_of(
+    now: Option<&str>,
+    before: Option<Option<&str>>,
+    passes: Passes,
+) -> Option<Option<String>> {
+    let Some(before) = before else {
+        return (passes == Passes::Both).then(|| now.map(str::to_owned));
+    };
+    // The line feed ends a comment that an expression may end with.
+    let passing =
+        |filter: Option<&str>| filter.map_or("true".to_owned(), |text| format!("({text}\n)"));
+    let (now, before) = (passing(now), passing(before));
+    Some(Some(match passes {
+        Passes::Both => format!("({now} AND {before})"),
+        Passes::Now => format!("({now} AND ({before}) IS NOT TRUE)"),
+        Passes::Before => format!("({before} AND ({now}) IS NOT TRUE)"),
+    }))
+}
+
+/// What is known of the target's rows.
+enum Known {
+    Nothing,
+    File(Box<tidemark_ledger::KnownRows>),
+    Target(Sorted<Row>),
+}
+
+impl Known {
+    fn next(&mut self) -> Result<Option<Base>> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::File(rows) => Ok(rows.read_next()?.map(|known| Base { known, place: None })),
+            Self::Target(rows) => Ok(rows.next()?.map(|Row { code, hash, place, .. }| Base {
+                known: KnownRow { code, hash, is_there: true, is_refused: false },
+                place: Some(place),
+            })),
+        }
+    }
+}
+
+/// What was found, on its way into the file and to the target.
+struct ToldOf {
+    file: Option<NewRows>,
+    refused: Vec<KnownRow>,
+    puts: Sorter<Put>,
+    gone: Sorter<Gone>,
+    /// Whether anything is to be written.
+    is_any: bool,
+}
+
+impl Found for ToldOf {
+    fn keep(&mut self, code: u128, hash: u128) -> Result<()> {
+        match &mut self.file {
+            Some(file) => Ok(file.push(code, hash)?),
+            None => Ok(()),
+        }
+    }
+
+    fn still_refused(&mut self, row: KnownRow) -> Result<()> {
+        self.refused.push(row);
+        Ok(())
+    }
+
+    fn put(&mut self, row: Put) -> Result<()> {
+        self.is_any = true;
+        // What is not moved need not be remembered.
+        if self.file.is_some() { self.puts.push(row) } else { Ok(()) }
+    }
+
+    fn take(&mut self, row: Gone) -> Result<()> {
+        self.is_any = true;
+        if self.file.is_some() { self.gone.push(row) } else { Ok(()) }
+    }
+}
+
+fn classified(
+    actions: Actions,
+    gathered: Gathered,
+    mut base: Known,
+    mut found: ToldOf,
+) -> Result<(Counts, ToldOf)> {
+    let mut rows = gathered.rows.sorted()?;
+    let classify = Classify { actions, found: &mut found, counts: Counts::default() };
+    let counts = classify.run(|| rows.next(), || base.next())?;
+    Ok((counts, found))
+}
