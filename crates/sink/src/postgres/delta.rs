@@ -422,7 +422,7 @@ impl DeltaWriter<'_> {
 
     async fn write(&mut self, part: Part<'_>) -> Result<Vec<RefusedRow>> {
         let mut refused = Vec::new();
-        let mut open = vec![0..part.len()];
+        let mut open: Vec<Range<usize>> = std::iter::once(0..part.len()).collect();
         while let Some(range) = open.pop() {
             if range.is_empty() {
                 continue;
