@@ -115,10 +115,10 @@ fn assert_verdicts(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_hard_cases_have_their_verdicts_in_a_lake_whose_odd_values_become_null() {
-    assert_verdicts(Null, verdicts("casesnull", Null).await, BY_NULL);
+    assert_verdicts(Null, Box::pin(verdicts("casesnull", Null)).await, BY_NULL);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_hard_cases_have_their_verdicts_in_a_lake_whose_odd_values_become_text() {
-    assert_verdicts(Text, verdicts("casestext", Text).await, BY_TEXT);
+    assert_verdicts(Text, Box::pin(verdicts("casestext", Text)).await, BY_TEXT);
 }
