@@ -31,6 +31,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How often what was touched meanwhile is proven before the fence, and when that is quick enough.
 const ROUNDS: u32 = 8;
 const CLOSE_ENOUGH: Duration = Duration::from_millis(300);
+/// The process that runs the job follows within this.
+const COMES: Duration = Duration::from_secs(10);
 /// The process that runs the job turns within this.
 const TURNS: Duration = Duration::from_secs(30);
 
@@ -409,7 +411,13 @@ impl<'a> Switch<'a> {
 
     /// The stream is close enough.
     async fn check(&self) -> Result<Stepped> {
-        let status = ask_status(&self.from.state_dir).await?.ok_or_else(gone)?;
+        let mut status = ask_status(&self.from.state_dir).await?.ok_or_else(gone)?;
+        // One that was started a moment ago is still looking where the target stands.
+        let deadline = Instant::now() + COMES;
+        while status.phase != Phase::Follow && Instant::now() < deadline {
+            tokio::time::sleep(LOOK_EVERY).await;
+            status = ask_status(&self.from.state_dir).await?.ok_or_else(gone)?;
+        }
         let behind = status.lag.seconds.unwrap_or_default();
         if status.phase != Phase::Follow {
             let message = format!("{}: the job does not follow yet", self.way.word());
