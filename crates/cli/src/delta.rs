@@ -31,6 +31,7 @@ pub(crate) fn run(config: &Config, args: &DeltaArgs, screen: &Screen) -> Result<
         scan_target: args.scan_target,
         progress: Arc::default(),
     };
+    tidemark_migrate::refuse_begun(&request.job, "delta")?;
     let report = runtime()?.block_on(watched(&request, screen))?;
     match args.json {
         true => output::print_json(&report)?,

@@ -43,6 +43,7 @@ pub fn check(config: &Config, args: &CheckArgs, screen: &Screen) -> Result<ExitC
 pub fn sync(config: &Config, args: &SyncArgs, screen: &Screen) -> Result<ExitCode, Failure> {
     let job = job::job(config, args.target_not_empty, !args.snapshot_only)?;
     if args.snapshot_only {
+        tidemark_migrate::refuse_begun(&job, "sync --snapshot-only")?;
         let report = runtime()?.block_on(snapshot(&job, screen))?;
         let code = copied(&report);
         if args.json {
@@ -168,6 +169,7 @@ pub fn reset(config: &Config, tables: Vec<RelationName>) -> Result<ExitCode, Fai
 pub fn cleanup(config: &Config) -> Result<ExitCode, Failure> {
     let job = job::job(config, NotEmpty::Refuse, false)?;
     let done = runtime()?.block_on(async {
+        tidemark_migrate::refuse_under_way(&job)?;
         let mut done = Vec::new();
         for job in tidemark_migrate::jobs(&job)? {
             done.extend(pipeline::cleanup(&job).await?);

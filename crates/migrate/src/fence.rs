@@ -3,6 +3,7 @@
 //! **Invariant:** what was set before is put back by the one who opens. A fence is a default that a session may override, so
 //! that nobody relies on it alone: whether something was written all the same is seen in the stream.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -22,8 +23,6 @@ pub(crate) struct Fenced {
     pub(crate) previous: Option<String>,
     /// Sessions that were ended.
     pub(crate) ended: u64,
-    /// Sessions that could not be ended, by whom.
-    pub(crate) left: Vec<String>,
 }
 
 /// What is set for the database.
@@ -48,19 +47,44 @@ pub(crate) async fn fence(spec: &ConnectSpec, before: Option<Fenced>) -> Result<
     let database = Ident(spec.database());
     let sql = format!("ALTER DATABASE {database} SET default_transaction_read_only = on");
     client.batch_execute(&sql).await.map_err(failed("make the database read-only"))?;
-    let (ended, left) = end_sessions(&client).await?;
-    Ok(Fenced { previous, ended, left })
+    let ended = end_all(&client).await?;
+    // One may have been prepared until its session was ended.
+    refuse_prepared(&client).await?;
+    Ok(Fenced { previous, ended })
+}
+
+/// Ends sessions of the application once more: one that was just starting when the fence went up may have missed it.
+pub(crate) async fn end_again(spec: &ConnectSpec) -> Result<()> {
+    end_all(&spec.connect().await?).await.map(drop)
+}
+
+/// Whether we may put a fence up here, and nothing is in its way.
+pub(crate) async fn check(spec: &ConnectSpec) -> Result<()> {
+    let client = spec.connect().await?;
+    refuse_prepared(&client).await?;
+    let sql = "SELECT pg_catalog.pg_has_role(datdba, 'USAGE') FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()";
+    let row = client.query_one(sql, &[]).await.map_err(failed("look whose the database is"))?;
+    if row.get(0) {
+        return Ok(());
+    }
+    let message =
+        format!("fence: database {} is not ours to be made read-only", Ident(spec.database()));
+    Err(Error::new(Kind::Preflight, message)
+        .hint("make our role a member of its owner, or bring a fence of your own (cutover.fence = \"hook\")"))
 }
 
 /// What the database was set to before a fence, for the journal.
 pub(crate) async fn before(spec: &ConnectSpec) -> Result<Fenced> {
     let client = spec.connect().await?;
-    Ok(Fenced { previous: setting(&client).await?, ended: 0, left: Vec::new() })
+    Ok(Fenced { previous: setting(&client).await?, ended: 0 })
 }
 
 /// Takes the fence away. Sessions that began behind it keep it until they end: they are ended.
 pub(crate) async fn open(spec: &ConnectSpec, fenced: &Fenced) -> Result<()> {
     let client = spec.connect().await?;
+    if setting(&client).await? == fenced.previous {
+        return Ok(());
+    }
     let database = Ident(spec.database());
     let sql = match &fenced.previous {
         Some(value) => format!(
@@ -70,7 +94,7 @@ pub(crate) async fn open(spec: &ConnectSpec, fenced: &Fenced) -> Result<()> {
         None => format!("ALTER DATABASE {database} RESET default_transaction_read_only"),
     };
     client.batch_execute(&sql).await.map_err(failed("let the database take writes again"))?;
-    end_sessions(&client).await.map(drop)
+    end_all(&client).await.map(drop)
 }
 
 /// A COMMIT PREPARED writes whatever the default is.
@@ -86,19 +110,20 @@ async fn refuse_prepared(client: &Client) -> Result<()> {
         .hint("COMMIT PREPARED or ROLLBACK PREPARED it, then run the same command again"))
 }
 
-/// Ends the sessions of everybody but us, and waits until they are gone.
-async fn end_sessions(client: &Client) -> Result<(u64, Vec<String>)> {
-    let others = "SELECT pid, coalesce(usename, '?') FROM pg_catalog.pg_stat_activity \
-                  WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid() \
-                    AND backend_type = 'client backend' AND application_name NOT LIKE 'tidemark\\_%'";
-    let (deadline, mut told) = (Instant::now() + PATIENCE, std::collections::HashSet::new());
+/// Ends the sessions of everybody but us, and waits until they are gone; gives how many.
+///
+/// # Errors
+/// Some cannot be ended: they began before the fence, so that they are not behind it.
+async fn end_all(client: &Client) -> Result<u64> {
+    // What a session of another role is, we may not be shown; without a role it is the server's own.
+    let others = "SELECT pid, usename FROM pg_catalog.pg_stat_activity \
+                  WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid() AND usesysid IS NOT NULL \
+                    AND coalesce(backend_type, 'client backend') = 'client backend' AND application_name NOT LIKE 'tidemark\\_%'";
+    let (deadline, mut told) = (Instant::now() + PATIENCE, HashSet::new());
     loop {
         let rows = client.query(others, &[]).await.map_err(failed("look for sessions"))?;
-        if rows.is_empty() || Instant::now() >= deadline {
-            let left = rows
-                .iter()
-                .map(|row| format!("{} ({})", row.get::<_, i32>(0), row.get::<_, &str>(1)));
-            return Ok((told.len() as u64, left.collect()));
+        if rows.is_empty() {
+            return Ok(told.len() as u64);
         }
         let mut is_refused = true;
         for pid in rows.iter().map(|row| row.get::<_, i32>(0)) {
@@ -108,11 +133,15 @@ async fn end_sessions(client: &Client) -> Result<(u64, Vec<String>)> {
                 told.insert(pid);
             }
         }
-        if is_refused {
-            let left = rows
+        if is_refused || Instant::now() >= deadline {
+            let left: Vec<String> = rows
                 .iter()
-                .map(|row| format!("{} ({})", row.get::<_, i32>(0), row.get::<_, &str>(1)));
-            return Ok((told.len() as u64, left.collect()));
+                .map(|row| format!("{} of {}", row.get::<_, i32>(0), Ident(row.get(1))))
+                .collect();
+            let message = format!("fence: sessions that cannot be ended: {}", left.join(", "));
+            return Err(Error::new(Kind::TargetRefused, message).hint(
+                "GRANT pg_signal_backend to our role (sessions of superusers only a superuser can end), or end them by hand",
+            ));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

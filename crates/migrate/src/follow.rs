@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidemark_pipeline::{Job, Progress, Result, SyncReport, Until};
+use tidemark_pipeline::{Error, Job, Kind, Progress, Result, SyncReport, Until};
 use tokio_util::sync::CancellationToken;
 
 use crate::runbook::{Direction, state};
@@ -26,7 +26,13 @@ pub async fn sync(
     stop: &CancellationToken,
 ) -> Result<SyncReport> {
     loop {
-        let direction = state(&forward.state_dir)?.direction;
+        let state_now = state(&forward.state_dir)?;
+        if state_now.is_complete {
+            let attempt = "sync: the migration is complete, nothing is followed any more";
+            return Err(Error::new(Kind::Usage, attempt)
+                .hint("a new migration has a state directory of its own (--state-dir)"));
+        }
+        let direction = state_now.direction;
         let job = active(forward)?;
         let ended = stop.child_token();
         let turned = async {

@@ -13,6 +13,10 @@ const KEPT_BYTES: usize = 4096;
 pub(crate) struct Told<'a> {
     pub(crate) job: &'a str,
     pub(crate) way: &'a str,
+    /// Why it is run: `fence`, `open`, `switch`, or `abort`.
+    pub(crate) step: &'a str,
+    /// Which side it is about: `source` or `target`.
+    pub(crate) side: &'a str,
     pub(crate) lsn: String,
 }
 
@@ -27,6 +31,8 @@ pub(crate) async fn run(command: &[String], told: &Told<'_>) -> Result<String> {
         .env("TIDEMARK_JOB", told.job)
         .env("TIDEMARK_WAVE", "")
         .env("TIDEMARK_WAY", told.way)
+        .env("TIDEMARK_STEP", told.step)
+        .env("TIDEMARK_SIDE", told.side)
         .env("TIDEMARK_LSN", &told.lsn)
         .stdin(Stdio::null())
         .kill_on_drop(true)
@@ -42,6 +48,5 @@ pub(crate) async fn run(command: &[String], told: &Told<'_>) -> Result<String> {
         return Ok(kept);
     }
     let message = format!("the hook {program} ended with {}: {}", ran.status, kept.trim_end());
-    Err(Error::new(Kind::Unavailable, message)
-        .hint("mend it, and run the same command with --resume"))
+    Err(Error::new(Kind::Unavailable, message).hint("mend it, and run the same command again"))
 }

@@ -26,5 +26,5 @@ mod switch;
 
 pub use follow::sync;
 pub use runbook::{Attempt, Direction, Entry, Event, State, Step, Way, state};
-pub use sides::{active, ask_status, job_of, jobs, place};
+pub use sides::{active, ask_status, job_of, jobs, place, refuse_begun, refuse_under_way};
 pub use switch::{Ended, How, Migration, Plan, abort, complete, run};

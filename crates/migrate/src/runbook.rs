@@ -131,6 +131,8 @@ pub enum Event {
     Done,
     /// It went wrong; it may be tried again.
     Failed,
+    /// What was done begins to be taken back: from here on it cannot be gone on with.
+    TakingBack,
     /// Everything before the point of no return was taken back.
     Aborted,
     /// The migration is over: there is no way back any more.
@@ -175,6 +177,11 @@ impl Attempt {
         self.entries.iter().any(|entry| entry.step == Some(step))
     }
 
+    /// Whether it is being taken back.
+    pub fn is_taken_back(&self) -> bool {
+        self.entries.iter().any(|entry| entry.event == Event::TakingBack)
+    }
+
     /// Whether the other side may take writes by now: from here on there is only forward.
     pub fn is_beyond_return(&self) -> bool {
         self.has_begun(Step::Open)
@@ -217,6 +224,7 @@ impl State {
                 self.attempt = Some(Attempt { way: entry.way, entries: Vec::new() });
             }
             (None, Event::Completed) => self.is_complete = true,
+            (None, Event::TakingBack) => {}
             (None, _) => self.attempt = None,
             (Some(Step::Turn), Event::Done) => self.direction = entry.way.to(),
             (Some(_), _) => {}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tidemark_model::names;
 use tidemark_pipeline::{
-    Job, NotEmpty, PostgresTarget, Result, SchemaMode, Status, StreamJob, Target,
+    Error, Job, Kind, NotEmpty, PostgresTarget, Result, SchemaMode, Status, StreamJob, Target,
 };
 
 use crate::runbook::{Direction, state};
@@ -25,7 +25,12 @@ pub fn job_of(forward: &Job, direction: Direction) -> Job {
     match direction {
         Direction::Forward => Job {
             source: old,
-            target: Target::Postgres(PostgresTarget { spec: new, ..target.clone() }),
+            // What was to become of a target with contents was said for the first copy.
+            target: Target::Postgres(PostgresTarget {
+                spec: new,
+                not_empty: NotEmpty::Refuse,
+                ..target.clone()
+            }),
             ..forward.clone()
         },
         Direction::Back => Job {
@@ -59,6 +64,31 @@ pub(crate) fn adopting(job: &Job) -> Job {
         (target.schema, target.not_empty) = (SchemaMode::Exists, NotEmpty::Append);
     }
     job
+}
+
+/// Refuses what would write to the target as if the application were not on it, or were not about to be.
+///
+/// # Errors
+/// A cutover was begun.
+pub fn refuse_begun(forward: &Job, what: &str) -> Result<()> {
+    let state = state(&forward.state_dir)?;
+    if state.direction == Direction::Forward && state.attempt.is_none() {
+        return Ok(());
+    }
+    let attempt = format!("{what}: the application is on the target, or about to go there or back");
+    Err(Error::new(Kind::Usage, attempt).hint(
+        "tidemark status tells where the migration is; tidemark fallback goes back to the source",
+    ))
+}
+
+/// Refuses to remove what a cutover that is under way needs.
+///
+/// # Errors
+/// One is.
+pub fn refuse_under_way(forward: &Job) -> Result<()> {
+    let Some(attempt) = state(&forward.state_dir)?.attempt else { return Ok(()) };
+    let what = format!("cleanup: a {} is under way", attempt.way.word());
+    Err(Error::new(Kind::Usage, what).hint("go on with it by --resume, or take it back by --abort"))
 }
 
 /// Every job that a migration may have left something of, or the one that there is.

@@ -11,7 +11,8 @@ use serde_json::json;
 use tidemark_ledger::{LedgerReader, now_ms};
 use tidemark_model::Lsn;
 use tidemark_pipeline::{
-    Error, Held, Job, Kind, Phase, Progress, Result, Target, Until, ask_status, cleanup,
+    Error, Held, Job, Kind, Phase, Progress, Result, TableOptions, Target, Until, ask_status,
+    cleanup,
 };
 use tidemark_report::{Level, Verdict};
 use tidemark_source::emit_barrier;
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::fence::{self, Fenced};
 use crate::follow::sync;
 use crate::hook::{self, Told};
-use crate::runbook::{Attempt, Direction, Event, Runbook, State, Step, Way};
+use crate::runbook::{Attempt, Direction, Event, Runbook, State, Step, Way, state};
 use crate::sequences;
 use crate::sides::{active, adopting, job_of};
 
@@ -109,6 +110,7 @@ pub async fn run(
         let attempt = format!("{}: a lake takes no application over", way.word());
         return Err(Error::new(Kind::Usage, attempt));
     };
+    refuse_parts(&migration.job, way)?;
     let runbook = Runbook::open(&migration.job.state_dir)?;
     refuse_wrong(&runbook.state, way, how)?;
     refuse_other_than_following(&job_of(&migration.job, runbook.state.direction))?;
@@ -117,11 +119,47 @@ pub async fn run(
         switch.runbook.note(way, None, Event::Begun, json!({}))?;
     }
     let is_turned = switch.runbook.state.direction == way.to();
-    match how {
-        How::DryRun => Box::pin(with_follower(&migration.job, stop, switch.try_out())).await,
-        _ if is_turned => switch.work().await,
+    let ended = match how {
+        How::DryRun => {
+            return Box::pin(with_follower(&migration.job, stop, switch.try_out())).await;
+        }
+        _ if is_turned => Box::pin(switch.work()).await,
         _ => Box::pin(with_follower(&migration.job, stop, switch.work())).await,
+    };
+    match ended {
+        Ok(ended) => Ok(ended),
+        Err(error) => Err(left_behind(migration, way, error).await),
     }
+}
+
+/// A stream that ended took the step with it: what was begun is taken back here, where the step itself did not.
+async fn left_behind(migration: &Migration, way: Way, error: Error) -> Error {
+    let left = state(&migration.job.state_dir).ok().and_then(|state| state.attempt);
+    let is_over = |attempt: &Attempt| {
+        attempt.way != way || attempt.is_beyond_return() || attempt.is_taken_back()
+    };
+    if left.as_ref().is_none_or(is_over) {
+        return error;
+    }
+    match Box::pin(abort(migration, way)).await {
+        Ok(()) => error,
+        Err(cause) => not_taken_back(way, error, &cause),
+    }
+}
+
+/// The worst to happen: nobody may write, and only somebody who looks can help.
+fn not_taken_back(way: Way, mut error: Error, cause: &Error) -> Error {
+    error.message = format!("{}; and it could not be taken back: {cause}", error.message);
+    error.hint(format!("writes may be blocked: tidemark {} --abort", way.word()))
+}
+
+/// A stream back of a part of the rows or columns would do things to the rest.
+fn refuse_parts(job: &Job, way: Way) -> Result<()> {
+    let is_part = |table: &&TableOptions| table.filter.is_some() || table.columns.is_some();
+    let Some(table) = job.tables.iter().find(is_part) else { return Ok(()) };
+    let what = format!("{}: of table {} the target has only a part", way.word(), table.name);
+    Err(Error::new(Kind::Usage, what)
+        .hint("an application is taken over to whole tables: take where and columns out of the configuration, and tidemark reset the table"))
 }
 
 /// Takes back what was begun, where the other side is not open yet.
@@ -169,6 +207,9 @@ fn refuse_wrong(state: &State, way: Way, how: How) -> Result<()> {
         );
     }
     match (&state.attempt, how) {
+        (Some(attempt), How::Resume) if attempt.way == way && attempt.is_taken_back() => {
+            refuse(format!("{}: it is being taken back", way.word()), "--abort goes on with that")
+        }
         (Some(attempt), How::Resume) if attempt.way == way => Ok(()),
         (Some(attempt), _) => refuse(
             format!("{}: a {} is under way", way.word(), attempt.way.word()),
@@ -231,7 +272,9 @@ async fn with_follower<T>(
         }
     };
     stop.cancel();
-    running.await?;
+    if let Err(error) = running.await {
+        tracing::warn!(%error, "the stream did not end in order; the next tidemark sync goes on with it");
+    }
     done
 }
 
@@ -289,10 +332,14 @@ impl<'a> Switch<'a> {
     }
 
     async fn work(mut self) -> Result<Ended> {
+        // What keeps writes out, and what was proven behind it, is done again by a process that goes on: the one before may
+        // have died at any moment, and who has written since nobody knows.
+        let attempt = self.runbook.state.attempt.as_ref();
+        let is_beyond_return = attempt.is_some_and(Attempt::is_beyond_return);
         for step in Step::ALL {
             let attempt = self.runbook.state.attempt.as_ref();
-            if attempt.is_some_and(|attempt| attempt.is_done(step)) {
-                self.remember(step);
+            let is_kept = step < Step::Fence || is_beyond_return;
+            if is_kept && attempt.is_some_and(|attempt| attempt.is_done(step)) {
                 continue;
             }
             if let Some(verdict) = self.one(step).await? {
@@ -303,13 +350,6 @@ impl<'a> Switch<'a> {
         let ended = self.ended(true).await?;
         self.runbook.note(self.way, None, Event::Done, json!(ended))?;
         Ok(ended)
-    }
-
-    /// What a step that an earlier process did has to hand on.
-    fn remember(&mut self, step: Step) {
-        if step == Step::Fence {
-            self.deadline = Some(Instant::now() + self.migration.plan.max_write_block);
-        }
     }
 
     /// One step, with its lines in the journal. Gives a verdict that is not good enough, after everything was taken back.
@@ -323,7 +363,7 @@ impl<'a> Switch<'a> {
             _ => serde_json::Value::Null,
         };
         self.runbook.note(self.way, Some(step), Event::Begun, detail)?;
-        failpoint(self.way, step, "begun");
+        failpoint(self.way, step.word(), "begun");
         let deadline = self.deadline.filter(|_| step < Step::Open);
         let stepped = match deadline {
             None => Box::pin(self.step(step)).await,
@@ -336,9 +376,9 @@ impl<'a> Switch<'a> {
         };
         match stepped {
             Ok(Stepped::Done(detail)) => {
-                failpoint(self.way, step, "acted");
+                failpoint(self.way, step.word(), "acted");
                 self.runbook.note(self.way, Some(step), Event::Done, detail)?;
-                failpoint(self.way, step, "done");
+                failpoint(self.way, step.word(), "done");
                 Ok(None)
             }
             Ok(Stepped::NotProven(detail)) => {
@@ -359,8 +399,10 @@ impl<'a> Switch<'a> {
                     return Err(error.hint(hint));
                 }
                 let because = error.to_string();
-                self.take_back(&because).await?;
-                Err(error)
+                match self.take_back(&because).await {
+                    Ok(()) => Err(error),
+                    Err(cause) => Err(not_taken_back(self.way, error, &cause)),
+                }
             }
         }
     }
@@ -396,7 +438,8 @@ impl<'a> Switch<'a> {
             Step::Reverse => self.reverse().await,
             Step::Open => self.open().await,
             Step::Switch => {
-                let said = hook::run(&self.migration.plan.switch_hook, &self.told()).await?;
+                let told = self.told("switch", self.way.to());
+                let said = hook::run(&self.migration.plan.switch_hook, &told).await?;
                 Ok(Stepped::Done(json!({ "said": said })))
             }
             Step::Turn => Ok(Stepped::Done(json!({ "late_changes": self.late_changes().await }))),
@@ -404,9 +447,14 @@ impl<'a> Switch<'a> {
         }
     }
 
-    fn told(&self) -> Told<'_> {
+    /// `direction`: of the stream that comes from the side that a hook is about.
+    fn told(&self, step: &'static str, direction: Direction) -> Told<'_> {
         let lsn = self.lsn.map(|lsn| lsn.to_string()).unwrap_or_default();
-        Told { job: &self.migration.job.name, way: self.way.word(), lsn }
+        let side = match direction {
+            Direction::Forward => "source",
+            Direction::Back => "target",
+        };
+        Told { job: &self.migration.job.name, way: self.way.word(), step, side, lsn }
     }
 
     /// The stream is close enough.
@@ -430,6 +478,9 @@ impl<'a> Switch<'a> {
             return Err(Error::new(Kind::Unavailable, message).hint(
                 "wait until it has caught up (tidemark status --watch), or raise cutover.max_lag",
             ));
+        }
+        if self.migration.plan.fence_hook.is_empty() {
+            fence::check(&self.from.source).await?;
         }
         Ok(Stepped::Done(json!({ "lag_seconds": behind, "lag_bytes": status.lag.bytes })))
     }
@@ -473,16 +524,11 @@ impl<'a> Switch<'a> {
 
     async fn fence(&mut self) -> Result<Stepped> {
         if !self.migration.plan.fence_hook.is_empty() {
-            let said = hook::run(&self.migration.plan.fence_hook, &self.told()).await?;
+            let told = self.told("fence", self.way.from());
+            let said = hook::run(&self.migration.plan.fence_hook, &told).await?;
             return Ok(Stepped::Done(json!({ "said": said })));
         }
         let fenced = fence::fence(&self.from.source, self.known_fence()).await?;
-        if !fenced.left.is_empty() {
-            tracing::warn!(
-                sessions = fenced.left.join(", "),
-                "sessions that could not be ended may write on: if they do, the drain sees it"
-            );
-        }
         Ok(Stepped::Done(json!(fenced)))
     }
 
@@ -547,6 +593,9 @@ impl<'a> Switch<'a> {
         let job = adopting(&self.to);
         let progress = Arc::new(Progress::default());
         let adopted = tidemark_pipeline::sync(&job, &progress, Some(Until::Now), self.stop).await?;
+        if self.migration.plan.fence_hook.is_empty() {
+            fence::end_again(&self.from.source).await?;
+        }
         self.refuse_writers().await?;
         Ok(Stepped::Done(json!({ "begins": adopted.end_lsn })))
     }
@@ -554,7 +603,8 @@ impl<'a> Switch<'a> {
     /// The other side is fenced if the application was there before.
     async fn open(&self) -> Result<Stepped> {
         if !self.migration.plan.open_hook.is_empty() {
-            let said = hook::run(&self.migration.plan.open_hook, &self.told()).await?;
+            let told = self.told("open", self.way.to());
+            let said = hook::run(&self.migration.plan.open_hook, &told).await?;
             return Ok(Stepped::Done(json!({ "said": said })));
         }
         let fenced = self.runbook.state.last_fence(self.way.to());
@@ -568,7 +618,7 @@ impl<'a> Switch<'a> {
     /// stream back leaves them out; what has happened to the same rows on the other side meanwhile nobody knows.
     async fn late_changes(&mut self) -> Option<u64> {
         let before = self.changes?;
-        self.pass_barrier().await.ok()?;
+        tokio::time::timeout(COMES, self.pass_barrier()).await.ok()?.ok()?;
         let late = self.applied_changes().await.ok()?.checked_sub(before)?;
         if late > 0 {
             tracing::warn!(
@@ -591,6 +641,8 @@ impl<'a> Switch<'a> {
 
     /// Undoes what was done, so that the application writes on where it did.
     async fn take_back(&mut self, because: &str) -> Result<()> {
+        self.runbook.note(self.way, None, Event::TakingBack, json!({ "because": because }))?;
+        failpoint(self.way, "abort", "begun");
         let attempt = self.runbook.state.attempt.clone();
         if attempt.as_ref().is_some_and(|attempt| attempt.has_begun(Step::Fence)) {
             if self.migration.plan.fence_hook.is_empty() {
@@ -598,7 +650,8 @@ impl<'a> Switch<'a> {
                     fence::open(&self.from.source, &fenced).await?;
                 }
             } else {
-                hook::run(&self.migration.plan.open_hook, &self.told()).await?;
+                let told = self.told("abort", self.way.from());
+                hook::run(&self.migration.plan.open_hook, &told).await?;
             }
         }
         if attempt.as_ref().is_some_and(|attempt| attempt.has_begun(Step::Reverse)) {
@@ -665,13 +718,13 @@ fn proof(outcome: &Outcome) -> serde_json::Value {
 
 fn gone() -> Error {
     Error::new(Kind::Unavailable, "the process that ran the job has ended")
-        .hint("run the same command again with --resume")
+        .hint("run the same command again")
 }
 
 /// Ends the process as `kill -9` does, where a test asks for it.
-fn failpoint(way: Way, step: Step, event: &str) {
+fn failpoint(way: Way, step: &str, event: &str) {
     let wanted = std::env::var("TIDEMARK_FAILPOINT").unwrap_or_default();
-    if wanted == format!("{}:{}:{event}", way.word(), step.word()) {
+    if wanted == format!("{}:{step}:{event}", way.word()) {
         tracing::warn!(wanted, "a failpoint ends the process");
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
             .ok();

@@ -13,6 +13,7 @@
 //! <- {"version":1,"lsn":"0/1A2B40"}
 //! ```
 
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -369,9 +370,15 @@ pub async fn ask_status(state_dir: &Path) -> Result<Option<Status>> {
         write.write_all(Request::line("status", None).as_bytes()).await?;
         let mut line = String::new();
         BufReader::new(read).read_line(&mut line).await?;
-        Ok(line)
+        Ok::<_, std::io::Error>(line)
     };
     let line = match tokio::time::timeout(PATIENCE, exchange).await {
+        // It ended while we asked.
+        Ok(Err(error))
+            if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) =>
+        {
+            return Ok(None);
+        }
         Ok(line) => line.map_err(failed)?,
         Err(_) => {
             return Err(Error::new(

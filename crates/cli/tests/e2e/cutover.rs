@@ -175,6 +175,8 @@ fn an_application_goes_over_and_back_and_over_again_and_loses_nothing() {
     job.run(&["complete", "--yes"]).expect(0);
     assert_eq!(pair.target.psql(slots).unwrap(), "");
     job.run(&["fallback"]).expect(2).says(&["the migration is complete"]);
+    job.run(&["sync", "--until", "now"]).expect(2).says(&["the migration is complete"]);
+    job.run(&["delta"]).expect(2).says(&["is on the target"]);
 }
 
 const STEPS: [&str; 11] = [
@@ -256,6 +258,16 @@ fn what_is_taken_back_leaves_the_source_writable_and_the_stream_going() {
     let slots = "SELECT string_agg(slot_name, ' ') FROM pg_replication_slots WHERE database = current_database()";
     assert_eq!(pair.target.psql(slots).unwrap(), "");
     job.run(&["cutover", "--abort"]).expect(2).says(&["none is under way"]);
+    // One that died while it was taken back may have opened the source already: it is not gone on with.
+    let failpoint = ("TIDEMARK_FAILPOINT", "cutover:drain:acted");
+    job.run_with(failpoint, &["cutover"]).expect(128 + 9);
+    let failpoint = ("TIDEMARK_FAILPOINT", "cutover:abort:begun");
+    job.run_with(failpoint, &["cutover", "--abort"]).expect(128 + 9);
+    job.run(&["cutover", "--resume"]).expect(2).says(&["is being taken back", "--abort"]);
+    job.run(&["cleanup", "--yes"]).expect(2).says(&["is under way"]);
+    job.run(&["delta"]).expect(2).says(&["about to go there"]);
+    job.run(&["cutover", "--abort"]).expect(0);
+    assert!(!is_read_only(&pair.source));
     // Beyond the point of no return there is only forward.
     let failpoint = ("TIDEMARK_FAILPOINT", "cutover:open:begun");
     job.run_with(failpoint, &["cutover"]).expect(128 + 9);
@@ -324,7 +336,7 @@ fn sequences_go_on_behind_what_was_handed_out() {
         .psql(
             "CREATE SEQUENCE down INCREMENT -3; SELECT nextval('down') FROM generate_series(1, 5); \
         CREATE SEQUENCE narrow MAXVALUE 20; SELECT setval('narrow', 15); CREATE SEQUENCE fresh; \
-        CREATE SEQUENCE ahead; SELECT setval('ahead', 7)",
+        CREATE SEQUENCE pending; SELECT setval('pending', 500, false); CREATE SEQUENCE ahead; SELECT setval('ahead', 7)",
         )
         .unwrap();
     job.run(&["sync", "--until", "now"]).expect(0);
@@ -334,6 +346,7 @@ fn sequences_go_on_behind_what_was_handed_out() {
     let next = |name: &str| pair.target.psql(&format!("SELECT nextval('{name}')")).unwrap();
     assert_eq!(next("pet_id_seq"), "9051");
     assert_eq!(next("down"), (-13 - 150 - 3).to_string());
+    assert_eq!(next("pending"), "550");
     assert_eq!((next("fresh"), next("ahead")), ("1".to_owned(), "5001".to_owned()));
     assert!(pair.target.psql("SELECT nextval('narrow')").is_err(), "at its end, never beyond it");
 }
@@ -350,8 +363,8 @@ fn a_fence_of_the_users_own_is_put_up_and_taken_away() {
     };
     let more = format!(
         "[cutover]\nfence = \"hook\"\nfence_hook = [{:?}, \"up\"]\nopen_hook = [{:?}]\nswitch_hook = [{:?}]\n",
-        script("fence.sh", "echo \"fence $1 $TIDEMARK_WAY $TIDEMARK_JOB\" >> said"),
-        script("open.sh", "echo \"open $TIDEMARK_LSN\" >> said"),
+        script("fence.sh", "echo \"fence $1 $TIDEMARK_WAY $TIDEMARK_JOB $TIDEMARK_SIDE\" >> said"),
+        script("open.sh", "echo \"$TIDEMARK_STEP $TIDEMARK_SIDE $TIDEMARK_LSN\" >> said"),
         script("fails.sh", "test -e mended || { echo not yet; exit 3; }")
     );
     let job = pair.job().configured(&more);
@@ -363,7 +376,8 @@ fn a_fence_of_the_users_own_is_put_up_and_taken_away() {
     job.run(&["cutover", "--resume"]).expect(0);
     let said = fs::read_to_string(job.path().join("said")).unwrap();
     assert!(
-        said.starts_with("fence up cutover hooked\nopen ") && said.lines().count() == 2,
+        said.starts_with("fence up cutover hooked source\nopen target ")
+            && said.lines().count() == 2,
         "{said}"
     );
     assert!(!is_read_only(&pair.source), "the fence is not ours");
@@ -395,6 +409,9 @@ fn a_job_that_does_not_follow_is_not_taken_over() {
     let job = &migration.job;
     let ran = job.run(&["cutover"]);
     assert!(ran.code == 2 && !ran.stderr.is_empty(), "{ran:?}");
+    let filtered = "[[table]]\nname = \"public.pet\"\nwhere = \"id > 5\"\n";
+    let part = migration.pair.job().configured(filtered);
+    part.run(&["cutover"]).expect(2).says(&["has only a part"]);
     job.run(&["sync", "--snapshot-only"]).expect(0);
     job.run(&["cutover"]).expect(2).says(&["does not follow yet", "tidemark sync"]);
     assert!(!is_read_only(&migration.pair.source));
