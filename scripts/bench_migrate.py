@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import bench
-from bench import BIN, Part, Server, demand, free_port, measure, run, unprivileged
+from bench import BIN, Part, Server, demand, free_port, measure, run, say, unprivileged
 
 CUTOVERS = int(os.environ.get("TIDEMARK_BENCH_CUTOVERS", "5"))
 SCALE = int(os.environ.get("TIDEMARK_BENCH_PGBENCH_SCALE", "50"))
@@ -32,7 +32,8 @@ def block(work):
             server.psql("postgres", "CREATE DATABASE app")
         source, target = (servers[role].url("app") for role in ("source", "target"))
         run(unprivileged([str(BIN / "pgbench"), "-i", "-s", str(SCALE), "-q", source]))
-        servers["source"].psql("app", "ALTER TABLE pgbench_history ADD id bigserial PRIMARY KEY; VACUUM ANALYZE")
+        servers["source"].psql("app", "ALTER TABLE pgbench_history ADD id bigserial PRIMARY KEY")
+        servers["source"].psql("app", "VACUUM ANALYZE")
         file, state = work / "block.toml", work / "state"
         file.write_text('[job]\nname = "bench"\n')
         job = ["-c", str(file), "--source", source, "--target", target, "--state-dir", str(state), "--progress", "none"]
@@ -52,7 +53,7 @@ def block(work):
             ended = json.loads(answer.stdout)
             blocks.append(ended["write_block_ms"])
             steps.append(ended["steps"])
-            bench.say(f"{ended['write_block_ms']} ms: {ended['steps']}")
+            say(f"{ended['write_block_ms']} ms: {ended['steps']}")
             demand(measure([bench.TIDEMARK, "fallback", *job]))
         part.samples["tidemark cutover"] = [{"seconds": ms / 1000, "cpu": 0, "rss_mb": 0} for ms in blocks]
         part.figures = {"write_block_ms": blocks, "steps": steps}
