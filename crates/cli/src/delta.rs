@@ -1,7 +1,7 @@
 //! `tidemark delta`: from the configuration to a run, and from what it did to a report and an exit code.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tidemark_migrate::delta::{
     Action, Actions, ComparedWith, DeltaReport, Request, TableDelta, delta,
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{DeltaArgs, NotEmpty};
 use crate::config::{Config, DeltaAction};
 use crate::exit::{ExitCode, Failure};
-use crate::jobs::{Signals, runtime};
+use crate::jobs::{runtime, stoppable};
 use crate::log::Screen;
 use crate::{job, output};
 
@@ -62,24 +62,8 @@ fn actions(config: &Config, args: &DeltaArgs) -> Actions {
 /// Runs it, and says how far it is.
 async fn watched(request: &Request, screen: &Screen) -> Result<DeltaReport, Failure> {
     let stop = CancellationToken::new();
-    let running = delta(request, &stop);
-    tokio::pin!(running);
-    let mut signals = Signals::new()?;
-    let mut say = tokio::time::interval_at((Instant::now() + SAY_EVERY).into(), SAY_EVERY);
-    loop {
-        tokio::select! {
-            biased;
-            report = &mut running => return Ok(report?),
-            () = signals.next() => {
-                if stop.is_cancelled() {
-                    std::process::exit(i32::from(ExitCode::Interrupted.number()));
-                }
-                tracing::info!("stopping; once more ends at once");
-                stop.cancel();
-            }
-            _ = say.tick() => screen.progress_line(&line(&request.progress)),
-        }
-    }
+    let say = || screen.progress_line(&line(&request.progress));
+    Ok(stoppable(delta(request, &stop), &stop, (SAY_EVERY, say)).await??)
 }
 
 fn line(progress: &Progress) -> String {

@@ -22,7 +22,7 @@ use crate::progress as bars;
 use crate::serve::{Serving, serve};
 
 /// Between two looks at the counters.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Between two answers of `status --watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
@@ -210,24 +210,8 @@ async fn shown<T>(
     let progress = Arc::new(Progress::default());
     let stop = CancellationToken::new();
     let mut shower = bars::Progress::new(screen);
-    let run = run(&progress, &stop);
-    tokio::pin!(run);
-    let mut signals = Signals::new()?;
-    let mut look = tokio::time::interval(LOOK_EVERY);
-    let ended = loop {
-        tokio::select! {
-            biased;
-            ended = &mut run => break ended,
-            () = signals.next() => {
-                if stop.is_cancelled() {
-                    std::process::exit(i32::from(ExitCode::Interrupted.number()));
-                }
-                tracing::info!("stopping; once more ends at once");
-                stop.cancel();
-            }
-            _ = look.tick() => shower.show(&progress.view().into()),
-        }
-    };
+    let show = || shower.show(&progress.view().into());
+    let ended = stoppable(run(&progress, &stop), &stop, (LOOK_EVERY, show)).await?;
     shower.finish();
     ended.map_err(|error| {
         if !error.findings.is_empty() {
@@ -235,6 +219,31 @@ async fn shown<T>(
         }
         error.into()
     })
+}
+
+/// Runs `work` to its end, and looks every so often how far it is. A signal asks it to stop, a second one ends the process.
+pub(crate) async fn stoppable<T>(
+    work: impl Future<Output = pipeline::Result<T>>,
+    stop: &CancellationToken,
+    (every, mut look): (Duration, impl FnMut()),
+) -> Result<pipeline::Result<T>, Failure> {
+    tokio::pin!(work);
+    let mut signals = Signals::new()?;
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+    loop {
+        tokio::select! {
+            biased;
+            ended = &mut work => return Ok(ended),
+            () = signals.next() => {
+                if stop.is_cancelled() {
+                    std::process::exit(i32::from(ExitCode::Interrupted.number()));
+                }
+                tracing::info!("stopping; once more ends at once");
+                stop.cancel();
+            }
+            _ = ticks.tick() => look(),
+        }
+    }
 }
 
 /// SIGINT and SIGTERM.

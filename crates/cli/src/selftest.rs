@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{NotEmpty, SelftestArgs};
 use crate::config::Config;
 use crate::exit::{ExitCode, Failure};
-use crate::jobs::{Signals, runtime};
+use crate::jobs::{LOOK_EVERY, runtime, stoppable};
 use crate::log::Screen;
 use crate::{job, output};
 
@@ -40,22 +40,7 @@ pub(crate) fn run(
 /// A signal lets what was made be dropped; a second one ends at once.
 async fn until_stopped(request: &Request) -> Result<Selftest, Failure> {
     let stop = CancellationToken::new();
-    let testing = selftest(request, &stop);
-    tokio::pin!(testing);
-    let mut signals = Signals::new()?;
-    loop {
-        tokio::select! {
-            biased;
-            tested = &mut testing => return Ok(tested?),
-            () = signals.next() => {
-                if stop.is_cancelled() {
-                    std::process::exit(i32::from(ExitCode::Interrupted.number()));
-                }
-                tracing::info!("stopping; once more ends at once");
-                stop.cancel();
-            }
-        }
-    }
+    Ok(stoppable(selftest(request, &stop), &stop, (LOOK_EVERY, || ())).await??)
 }
 
 fn text(tested: &Selftest, color: bool) -> String {

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use tidemark_model::RelationName;
@@ -26,7 +26,7 @@ use crate::args::{NotEmpty, VerifyArgs};
 use crate::config::{self, Allow, Config, Redact};
 use crate::exit::{ExitCode, Failure};
 use crate::job;
-use crate::jobs::{Signals, runtime};
+use crate::jobs::{runtime, stoppable};
 use crate::log::Screen;
 use crate::output::Examples;
 use crate::{output, redact};
@@ -142,23 +142,8 @@ async fn watched(request: &Request, quiesced: bool, screen: &Screen) -> Result<O
             false => verify_at_barrier(request, &stop).await,
         }
     };
-    tokio::pin!(verifying);
-    let mut signals = Signals::new()?;
-    let mut say = tokio::time::interval_at((Instant::now() + SAY_EVERY).into(), SAY_EVERY);
-    loop {
-        tokio::select! {
-            biased;
-            outcome = &mut verifying => return Ok(outcome?),
-            () = signals.next() => {
-                if stop.is_cancelled() {
-                    std::process::exit(i32::from(ExitCode::Interrupted.number()));
-                }
-                tracing::info!("stopping; once more ends at once");
-                stop.cancel();
-            }
-            _ = say.tick() => screen.progress_line(&line(&request.progress)),
-        }
-    }
+    let say = || screen.progress_line(&line(&request.progress));
+    Ok(Box::pin(stoppable(verifying, &stop, (SAY_EVERY, say))).await??)
 }
 
 fn line(progress: &Progress) -> String {
