@@ -12,11 +12,12 @@ use tidemark_digest::{NamedRow, RowHasher};
 use tidemark_model::{SelectColumn, TupleForm, Tuples, Wire};
 use tidemark_pipeline::{Error, Kind, Result};
 
-use crate::aside::{Aside, Row, Spill};
+use crate::aside::{Aside, Row};
 use crate::pair::{Pair, Shows};
 use crate::run::Run;
 use crate::scan::{Piece, Take, TakeRows, plan, scan};
 use crate::side::View;
+use crate::spill::Spill;
 use crate::{Which, spill_directory};
 
 /// Keys that one statement asks for.

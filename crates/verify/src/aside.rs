@@ -13,17 +13,15 @@ use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use tidemark_pipeline::{Error, Kind, Result};
 
 use crate::Which;
+use crate::spill::Spill;
 
 /// What is read of a run at a time.
 const READ_BYTES: usize = 64 << 10;
-/// What is written at a time.
-const WRITE_BYTES: usize = 1 << 20;
 /// So many runs are merged into one, in which what both sides have in common is left out.
 const RUNS: usize = 64;
 /// A row's share of memory beside its body.
@@ -41,36 +39,6 @@ pub(crate) struct Row {
     rows: u64,
     /// As much of its fields as is wanted later.
     pub(crate) body: Box<[u8]>,
-}
-
-/// A file for the runs of one table; it is made when the first one is written.
-#[derive(Debug)]
-pub(crate) struct Spill {
-    directory: PathBuf,
-    file: Mutex<Option<(Arc<File>, u64)>>,
-}
-
-impl Spill {
-    pub(crate) fn new(directory: PathBuf) -> Arc<Self> {
-        Arc::new(Self { directory, file: Mutex::new(None) })
-    }
-
-    /// A place for so many bytes.
-    fn place(&self, bytes: u64) -> io::Result<(Arc<File>, u64)> {
-        let mut file = self.file.lock().expect("no holder panics");
-        let (opened, end) = match file.take() {
-            Some(opened) => opened,
-            None => (Arc::new(tempfile::tempfile_in(&self.directory)?), 0),
-        };
-        *file = Some((Arc::clone(&opened), end + bytes));
-        Ok((opened, end))
-    }
-
-    /// A file that nobody else writes to; the one before is given up when its last run is.
-    fn fresh(&self) -> io::Result<Arc<File>> {
-        self.file.lock().expect("no holder panics").take();
-        Ok(Arc::new(tempfile::tempfile_in(&self.directory)?))
-    }
 }
 
 /// A sorted run.
@@ -119,9 +87,8 @@ impl Aside {
     fn write_run(&mut self) -> io::Result<()> {
         self.rows.sort_unstable();
         let length: u64 = self.rows.iter().map(|row| HEAD as u64 + row.body.len() as u64).sum();
-        let (file, at) = self.spill.place(length)?;
-        let mut out = Writer { file, at, bytes: Vec::new() };
-        self.rows.drain(..).try_for_each(|row| out.write(&row))?;
+        let (mut out, at) = self.spill.place(length)?;
+        self.rows.drain(..).try_for_each(|row| out.put(|bytes| row.write(bytes)))?;
         self.bytes = 0;
         let (file, end) = out.finish()?;
         self.runs.push(Run { file, at, end });
@@ -131,12 +98,12 @@ impl Aside {
     fn merge_runs(&mut self) -> Result<()> {
         let runs = std::mem::take(&mut self.runs);
         let mut groups = Groups::of(runs.iter().map(Run::source).collect())?;
-        let file = self.spill.fresh().map_err(unwritten)?;
-        let mut out = Writer { file, at: 0, bytes: Vec::new() };
+        let mut out = self.spill.fresh().map_err(unwritten)?;
         while let Some(group) = groups.next()? {
             let mut rows = group.rows();
             rows.sort_unstable();
-            rows.iter().try_for_each(|row| out.write(row)).map_err(unwritten)?;
+            let mut put = |row: &Row| out.put(|bytes| row.write(bytes));
+            rows.iter().try_for_each(&mut put).map_err(unwritten)?;
         }
         let (file, end) = out.finish().map_err(unwritten)?;
         self.runs.push(Run { file, at: 0, end });
@@ -149,36 +116,6 @@ impl Aside {
         let mut sources = vec![Source::Memory(self.rows.iter())];
         sources.extend(self.runs.iter().map(|run| run.source()));
         Groups::of(sources)
-    }
-}
-
-/// Writes rows one behind the other.
-struct Writer {
-    file: Arc<File>,
-    at: u64,
-    bytes: Vec<u8>,
-}
-
-impl Writer {
-    fn write(&mut self, row: &Row) -> io::Result<()> {
-        row.write(&mut self.bytes);
-        if self.bytes.len() < WRITE_BYTES {
-            return Ok(());
-        }
-        self.flush()
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.write_all_at(&self.bytes, self.at)?;
-        self.at += self.bytes.len() as u64;
-        self.bytes.clear();
-        Ok(())
-    }
-
-    /// The file, and where the rows end in it.
-    fn finish(mut self) -> io::Result<(Arc<File>, u64)> {
-        self.flush()?;
-        Ok((self.file, self.at))
     }
 }
 

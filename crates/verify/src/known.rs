@@ -13,7 +13,7 @@ use tidemark_ledger::{
     CopyId, LeafRecord, LedgerReader, NewProof, ProofRecord, Proofs, ProvenLeaf, now_ms,
 };
 use tidemark_model::{Column, Generated, LeafSum, Lsn, Oid, RowSum};
-use tidemark_pipeline::{Error, Job, Kind, Result};
+use tidemark_pipeline::{Job, Result, blocking};
 use tidemark_source::{Catalog, shapes};
 
 use crate::pair::{Bounds, Pair};
@@ -57,7 +57,7 @@ impl Known {
             let records = by_oid(ledger.leaf_records()?);
             Ok(Some(Self { key, state_dir, copied_at: run.snapshot_lsn, records }))
         };
-        let read = tokio::task::spawn_blocking(read).await;
+        let read = blocking(read).await;
         read.unwrap_or(Ok(None)).unwrap_or_else(|error: tidemark_ledger::Error| {
             tracing::debug!(%error, "the job's ledger tells nothing of its leaves");
             None
@@ -128,7 +128,7 @@ impl Known {
         self.records = {
             let state_dir = self.state_dir.clone();
             let read = move || LedgerReader::open(&state_dir)?.leaf_records();
-            by_oid(blocking(read).await?)
+            by_oid(blocking(read).await??)
         };
         for ((pair, state), shape) in run.paired.pairs.iter().zip(states).zip(&shapes.0) {
             let record = self.records.get(&pair.source.oid());
@@ -218,7 +218,7 @@ impl Known {
         write: impl FnOnce(&Proofs) -> tidemark_ledger::Result<()> + Send + 'static,
     ) -> Result<()> {
         let state_dir = self.state_dir.clone();
-        blocking(move || write(&Proofs::open(&state_dir)?)).await
+        Ok(blocking(move || write(&Proofs::open(&state_dir)?)).await??)
     }
 }
 
@@ -229,15 +229,6 @@ fn forget_touched(before: &mut [Before], record: &LeafRecord) {
             *before = Before::Nothing;
         }
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> tidemark_ledger::Result<T> + Send + 'static,
-) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await.map_err(|panic| {
-        Error::new(Kind::Internal, "keep what was proven in the ledger").because(panic)
-    })?;
-    Ok(done?)
 }
 
 fn by_oid(records: Vec<LeafRecord>) -> HashMap<Oid, LeafRecord> {

@@ -37,6 +37,7 @@ mod run;
 mod scan;
 mod selftest;
 mod side;
+mod spill;
 mod state;
 
 pub use exact::verify_at_barrier;
@@ -50,6 +51,7 @@ pub use repair::{How, Repaired, Suspect, repair};
 pub use scan::{Piece, Take, TakeRows, Tools, plan, scan};
 pub use selftest::{Missed, Selftest, Tried, cleanup_selftest, selftest};
 pub use side::{Side, View};
+pub use spill::{Spill, SpillWriter};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

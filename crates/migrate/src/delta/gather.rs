@@ -9,10 +9,10 @@ use bytes::{BufMut as _, BytesMut};
 use tidemark_digest::{DigestKey, RowHasher};
 use tidemark_model::{SelectColumn, TupleForm, Tuples, Wire};
 use tidemark_pipeline::{Error, Kind, Result};
-use tidemark_verify::{Pair, Take, TakeRows, Which};
+use tidemark_verify::{Pair, Spill, Take, TakeRows, Which};
 
 use super::classify::{Passes, Row};
-use super::runs::{Sorter, Spill};
+use super::runs::Sorter;
 
 /// The place of a row, which is selected behind its columns.
 const PLACE: &str = "ctid";

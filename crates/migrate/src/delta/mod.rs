@@ -28,19 +28,19 @@ use tidemark_digest::DigestKey;
 use tidemark_ledger::{KnownRow, Ledger, NewRows, RowFiles};
 use tidemark_model::RelationName;
 use tidemark_model::names::application_name;
-use tidemark_pipeline::{Error, Job, Kind, PostgresTarget, Result, Target, Triggers};
-use tidemark_report::{Level, Redaction, Redactor};
+use tidemark_pipeline::{Error, Job, Kind, PostgresTarget, Result, Target, Triggers, blocking};
+use tidemark_report::Level;
 use tidemark_sink::postgres::DeltaTarget;
 use tidemark_verify::{
-    Bounds, Lines, Pair, Paired, Piece, Progress, Reads, Side, Tools, View, Which, pair, scan,
+    Bounds, Lines, Pair, Paired, Piece, Progress, Side, Spill, Tools, View, Which, pair, scan,
 };
 use tokio_util::sync::CancellationToken;
 
 use classify::{Base, Classify, Counts, Found, Gone, Passes, Put, Row};
 use gather::{Gather, Gathered, place_column};
 use plan::{Planning, Table, left_out};
-use runs::{Sorted, Sorter, Spill};
-use write::{Findings, Work, blocking};
+use runs::{Sorted, Sorter};
+use write::{Findings, Work};
 
 pub use classify::{Action, Actions, Class};
 pub use report::{ClassDelta, ComparedWith, DeltaReport, TableDelta};
@@ -187,17 +187,10 @@ impl<'a> Delta<'a> {
         (target, files, key): (DeltaTarget, RowFiles, DigestKey),
     ) -> Result<Self> {
         let job = &request.job;
-        // Nothing is named, so nothing is written there.
-        let redactor = Redactor::new(Redaction::Keys, [0; 32]);
+        // Nothing is named, so nothing is written.
         let reads = tidemark_verify::Request {
-            job: job.clone(),
-            level: Level::Digest,
-            readers: job.readers,
-            rate: None,
-            reads: Reads::All,
-            max_snapshot_age: None,
             progress: Arc::clone(&request.progress),
-            lines: Lines::new(Box::new(std::io::sink()), redactor),
+            ..tidemark_verify::Request::new(job.clone(), Level::Digest, Lines::nowhere())
         };
         let mut tools = Tools::new(&reads, &CancellationToken::new())?;
         tools.key = key;

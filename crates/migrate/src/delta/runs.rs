@@ -9,15 +9,13 @@ use std::collections::binary_heap::PeekMut;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use tidemark_pipeline::{Error, Kind, Result};
+use tidemark_verify::Spill;
 
 /// What is read of a run at a time.
 const READ_BYTES: usize = 64 << 10;
-/// What is written at a time.
-const WRITE_BYTES: usize = 1 << 20;
 /// So many runs are merged into one, so that few buffers are in memory.
 const RUNS: usize = 64;
 
@@ -30,30 +28,6 @@ pub(super) trait Record: Ord + Copy + Send + 'static {
 
     /// From that many bytes.
     fn read(bytes: &[u8]) -> Self;
-}
-
-/// The file of all runs of one delta; it is made when the first one is written.
-#[derive(Debug)]
-pub(super) struct Spill {
-    directory: PathBuf,
-    file: Mutex<Option<(Arc<File>, u64)>>,
-}
-
-impl Spill {
-    pub(super) fn new(directory: PathBuf) -> Arc<Self> {
-        Arc::new(Self { directory, file: Mutex::new(None) })
-    }
-
-    /// A place for so many bytes.
-    fn place(&self, bytes: u64) -> io::Result<(Arc<File>, u64)> {
-        let mut file = self.file.lock().expect("no holder panics");
-        let (opened, end) = match file.take() {
-            Some(opened) => opened,
-            None => (Arc::new(tempfile::tempfile_in(&self.directory)?), 0),
-        };
-        *file = Some((Arc::clone(&opened), end + bytes));
-        Ok((opened, end))
-    }
 }
 
 /// Takes records in any order.
@@ -112,14 +86,13 @@ impl<T: Record> Sorter<T> {
         }
         self.records.sort_unstable();
         let length = (self.records.len() * T::BYTES) as u64;
-        let (file, at) = self.spill.place(length).map_err(unwritten)?;
-        let mut out = Writer { file: Arc::clone(&file), at, bytes: Vec::new() };
+        let (mut out, at) = self.spill.place(length).map_err(unwritten)?;
         for record in &self.records {
-            out.write(record).map_err(unwritten)?;
+            out.put(|bytes| record.write(bytes)).map_err(unwritten)?;
         }
-        out.flush().map_err(unwritten)?;
+        let (file, end) = out.finish().map_err(unwritten)?;
         self.records = Vec::new();
-        self.runs.push(Run { file, at, end: at + length });
+        self.runs.push(Run { file, at, end });
         if self.runs.len() >= RUNS { self.merge_runs() } else { Ok(()) }
     }
 
@@ -127,13 +100,12 @@ impl<T: Record> Sorter<T> {
         let runs = std::mem::take(&mut self.runs);
         let length = runs.iter().map(|run| run.end - run.at).sum();
         let mut sorted = Sorted::<T>::of(Vec::new(), runs)?;
-        let (file, at) = self.spill.place(length).map_err(unwritten)?;
-        let mut out = Writer { file: Arc::clone(&file), at, bytes: Vec::new() };
+        let (mut out, at) = self.spill.place(length).map_err(unwritten)?;
         while let Some(record) = sorted.next()? {
-            out.write(&record).map_err(unwritten)?;
+            out.put(|bytes| record.write(bytes)).map_err(unwritten)?;
         }
-        out.flush().map_err(unwritten)?;
-        self.runs.push(Run { file, at, end: at + length });
+        let (file, end) = out.finish().map_err(unwritten)?;
+        self.runs.push(Run { file, at, end });
         Ok(())
     }
 
@@ -141,27 +113,6 @@ impl<T: Record> Sorter<T> {
     pub(super) fn sorted(mut self) -> Result<Sorted<T>> {
         self.records.sort_unstable();
         Sorted::of(self.records, self.runs)
-    }
-}
-
-/// Writes records one behind the other.
-struct Writer {
-    file: Arc<File>,
-    at: u64,
-    bytes: Vec<u8>,
-}
-
-impl Writer {
-    fn write<T: Record>(&mut self, record: &T) -> io::Result<()> {
-        record.write(&mut self.bytes);
-        if self.bytes.len() < WRITE_BYTES { Ok(()) } else { self.flush() }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.write_all_at(&self.bytes, self.at)?;
-        self.at += self.bytes.len() as u64;
-        self.bytes.clear();
-        Ok(())
     }
 }
 

@@ -8,16 +8,16 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 use tidemark_ledger::{KnownRow, NewRows};
 use tidemark_model::{Budget, ChunkRange};
-use tidemark_pipeline::{Error, Kind, Result};
+use tidemark_pipeline::{Error, Kind, Result, blocking};
 use tidemark_sink::postgres::{DeltaTarget, DeltaWriter, RefusedRow};
 use tidemark_source::Reader;
-use tidemark_verify::{Pair, View, Which};
+use tidemark_verify::{Pair, Spill, View, Which};
 
 use super::classify::{Gone, Put};
 use super::gather::{place_column, place_text, split_places};
 use super::plan::Table;
 use super::report::TableDelta;
-use super::runs::{Sorted, Sorter, Spill};
+use super::runs::{Sorted, Sorter};
 
 /// Rows that one statement asks for.
 const ROWS_AT_ONCE: usize = 2000;
@@ -179,13 +179,4 @@ fn some_of<T: super::runs::Record>(from: &mut Sorted<T>, at_most: usize) -> Resu
         some.push(one);
     }
     Ok(some)
-}
-
-/// Runs what waits for the disk away from the threads that serve sockets.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|cause| {
-        Error::new(Kind::Internal, "work beside the threads that serve sockets").because(cause)
-    })
 }

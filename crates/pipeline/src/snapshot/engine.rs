@@ -215,13 +215,14 @@ fn panicked(error: tokio::task::JoinError) -> Error {
     if error.is_cancelled() {
         return Error::interrupted();
     }
-    Error::new(Kind::Internal, "run a task of the snapshot: it panicked").because(error)
+    Error::new(Kind::Internal, "run a task: it panicked").because(error)
 }
 
-/// Runs a short piece of file work off the threads that serve sockets.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T> {
+/// Runs what waits for files off the threads that serve sockets.
+///
+/// # Errors
+/// It panicked.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(panicked)
 }
 

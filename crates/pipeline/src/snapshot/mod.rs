@@ -41,7 +41,7 @@ use crate::{Error, Kind, Result};
 
 use archive::Archive;
 pub use chunk::{ChunkRunner, run_chunk};
-pub(crate) use engine::blocking;
+pub use engine::blocking;
 use engine::{Engine, TableWork};
 pub(crate) use half::{
     Half, Halves, Touched, half_copied, note_anew, planned, say_anew, touched_key,

@@ -28,11 +28,12 @@ use super::pair::LakePair;
 use super::rows::{Hasher, Image};
 use super::{LakeRun, Trouble};
 use crate::again::{Parts, fields, parts};
-use crate::aside::{Aside, Row, Spill};
+use crate::aside::{Aside, Row};
 use crate::naming::{CHANGED, Excess, Found, Named, Telling, field_value, matched};
 use crate::pair::Shows;
 use crate::scan::{Piece, Take, TakeRows, plan_chunks, scan};
 use crate::side::View;
+use crate::spill::Spill;
 use crate::{Which, spill_directory};
 
 /// What the name of a row takes that is looked for.
