@@ -443,6 +443,62 @@ def ended(number, _frame):
     sys.exit(128 + number)
 
 
+def measured(names, make):
+    """The parts that were asked for, or all, measured by what `make` makes in a directory of its own."""
+    wanted = sys.argv[1:] or names
+    if not set(wanted) <= set(names):
+        sys.exit(f"parts are: {' '.join(names)}")
+    if not TIDEMARK or not Path(TIDEMARK).exists():
+        sys.exit("there is no tidemark binary")
+    work = Path(tempfile.mkdtemp(prefix="tidemark-bench-"))
+    work.chmod(0o755)
+    subject = make(work)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ended)
+    try:
+        return [getattr(subject, name)() for name in wanted]
+    finally:
+        subject.stop()
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class Followed:
+    """pgbench's tables on one server, and a job that keeps another one in step with them."""
+
+    def __init__(self, work, scale):
+        self.work, self.scale = work, scale
+        self.servers = {role: Server(work / f"followed-{role}", free_port()) for role in ("source", "target")}
+        self.source, self.target = (server.url("app") for server in self.servers.values())
+        file = work / "followed.toml"
+        file.write_text('[job]\nname = "bench"\n')
+        self.job = ["-c", str(file), "--source", self.source, "--target", self.target, "--state-dir", str(work / "followed-state"), "--progress", "none"]
+        self.follower = self.load = None
+
+    def start(self):
+        for server in self.servers.values():
+            server.init().start()
+            server.psql("postgres", "CREATE DATABASE app")
+        run(unprivileged([str(BIN / "pgbench"), "-i", "-s", str(self.scale), "-q", self.source]))
+        self.servers["source"].psql("app", "ALTER TABLE pgbench_history ADD id bigserial PRIMARY KEY")
+        self.servers["source"].psql("app", "VACUUM ANALYZE")
+        demand(measure([TIDEMARK, "sync", *self.job, "--until", "now"]))
+        self.servers["target"].psql("app", "VACUUM ANALYZE")
+        self.follower = subprocess.Popen([TIDEMARK, "sync", *self.job], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def write(self):
+        """1,000 transactions a second, from now on."""
+        self.load = subprocess.Popen([str(BIN / "pgbench"), "-n", "-c", "4", "-R", "1000", "-T", "3600", self.source],
+                                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def stop(self):
+        for process in (self.load, self.follower):
+            if process:
+                process.terminate()
+                process.wait()
+        for server in self.servers.values():
+            server.stop()
+
+
 def main():
     wanted = sys.argv[1:] or ["lineitem", "database", "memory"]
     if not set(wanted) <= {"lineitem", "database", "memory"}:

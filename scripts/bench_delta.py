@@ -10,11 +10,6 @@ and 0.5 % deleted, scattered over the table; the run applies all of them.
 """
 
 import os
-import shutil
-import signal
-import sys
-import tempfile
-from pathlib import Path
 
 import bench
 from bench import BIN, Part, Server, demand, free_port, measure, say
@@ -27,11 +22,12 @@ ROW = "i, i % 10007, (i % 100000) / 100.0, md5(i::text) || repeat('x', (i % 40):
 class DeltaBench:
     def __init__(self, work):
         self.work = work
-        self.source, self.target = Server(work / "source", free_port()), Server(work / "target", free_port())
-        self.state, self.round = work / "state", 0
+        self.source, self.copy = Server(work / "source", free_port()), Server(work / "target", free_port())
+        self.state, self.round = work / "state", None
 
     def start(self):
-        for server in (self.source, self.target):
+        self.round = 0
+        for server in (self.source, self.copy):
             server.init().start()
             server.psql("postgres", "CREATE DATABASE shop")
             server.psql("shop", TABLE)
@@ -40,15 +36,15 @@ class DeltaBench:
         self.source.psql("shop", "VACUUM (FREEZE, ANALYZE) items")
         first = demand(self.delta())
         say(f"the first run, everything new: {first['seconds']:.1f} s, {first['rss_mb']:.0f} MB")
-        self.target.psql("shop", "VACUUM (FREEZE, ANALYZE) items")
+        self.copy.psql("shop", "VACUUM (FREEZE, ANALYZE) items")
         self.calm()
 
     def stop(self):
-        for server in (self.source, self.target):
+        for server in (self.source, self.copy):
             server.stop()
 
     def calm(self):
-        for server in (self.source, self.target):
+        for server in (self.source, self.copy):
             server.psql("shop", "CHECKPOINT")
 
     def change(self):
@@ -62,7 +58,7 @@ class DeltaBench:
         self.calm()
 
     def delta(self, *more):
-        return measure([bench.TIDEMARK, "delta", "--source", self.source.url("shop"), "--target", self.target.url("shop"), "--deleted", "apply",
+        return measure([bench.TIDEMARK, "delta", "--source", self.source.url("shop"), "--target", self.copy.url("shop"), "--deleted", "apply",
                         "--job", "bench", "--state-dir", str(self.state), "--progress", "none", *more])
 
     def bare(self):
@@ -71,12 +67,15 @@ class DeltaBench:
     def check(self, result):
         """A run that has not moved everything does not count."""
         sql = "SELECT concat_ws(' ', count(*), sum(hashtext(t::text)::bigint)) FROM items t"
-        ours, theirs = self.source.psql("shop", sql), self.target.psql("shop", sql)
+        ours, theirs = self.source.psql("shop", sql), self.copy.psql("shop", sql)
         if "error" not in result and ours != theirs:
             result["error"] = f"the target has {theirs} instead of {ours}"
         return result
 
     def part(self, name, title, prepare, work):
+        if self.round is None:
+            self.start()
+
         def bare():
             prepare()
             return self.bare()
@@ -88,29 +87,13 @@ class DeltaBench:
     def nothing(self):
         return self.part("nothing", "nothing has changed", self.calm, self.delta)
 
-    def target_scan(self):
+    def target(self):
         return self.part("target", "the same changes, compared with the target", self.change, lambda: self.check(self.delta("--scan-target")))
 
 
 def main():
-    parts = {"changes": "changes", "nothing": "nothing", "target": "target_scan"}
-    wanted = sys.argv[1:] or list(parts)
-    if not set(wanted) <= set(parts):
-        sys.exit(f"parts are: {' '.join(parts)}")
-    if not bench.TIDEMARK or not Path(bench.TIDEMARK).exists():
-        sys.exit("there is no tidemark binary")
-    work = Path(tempfile.mkdtemp(prefix="tidemark-bench-"))
-    work.chmod(0o755)
-    delta = DeltaBench(work)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, bench.ended)
-    try:
-        delta.start()
-        done = [getattr(delta, parts[name])() for name in wanted]
-    finally:
-        delta.stop()
-        shutil.rmtree(work, ignore_errors=True)
-    bench.publish("delta", {"tidemark": bench.version_of([bench.TIDEMARK, "--version"])}, done, rows=ROWS)
+    parts = bench.measured(["changes", "nothing", "target"], DeltaBench)
+    bench.publish("delta", {"tidemark": bench.version_of([bench.TIDEMARK, "--version"])}, parts, rows=ROWS)
 
 
 if __name__ == "__main__":

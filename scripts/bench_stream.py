@@ -19,7 +19,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -310,22 +309,7 @@ def pgbench_backlog(source):
 
 
 def main():
-    names = ["drain", "lanes", "big", "lake", "latency", "overload"]
-    wanted = sys.argv[1:] or names
-    if not set(wanted) <= set(names):
-        sys.exit(f"parts are: {' '.join(names)}")
-    if not bench.TIDEMARK or not Path(bench.TIDEMARK).exists():
-        sys.exit("there is no tidemark binary")
-    work = Path(tempfile.mkdtemp(prefix="tidemark-bench-"))
-    work.chmod(0o755)
-    stream = StreamBench(work)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, bench.ended)
-    try:
-        parts = [getattr(stream, name)() for name in wanted]
-    finally:
-        stream.stop()
-        shutil.rmtree(work, ignore_errors=True)
+    parts = bench.measured(["drain", "lanes", "big", "lake", "latency", "overload"], StreamBench)
     versions = {"tidemark": bench.version_of([bench.TIDEMARK, "--version"]),
                 "debezium": "none" if debezium_is_missing() else bench_debezium.version()}
     bench.publish("stream", versions, parts)

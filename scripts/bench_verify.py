@@ -16,17 +16,15 @@ tidemark made before anything is measured.
 import json
 import os
 import shutil
-import signal
 import sqlite3
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import bench
-from bench import BIN, PGCOPYDB, TABLES, Part, Server, demand, free_port, measure, run, say, unprivileged
+from bench import BIN, PGCOPYDB, TABLES, Followed, Part, demand, measure
 
 PAUSES = int(os.environ.get("TIDEMARK_BENCH_PAUSES", "21"))
 DIFFERENCES = 1000
@@ -34,10 +32,12 @@ DIFFERENCES = 1000
 
 class VerifyBench:
     def __init__(self, work):
-        self.work, self.bench, self.target = work, bench.Bench(work), None
+        self.work, self.bench, self.target, self.followed = work, bench.Bench(work), None, None
 
     def stop(self):
         self.bench.stop()
+        if self.followed:
+            self.followed.stop()
 
     def copies(self):
         """Source and target, the same."""
@@ -194,39 +194,20 @@ class VerifyBench:
 
     def pause(self):
         """A job that follows under pgbench, verified again and again."""
-        servers = {role: Server(self.work / f"pause-{role}", free_port()).init().start() for role in ("source", "target")}
-        follower = load = None
-        try:
-            for server in servers.values():
-                server.psql("postgres", "CREATE DATABASE app")
-            source, target = (servers[role].url("app") for role in ("source", "target"))
-            run(unprivileged([str(BIN / "pgbench"), "-i", "-s", "10", "-q", source]))
-            servers["source"].psql("app", "ALTER TABLE pgbench_history ADD id bigserial PRIMARY KEY")
-            file, state = self.work / "pause.toml", self.work / "pause-state"
-            file.write_text('[job]\nname = "bench"\n')
-            job = ["-c", str(file), "--source", source, "--target", target, "--state-dir", str(state), "--progress", "none"]
-            demand(measure([bench.TIDEMARK, "sync", *job, "--until", "now"]))
-            follower = subprocess.Popen([bench.TIDEMARK, "sync", *job], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            load = subprocess.Popen([str(BIN / "pgbench"), "-n", "-c", "4", "-R", "1000", "-T", "3600", source],
-                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            time.sleep(3)
-            part = Part("pause", "verified under pgbench, 1,000 transactions/s", "tidemark verify", {"tidemark verify": None})
-            pauses = []
-            for _ in range(PAUSES):
-                report = self.work / "pause-report"
-                shutil.rmtree(report, ignore_errors=True)
-                part.samples["tidemark verify"].append(demand(measure([bench.TIDEMARK, "verify", *job, "--report", str(report)])))
-                pauses.append(pause_of(json.loads((report / "report.json").read_text())))
-            part.figures = {"pause_ms": pauses, "median_ms": statistics.median(pauses)}
-            part.notes.append(f"the stream stood for {statistics.median(pauses):.0f} ms (median of {PAUSES}; {min(pauses):.0f} to {max(pauses):.0f})")
-            return part
-        finally:
-            for process in (load, follower):
-                if process:
-                    process.terminate()
-                    process.wait()
-            for server in servers.values():
-                server.stop()
+        pair = self.followed = Followed(self.work, 10)
+        pair.start()
+        pair.write()
+        time.sleep(3)
+        part = Part("pause", "verified under pgbench, 1,000 transactions/s", "tidemark verify", {"tidemark verify": None})
+        pauses = []
+        for _ in range(PAUSES):
+            report = self.work / "pause-report"
+            shutil.rmtree(report, ignore_errors=True)
+            part.samples["tidemark verify"].append(demand(measure([bench.TIDEMARK, "verify", *pair.job, "--report", str(report)])))
+            pauses.append(pause_of(json.loads((report / "report.json").read_text())))
+        part.figures = {"pause_ms": pauses, "median_ms": statistics.median(pauses)}
+        part.notes.append(f"the stream stood for {statistics.median(pauses):.0f} ms (median of {PAUSES}; {min(pauses):.0f} to {max(pauses):.0f})")
+        return part
 
 
 def pause_of(report):
@@ -235,22 +216,7 @@ def pause_of(report):
 
 
 def main():
-    names = ["database", "lineitem", "differences", "again", "pause"]
-    wanted = sys.argv[1:] or names
-    if not set(wanted) <= set(names):
-        sys.exit(f"parts are: {' '.join(names)}")
-    if not bench.TIDEMARK or not Path(bench.TIDEMARK).exists():
-        sys.exit("there is no tidemark binary")
-    work = Path(tempfile.mkdtemp(prefix="tidemark-bench-"))
-    work.chmod(0o755)
-    verify = VerifyBench(work)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, bench.ended)
-    try:
-        parts = [getattr(verify, name)() for name in wanted]
-    finally:
-        verify.stop()
-        shutil.rmtree(work, ignore_errors=True)
+    parts = bench.measured(["database", "lineitem", "differences", "again", "pause"], VerifyBench)
     bench.publish("verify", {"tidemark": bench.version_of([bench.TIDEMARK, "--version"])}, parts, scale=bench.SCALE)
 
 
