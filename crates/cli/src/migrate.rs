@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, IsTerminal as _};
 use std::time::Duration;
 
-use tidemark_migrate::{Ended, How, Migration, Plan, Way};
+use tidemark_migrate::{Ended, Fence, How, Migration, Plan, Way};
 use tidemark_report::Verdict;
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +12,7 @@ use crate::config::{Allow, Config};
 use crate::exit::{ExitCode, Failure};
 use crate::jobs::{Signals, runtime};
 use crate::log::Screen;
-use crate::{job, output};
+use crate::{config, job, output};
 
 /// `tidemark cutover` and `tidemark fallback`.
 ///
@@ -73,8 +73,10 @@ fn migration(config: &Config) -> Result<Migration, Failure> {
         max_write_block: cutover.max_write_block,
         sequence_margin: cutover.sequence_margin,
         allows_equivalent: config.verify.allow.contains(&Allow::Equivalent),
-        fence_hook: cutover.fence_hook.unwrap_or_default(),
-        open_hook: cutover.open_hook,
+        fence: match cutover.fence {
+            config::Fence::ReadOnly => Fence::ReadOnly,
+            config::Fence::Hooks(up, down) => Fence::Hooks { up, down },
+        },
         switch_hook: cutover.switch_hook,
     };
     Ok(Migration { job, plan })

@@ -16,6 +16,20 @@ use tokio::time::Instant;
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// How writes are kept out of the side that is left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fence {
+    /// Its database is read-only by default, and the application's sessions are ended.
+    ReadOnly,
+    /// Commands of the user's do it.
+    Hooks {
+        /// Keeps them out.
+        up: Vec<String>,
+        /// Lets them in again.
+        down: Vec<String>,
+    },
+}
+
 /// What a fence has changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fenced {

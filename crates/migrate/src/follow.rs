@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidemark_pipeline::{Error, Job, Kind, Progress, Result, SyncReport, Until};
+use tidemark_pipeline::{Error, Job, Kind, Progress, Result, SyncReport, Until, blocking};
 use tokio_util::sync::CancellationToken;
 
 use crate::runbook::{Direction, state};
 use crate::sides::active;
 
 /// How often is looked whether the stream was turned.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Brings the side that is behind to the one that takes the writes and keeps it there, whichever it is by then.
 ///
@@ -36,7 +36,7 @@ pub async fn sync(
         let job = active(forward)?;
         let ended = stop.child_token();
         let turned = async {
-            while !is_turned(forward, direction) {
+            while !is_turned(forward, direction).await {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
             tracing::info!("the stream is turned: going on with the other side");
@@ -47,12 +47,14 @@ pub async fn sync(
             report = Box::pin(tidemark_pipeline::sync(&job, progress, until, &ended)) => report,
             () = turned => continue,
         };
-        if stop.is_cancelled() || !is_turned(forward, direction) {
+        if stop.is_cancelled() || !is_turned(forward, direction).await {
             return report;
         }
     }
 }
 
-fn is_turned(forward: &Job, before: Direction) -> bool {
-    state(&forward.state_dir).is_ok_and(|state| state.direction != before)
+async fn is_turned(forward: &Job, before: Direction) -> bool {
+    let state_dir = forward.state_dir.clone();
+    let now = blocking(move || state(&state_dir)).await;
+    now.is_ok_and(|now| now.is_ok_and(|now| now.direction != before))
 }

@@ -24,6 +24,7 @@ mod sequences;
 mod sides;
 mod switch;
 
+pub use fence::Fence;
 pub use follow::sync;
 pub use runbook::{Attempt, Direction, Entry, Event, State, Step, Way, state};
 pub use sides::{active, ask_status, job_of, jobs, place, refuse_begun, refuse_under_way};

@@ -20,7 +20,7 @@ use tidemark_verify::{Lines, Outcome, Reads, Request, verify_at_barrier};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::fence::{self, Fenced};
+use crate::fence::{self, Fence, Fenced};
 use crate::follow::sync;
 use crate::hook::{self, Told};
 use crate::runbook::{Attempt, Direction, Event, Runbook, State, Step, Way, state};
@@ -48,10 +48,8 @@ pub struct Plan {
     pub sequence_margin: u64,
     /// Verdicts that are good enough beside `identical`.
     pub allows_equivalent: bool,
-    /// Puts up the fence, where it is not ours; see [`hook`].
-    pub fence_hook: Vec<String>,
-    /// Takes it away.
-    pub open_hook: Vec<String>,
+    /// How writes are kept out of the side that is left.
+    pub fence: Fence,
     /// Tells the application.
     pub switch_hook: Vec<String>,
 }
@@ -114,19 +112,18 @@ pub async fn run(
     let runbook = Runbook::open(&migration.job.state_dir)?;
     refuse_wrong(&runbook.state, way, how)?;
     refuse_other_than_following(&job_of(&migration.job, runbook.state.direction))?;
-    let mut switch = Switch::new(migration, runbook, way, stop);
+    let is_followed = ask_status(&active(&migration.job)?.state_dir).await?.is_some();
+    let mut switch = Switch { is_followed, ..Switch::new(migration, runbook, way, stop) };
     if how == How::Anew {
         switch.runbook.note(way, None, Event::Begun, json!({}))?;
     }
-    let is_turned = switch.runbook.state.direction == way.to();
-    let ended = match how {
-        How::DryRun => {
-            return Box::pin(with_follower(&migration.job, stop, switch.try_out())).await;
-        }
-        _ if is_turned => Box::pin(switch.work()).await,
-        _ => Box::pin(with_follower(&migration.job, stop, switch.work())).await,
-    };
-    match ended {
+    // Whoever is turned needs no stream any more.
+    let needs_one = !is_followed && switch.runbook.state.direction == way.from();
+    let job = needs_one.then_some(&migration.job);
+    if how == How::DryRun {
+        return Box::pin(with_follower(job, stop, switch.try_out())).await;
+    }
+    match Box::pin(with_follower(job, stop, switch.work())).await {
         Ok(ended) => Ok(ended),
         Err(error) => Err(left_behind(migration, way, error).await),
     }
@@ -245,15 +242,13 @@ fn refuse_beyond_return(attempt: &Attempt) -> Result<()> {
     Err(Error::new(Kind::Usage, what).hint("go on with --resume"))
 }
 
-/// Runs the job here for as long as the work takes, unless another process does.
+/// Runs the job here for as long as the work takes, if it is given.
 async fn with_follower<T>(
-    forward: &Job,
+    forward: Option<&Job>,
     stop: &CancellationToken,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
-    if ask_status(&active(forward)?.state_dir).await?.is_some() {
-        return work.await;
-    }
+    let Some(forward) = forward else { return work.await };
     let (progress, stop) = (Arc::new(Progress::default()), stop.child_token());
     let running = sync(forward, &progress, None, &stop);
     let mut running = std::pin::pin!(running);
@@ -285,6 +280,8 @@ struct Switch<'a> {
     from: Job,
     to: Job,
     stop: &'a CancellationToken,
+    /// Another process runs the job.
+    is_followed: bool,
     /// Changes of the stream that the other side had at the first barrier behind the fence.
     changes: Option<u64>,
     lsn: Option<Lsn>,
@@ -314,6 +311,7 @@ impl<'a> Switch<'a> {
             from: job_of(&migration.job, way.from()),
             to: job_of(&migration.job, way.to()),
             stop,
+            is_followed: false,
             changes: None,
             lsn: None,
             deadline: None,
@@ -328,7 +326,7 @@ impl<'a> Switch<'a> {
                 break;
             }
         }
-        self.ended(false).await
+        Ok(self.ended(false))
     }
 
     async fn work(mut self) -> Result<Ended> {
@@ -344,10 +342,10 @@ impl<'a> Switch<'a> {
             }
             if let Some(verdict) = self.one(step).await? {
                 self.verdict = verdict;
-                return self.ended(false).await;
+                return Ok(self.ended(false));
             }
         }
-        let ended = self.ended(true).await?;
+        let ended = self.ended(true);
         self.runbook.note(self.way, None, Event::Done, json!(ended))?;
         Ok(ended)
     }
@@ -359,22 +357,12 @@ impl<'a> Switch<'a> {
         }
         let detail = match step {
             // So that whoever goes on knows what there was before it was changed.
-            Step::Fence => json!(self.before().await?),
+            Step::Fence => json!(fence::before(&self.from.source).await?),
             _ => serde_json::Value::Null,
         };
         self.runbook.note(self.way, Some(step), Event::Begun, detail)?;
         failpoint(self.way, step.word(), "begun");
-        let deadline = self.deadline.filter(|_| step < Step::Open);
-        let stepped = match deadline {
-            None => Box::pin(self.step(step)).await,
-            Some(deadline) => {
-                match tokio::time::timeout_at(deadline, Box::pin(self.step(step))).await {
-                    Ok(stepped) => stepped,
-                    Err(_) => Err(self.too_long(step)),
-                }
-            }
-        };
-        match stepped {
+        match self.in_time(step).await {
             Ok(Stepped::Done(detail)) => {
                 failpoint(self.way, step.word(), "acted");
                 self.runbook.note(self.way, Some(step), Event::Done, detail)?;
@@ -383,27 +371,42 @@ impl<'a> Switch<'a> {
             }
             Ok(Stepped::NotProven(detail)) => {
                 self.runbook.note(self.way, Some(step), Event::Failed, detail)?;
-                self.take_back("the sides were not proven to be the same").await?;
+                let because = "the sides were not proven to be the same";
+                self.take_back(because).await.map_err(|cause| {
+                    not_taken_back(self.way, Error::new(Kind::TargetRefused, because), &cause)
+                })?;
                 Ok(Some(self.verdict))
             }
-            Err(error) => {
-                let detail = json!({ "error": error.to_string() });
-                self.runbook.note(self.way, Some(step), Event::Failed, detail)?;
-                let is_open =
-                    self.runbook.state.attempt.as_ref().is_some_and(Attempt::is_beyond_return);
-                if is_open {
-                    let hint = format!(
-                        "the other side is open: tidemark {} --resume goes on",
-                        self.way.word()
-                    );
-                    return Err(error.hint(hint));
-                }
-                let because = error.to_string();
-                match self.take_back(&because).await {
-                    Ok(()) => Err(error),
-                    Err(cause) => Err(not_taken_back(self.way, error, &cause)),
-                }
-            }
+            Err(error) => Err(self.failed(step, error).await),
+        }
+    }
+
+    /// Does a step; writes are not blocked for longer than is allowed.
+    async fn in_time(&mut self, step: Step) -> Result<Stepped> {
+        let Some(deadline) = self.deadline.filter(|_| step < Step::Open) else {
+            return Box::pin(self.step(step)).await;
+        };
+        let stepped = tokio::time::timeout_at(deadline, Box::pin(self.step(step))).await;
+        stepped.unwrap_or_else(|_| Err(self.too_long(step)))
+    }
+
+    /// Takes everything back because a step went wrong, if that can be; what is to be said of it.
+    async fn failed(&mut self, step: Step, error: Error) -> Error {
+        let because = error.to_string();
+        let detail = json!({ "error": because });
+        let noted = self.runbook.note(self.way, Some(step), Event::Failed, detail);
+        let attempt = self.runbook.state.attempt.as_ref();
+        if attempt.is_some_and(Attempt::is_beyond_return) {
+            let way = self.way.word();
+            return error.hint(format!("the other side is open: tidemark {way} --resume goes on"));
+        }
+        let taken_back = match noted {
+            Ok(()) => self.take_back(&because).await,
+            Err(cause) => Err(cause),
+        };
+        match taken_back {
+            Ok(()) => error,
+            Err(cause) => not_taken_back(self.way, error, &cause),
         }
     }
 
@@ -417,10 +420,6 @@ impl<'a> Switch<'a> {
         Error::new(Kind::Unavailable, message).hint(
             "the application writes where it did before, and the stream goes on; raise cutover.max_write_block, or try at a quieter time",
         )
-    }
-
-    async fn before(&self) -> Result<Fenced> {
-        fence::before(&self.from.source).await
     }
 
     async fn step(&mut self, step: Step) -> Result<Stepped> {
@@ -479,7 +478,7 @@ impl<'a> Switch<'a> {
                 "wait until it has caught up (tidemark status --watch), or raise cutover.max_lag",
             ));
         }
-        if self.migration.plan.fence_hook.is_empty() {
+        if self.migration.plan.fence == Fence::ReadOnly {
             fence::check(&self.from.source).await?;
         }
         Ok(Stepped::Done(json!({ "lag_seconds": behind, "lag_bytes": status.lag.bytes })))
@@ -523,13 +522,13 @@ impl<'a> Switch<'a> {
     }
 
     async fn fence(&mut self) -> Result<Stepped> {
-        if !self.migration.plan.fence_hook.is_empty() {
-            let told = self.told("fence", self.way.from());
-            let said = hook::run(&self.migration.plan.fence_hook, &told).await?;
-            return Ok(Stepped::Done(json!({ "said": said })));
-        }
-        let fenced = fence::fence(&self.from.source, self.known_fence()).await?;
-        Ok(Stepped::Done(json!(fenced)))
+        Ok(Stepped::Done(match &self.migration.plan.fence {
+            Fence::ReadOnly => json!(fence::fence(&self.from.source, self.known_fence()).await?),
+            Fence::Hooks { up, .. } => {
+                let told = self.told("fence", self.way.from());
+                json!({ "said": hook::run(up, &told).await? })
+            }
+        }))
     }
 
     /// What there was before the fence of this attempt.
@@ -550,9 +549,8 @@ impl<'a> Switch<'a> {
     /// Waits until the other side has everything up to now.
     async fn pass_barrier(&mut self) -> Result<Lsn> {
         let client = self.from.source.connect().await?;
-        let held = Held::of_process(&self.from.state_dir).await?.ok_or_else(gone)?;
+        let mut held = Held::of_process(&self.from.state_dir).await?.ok_or_else(gone)?;
         let lsn = emit_barrier(&client, "tidemark", self.way.word()).await?;
-        let mut held = held;
         held.up_to(lsn).await?;
         held.open();
         self.lsn = Some(lsn);
@@ -593,7 +591,7 @@ impl<'a> Switch<'a> {
         let job = adopting(&self.to);
         let progress = Arc::new(Progress::default());
         let adopted = tidemark_pipeline::sync(&job, &progress, Some(Until::Now), self.stop).await?;
-        if self.migration.plan.fence_hook.is_empty() {
+        if self.migration.plan.fence == Fence::ReadOnly {
             fence::end_again(&self.from.source).await?;
         }
         self.refuse_writers().await?;
@@ -602,10 +600,9 @@ impl<'a> Switch<'a> {
 
     /// The other side is fenced if the application was there before.
     async fn open(&self) -> Result<Stepped> {
-        if !self.migration.plan.open_hook.is_empty() {
+        if let Fence::Hooks { down, .. } = &self.migration.plan.fence {
             let told = self.told("open", self.way.to());
-            let said = hook::run(&self.migration.plan.open_hook, &told).await?;
-            return Ok(Stepped::Done(json!({ "said": said })));
+            return Ok(Stepped::Done(json!({ "said": hook::run(down, &told).await? })));
         }
         let fenced = self.runbook.state.last_fence(self.way.to());
         if let Some(Ok(fenced)) = fenced.map(|detail| serde_json::from_value(detail.clone())) {
@@ -643,24 +640,26 @@ impl<'a> Switch<'a> {
     async fn take_back(&mut self, because: &str) -> Result<()> {
         self.runbook.note(self.way, None, Event::TakingBack, json!({ "because": because }))?;
         failpoint(self.way, "abort", "begun");
-        let attempt = self.runbook.state.attempt.clone();
-        if attempt.as_ref().is_some_and(|attempt| attempt.has_begun(Step::Fence)) {
-            if self.migration.plan.fence_hook.is_empty() {
-                if let Some(fenced) = self.known_fence() {
+        let attempt = self.runbook.state.attempt.as_ref();
+        let has_begun = |step| attempt.is_some_and(|attempt| attempt.has_begun(step));
+        if has_begun(Step::Fence) {
+            match (&self.migration.plan.fence, self.known_fence()) {
+                (Fence::Hooks { down, .. }, _) => {
+                    drop(hook::run(down, &self.told("abort", self.way.from())).await?);
+                }
+                (Fence::ReadOnly, Some(fenced)) => {
                     fence::open(&self.from.source, &fenced).await?;
                 }
-            } else {
-                let told = self.told("abort", self.way.from());
-                hook::run(&self.migration.plan.open_hook, &told).await?;
+                (Fence::ReadOnly, None) => {}
             }
         }
-        if attempt.as_ref().is_some_and(|attempt| attempt.has_begun(Step::Reverse)) {
+        if has_begun(Step::Reverse) {
             removed(&self.to).await?;
         }
         self.runbook.note(self.way, None, Event::Aborted, json!({ "because": because }))
     }
 
-    async fn ended(&self, is_done: bool) -> Result<Ended> {
+    fn ended(&self, is_done: bool) -> Ended {
         let attempt = self.runbook.state.attempt.as_ref();
         let entries = attempt.map(|attempt| attempt.entries.as_slice()).unwrap_or_default();
         let at = |step: Step, event: Event| {
@@ -675,15 +674,15 @@ impl<'a> Switch<'a> {
         };
         let opened = at(Step::Open, Event::Done).unwrap_or_else(now_ms);
         let fenced = attempt.and_then(Attempt::fenced_at).filter(|_| is_done);
-        Ok(Ended {
+        Ended {
             way: self.way,
             is_done,
             verdict: self.verdict,
             write_block_ms: fenced.map(|at| u64::try_from(opened - at).unwrap_or_default()),
             lsn: self.lsn,
             steps: Step::ALL.into_iter().filter_map(lasted).collect(),
-            is_followed: ask_status(&self.to.state_dir).await?.is_some(),
-        })
+            is_followed: self.is_followed,
+        }
     }
 }
 

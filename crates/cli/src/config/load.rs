@@ -22,8 +22,8 @@ use super::raw::{
     RawTarget, RawVerify,
 };
 use super::{
-    Allow, Compression, Config, Cutover, Ddl, Delta, DeltaAction, InForce, Job, Level, Limits,
-    OnFull, Origin, Parquet, Redact, SchemaMode, Snapshot, Source, Stream, Table, Target,
+    Allow, Compression, Config, Cutover, Ddl, Delta, DeltaAction, Fence, InForce, Job, Level,
+    Limits, OnFull, Origin, Parquet, Redact, SchemaMode, Snapshot, Source, Stream, Table, Target,
     TargetUrl, Triggers, Verify, check_job_name, fitted_job_name, units, url,
 };
 use crate::args::Global;
@@ -500,25 +500,17 @@ impl Resolver<'_> {
             "hook" => Some(true),
             _ => None,
         })?;
-        let fence_hook = self.hook("cutover.fence_hook", raw.fence_hook)?;
-        let open_hook = self.hook("cutover.open_hook", raw.open_hook)?;
+        let up = self.hook("cutover.fence_hook", raw.fence_hook)?;
+        let down = self.hook("cutover.open_hook", raw.open_hook)?;
         let switch_hook = self.hook("cutover.switch_hook", raw.switch_hook)?;
-        if is_hook && (fence_hook.is_empty() || open_hook.is_empty()) {
+        if is_hook && (up.is_empty() || down.is_empty()) {
             let (key, text) = ("cutover.fence".to_owned(), String::new());
             let why = "hook needs cutover.fence_hook and cutover.open_hook";
             return Err(self.wrong(&Found { key, text, origin: Origin::File }, why));
         }
         // Without it the hooks are only shown.
-        let open_hook = if is_hook { open_hook } else { Vec::new() };
-        let fence_hook = is_hook.then_some(fence_hook);
-        Ok(Cutover {
-            max_lag,
-            max_write_block,
-            sequence_margin,
-            fence_hook,
-            open_hook,
-            switch_hook,
-        })
+        let fence = if is_hook { Fence::Hooks(up, down) } else { Fence::ReadOnly };
+        Ok(Cutover { max_lag, max_write_block, sequence_margin, fence, switch_hook })
     }
 
     fn hook(&mut self, key: &str, words: Option<Vec<String>>) -> Result<Vec<String>, ConfigError> {

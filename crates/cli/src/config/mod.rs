@@ -92,12 +92,19 @@ pub struct Cutover {
     pub max_write_block: Duration,
     /// Values of sequences that are left out.
     pub sequence_margin: u64,
-    /// Puts the fence up; none: ours.
-    pub fence_hook: Option<Vec<String>>,
-    /// Takes it away.
-    pub open_hook: Vec<String>,
+    /// How writes are kept out.
+    pub fence: Fence,
     /// Tells the application.
     pub switch_hook: Vec<String>,
+}
+
+/// How writes are kept out of the side that is left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fence {
+    /// Read-only by default.
+    ReadOnly,
+    /// By commands of the user's: the one that keeps them out, the one that lets them in again.
+    Hooks(Vec<String>, Vec<String>),
 }
 
 /// `[delta]`
