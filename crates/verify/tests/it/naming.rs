@@ -319,9 +319,12 @@ async fn rows_that_are_other_ones_when_they_are_read_again_are_not_called_differ
         let kept = Kept::new(&mut request, Redaction::None);
         let change = async {
             // Both snapshots of the first reading are taken by then, those of the second are not for a while.
-            while request.progress.read(Which::Target) == 0 {
-                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-            }
+            let begun = async {
+                while request.progress.read(Which::Target) == 0 {
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(std::time::Duration::from_secs(60), begun).await.unwrap();
             let target = ConnectSpec::parse(&pair.target.url()).unwrap().connect().await.unwrap();
             target.batch_execute(meanwhile).await.unwrap();
         };
