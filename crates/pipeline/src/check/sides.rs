@@ -5,6 +5,7 @@
 mod existing;
 mod extensions;
 
+use std::collections::{HashMap, HashSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tidemark_model::sql::Ident;
@@ -104,19 +105,19 @@ impl Sides<'_> {
 
     /// Triggers and rules that take part in what we write. Tables that are still to be made get those of the source.
     async fn firing(&self, there: &[(RelationName, Oid)]) -> Result<Vec<Finding>> {
-        let is_there =
-            |plan: &&TablePlan| there.iter().any(|(name, _)| *name == plan.relation.name);
-        let missing = self.plans.iter().filter(|plan| !is_there(plan));
+        let known: HashSet<&RelationName> = there.iter().map(|(name, _)| name).collect();
+        let missing = self.plans.iter().filter(|plan| !known.contains(&plan.relation.name));
         let missing: Vec<(RelationName, Oid)> =
             missing.map(|plan| (plan.relation.name.clone(), plan.relation.oid)).collect();
         let mut findings = Vec::new();
         for (client, tables) in [(self.target, there), (self.source, &missing)] {
             let oids: Vec<Oid> = tables.iter().map(|(_, oid)| *oid).collect();
             let firing = read_firing(client, &oids).await?;
-            let named = firing.iter().filter_map(|firing| {
-                let (name, _) = tables.iter().find(|(_, oid)| *oid == firing.table)?;
-                fires(name, firing, self.to.triggers)
-            });
+            let names: HashMap<Oid, &RelationName> =
+                tables.iter().map(|(name, oid)| (*oid, name)).collect();
+            let named = firing
+                .iter()
+                .filter_map(|firing| fires(names.get(&firing.table)?, firing, self.to.triggers));
             findings.extend(named);
         }
         Ok(findings)

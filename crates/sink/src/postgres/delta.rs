@@ -122,8 +122,8 @@ impl DeltaTable {
         equal.collect::<Vec<_>>().join(" AND ")
     }
 
-    /// The statements that put what is staged into the table.
-    fn statements(&self, way: Way) -> Vec<String> {
+    /// The statements that put what is staged into the table, and whether the rows that each touches are such.
+    fn statements(&self, way: Way) -> Vec<(String, bool)> {
         let table = &self.name;
         let names = list(&self.columns, "");
         let mut insert = format!(
@@ -131,24 +131,27 @@ impl DeltaTable {
             list(&self.columns, "s.")
         );
         if self.key.is_empty() {
-            return vec![insert];
+            return vec![(insert, true)];
         }
         let found = self.is_found("s");
         match way {
             Way::Update => {
                 write!(insert, " WHERE NOT EXISTS (SELECT FROM ONLY {table} t WHERE {found})").ok();
+                if self.set.is_empty() {
+                    return vec![(insert, true)];
+                }
                 let set = self.set.iter().map(|name| format!("{0} = s.{0}", Ident(name)));
                 let set = set.collect::<Vec<_>>().join(", ");
                 let update = format!(
                     "UPDATE ONLY {table} t SET {set} FROM pg_temp.tidemark_rows s WHERE {found}"
                 );
-                vec![update, insert]
+                vec![(update, true), (insert, true)]
             }
             Way::Replace => {
                 let delete = format!(
                     "DELETE FROM ONLY {table} t USING pg_temp.tidemark_rows s WHERE {found}"
                 );
-                vec![delete, insert]
+                vec![(delete, false), (insert, true)]
             }
         }
     }
@@ -502,13 +505,9 @@ impl DeltaWriter<'_> {
                 self.stage(("tidemark_rows", &table.columns), table.form, slice(rows, range))
                     .await?;
                 let mut moved = 0;
-                for statement in table.statements(way) {
-                    if way == Way::Update && table.set.is_empty() && statement.starts_with("UPDATE")
-                    {
-                        continue;
-                    }
+                for (statement, puts) in table.statements(way) {
                     let count = client.execute(&statement, &[]).await?;
-                    moved += if statement.starts_with("DELETE") { 0 } else { count };
+                    moved += if puts { count } else { 0 };
                 }
                 // Of rows that are nothing but their keys those that are there already need nothing.
                 Ok((!table.set.is_empty() || table.key.is_empty()).then_some(moved))

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
+use tidemark_model::names;
 use tidemark_model::sql::Ident;
 use tidemark_model::{
     Finding, Oid, Persistence, Relation, RelationKind, ReplicaIdentity, Severity, TablePlan,
@@ -112,7 +113,7 @@ fn unreadable_for_dump(catalog: &Catalog, chosen: &[TablePlan]) -> Vec<Finding> 
 
 /// Schemas of ours, which are not dumped.
 fn is_ours(schema: &str) -> bool {
-    schema == "tidemark" || schema.starts_with("tidemark_selftest_")
+    schema == "tidemark" || schema.starts_with(names::SELFTEST_SCHEMAS)
 }
 
 fn no_select(catalog: &Catalog, relation: &Relation) -> Finding {
