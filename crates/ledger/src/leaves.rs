@@ -176,21 +176,43 @@ fn record(transaction: &Transaction<'_>, proof: &NewProof) -> Result<(), Failure
         Some(lsn) => (Some(lsn.to_string()), Some(now_ms())),
         None => before.unwrap_or_default(),
     };
-    transaction.prepare_cached("DELETE FROM proven WHERE relation_oid = ?1")?.execute([oid])?;
     transaction
-        .prepare_cached("INSERT OR REPLACE INTO proof VALUES (?1, ?2, ?3, ?4)")?
+        .prepare_cached(
+            "INSERT INTO proof VALUES (?1, ?2, ?3, ?4) \
+             ON CONFLICT (relation_oid) DO UPDATE SET scheme = excluded.scheme, lsn = excluded.lsn, at_ms = excluded.at_ms",
+        )?
         .execute(params![oid, proof.scheme, lsn, at_ms])?;
-    let mut insert =
-        transaction.prepare_cached("INSERT INTO proven VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
-    for ProvenLeaf { lsn, sum: LeafSum { leaf, sum } } in &proof.leaves {
-        insert.execute(params![
-            oid,
-            leaf,
-            lsn.to_string(),
-            stored(sum.count, "a number of rows")?,
-            sum.raw.to_be_bytes(),
-            sum.value.to_be_bytes(),
-        ])?;
+    replace_proven(transaction, oid, &proof.leaves)
+}
+
+/// Writes only what is not there already: of many leaves few are touched between two verifications.
+fn replace_proven(
+    transaction: &Transaction<'_>,
+    oid: Oid,
+    leaves: &[ProvenLeaf],
+) -> Result<(), Failure> {
+    let mut known: HashMap<u32, (String, i64, [u8; 16], [u8; 16])> = transaction
+        .prepare_cached(
+            "SELECT leaf, lsn, row_count, raw, value FROM proven WHERE relation_oid = ?1",
+        )?
+        .query_map([oid], |row| {
+            Ok((row.get(0)?, (row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))
+        })?
+        .collect::<rusqlite::Result<_>>()?;
+    let mut write = transaction
+        .prepare_cached("INSERT OR REPLACE INTO proven VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
+    for ProvenLeaf { lsn, sum: LeafSum { leaf, sum } } in leaves {
+        let count = stored(sum.count, "a number of rows")?;
+        let row = (lsn.to_string(), count, sum.raw.to_be_bytes(), sum.value.to_be_bytes());
+        if known.remove(leaf).as_ref() != Some(&row) {
+            let (lsn, count, raw, value) = row;
+            write.execute(params![oid, leaf, lsn, count, raw, value])?;
+        }
+    }
+    let mut forget =
+        transaction.prepare_cached("DELETE FROM proven WHERE relation_oid = ?1 AND leaf = ?2")?;
+    for leaf in known.into_keys() {
+        forget.execute(params![oid, leaf])?;
     }
     Ok(())
 }

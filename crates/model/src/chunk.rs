@@ -24,17 +24,15 @@ pub enum ChunkRange {
         /// First block after, or open.
         to: Option<u32>,
     },
-    /// Keys `from <= column < to`, as SQL literals of the column's type compared by the server only (13, which has no
-    /// TID range scan). `None` is open; NULLs cannot be here because the column is NOT NULL.
-    Key {
+    /// Keys `from <= column < to` of any of some ranges that do not meet, as SQL literals of the column's type compared by the
+    /// server only (leaves; 13, which has no TID range scan). NULLs cannot be here because the column is NOT NULL.
+    Keys {
         /// Unquoted column name.
         column: String,
-        /// Lower bound as text, cast to the column's type.
-        from: Option<String>,
-        /// Upper bound as text, exclusive.
-        to: Option<String>,
         /// The column's type as `format_type` prints it.
         type_name: String,
+        /// Lower bound and, exclusive, upper bound of each, as text that is cast to the column's type; `None` is open.
+        ranges: Vec<(Option<String>, Option<String>)>,
     },
 }
 

@@ -58,11 +58,10 @@ fn ranges(column: &Column, bounds: Vec<String>) -> Vec<ChunkRange> {
     }
     let starts = [None].into_iter().chain(bounds.iter().cloned().map(Some));
     let ends = bounds.iter().cloned().map(Some).chain([None]);
-    let range = |(from, to)| ChunkRange::Key {
+    let range = |range| ChunkRange::Keys {
         column: column.name.clone(),
-        from,
-        to,
         type_name: column.type_name.clone(),
+        ranges: vec![range],
     };
     starts.zip(ends).map(range).collect()
 }
@@ -133,8 +132,16 @@ fn pick(all: &[String], parts: u32) -> Vec<String> {
     (1..parts).map(|part| inner[part * inner.len() / parts].clone()).collect()
 }
 
+/// Rows of a leaf, where the key can be cut as finely as one likes, and the most leaves of a table: what the stream touches
+/// is read again leaf by leaf.
+const LEAF_ROWS: u64 = 250;
+const LEAVES_MAX: u64 = 20_000;
+/// So many leaves of those are kept for keys that will come behind the last one.
+const GROWTH_SHARE: usize = 8;
+
 /// Bounds of leaves for many relations in one query: the histogram of the first column of each primary key, where it is an
-/// integer, uuid, date, timestamp or C-collated text. A relation without an entry is one leaf.
+/// integer, uuid, date, timestamp or C-collated text. Integers and uuids are cut finer than the histogram is, by arithmetic,
+/// and integers beyond its end. A relation without an entry is one leaf.
 ///
 /// # Errors
 /// The connection failed.
@@ -151,7 +158,7 @@ pub async fn leaf_bounds(
         tables.push(relation.name.name.as_str());
         columns.push(column.name.as_str());
         let key = (relation.name.schema.as_str(), relation.name.name.as_str());
-        wanted.insert(key, (relation.oid, column.name.as_str()));
+        wanted.insert(key, (relation, column));
     }
     if wanted.is_empty() {
         return Ok(HashMap::new());
@@ -168,8 +175,11 @@ pub async fn leaf_bounds(
     let mut bounds = HashMap::new();
     for row in &rows {
         let (schema, table): (String, String) = (row.get(0), row.get(1));
-        if let Some((oid, column)) = wanted.get(&(schema.as_str(), table.as_str())) {
-            bounds.insert(*oid, ((*column).to_owned(), row.get(2)));
+        if let Some((relation, column)) = wanted.get(&(schema.as_str(), table.as_str())) {
+            let known: Vec<String> = row.get(2);
+            let finer =
+                Number::of(column).and_then(|number| number.finer(&known, leaves_of(relation)));
+            bounds.insert(relation.oid, (column.name.clone(), finer.unwrap_or(known)));
         }
     }
     Ok(bounds)
@@ -191,6 +201,94 @@ fn leaf_column(relation: &Relation, default_is_c: bool) -> Option<&Column> {
     (is_c && is_one_of(&["text", "varchar"])).then_some(column)
 }
 
+/// How many leaves a table is to have.
+fn leaves_of(relation: &Relation) -> usize {
+    let rows = u64::try_from(relation.row_estimate).unwrap_or_default();
+    usize::try_from((rows / LEAF_ROWS).min(LEAVES_MAX)).unwrap_or_default()
+}
+
+/// What a bound is if it is a number that others can be found beside.
+#[derive(Debug, Clone, Copy)]
+enum Number {
+    /// Not beyond this.
+    Integer {
+        most: i64,
+    },
+    Uuid,
+}
+
+impl Number {
+    fn of(column: &Column) -> Option<Self> {
+        let most = [("int2", i16::MAX.into()), ("int4", i32::MAX.into()), ("int8", i64::MAX)];
+        let is_of = |name| column.data_type.is_builtin(name);
+        let integer = most.into_iter().find(|(name, _)| is_of(name));
+        let integer = integer.map(|(_, most)| Self::Integer { most });
+        integer.or_else(|| is_of("uuid").then_some(Self::Uuid))
+    }
+
+    /// Half of the uuids are negative, in the same order.
+    fn read(self, text: &str) -> Option<i128> {
+        match self {
+            Self::Integer { .. } => text.parse::<i64>().ok().map(i128::from),
+            Self::Uuid => {
+                let bits = u128::from_str_radix(&text.replace('-', ""), 16).ok()?;
+                Some((bits ^ (1 << 127)).cast_signed())
+            }
+        }
+    }
+
+    fn write(self, number: i128) -> String {
+        match self {
+            Self::Integer { .. } => number.to_string(),
+            Self::Uuid => {
+                let hex = format!("{:032x}", number.cast_unsigned() ^ (1 << 127));
+                [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+            }
+        }
+    }
+
+    /// About so many bounds in the place of those of a histogram; none where one of those cannot be read.
+    fn finer(self, histogram: &[String], leaves: usize) -> Option<Vec<String>> {
+        let known: Option<Vec<i128>> = histogram.iter().map(|text| self.read(text)).collect();
+        let known = known.filter(|known| known.is_sorted())?;
+        let bounds = match self {
+            Self::Uuid => between(&known, leaves),
+            Self::Integer { most } => {
+                let growth = leaves / GROWTH_SHARE;
+                let mut bounds = between(&known, leaves - growth);
+                beyond(&mut bounds, growth, most.into());
+                bounds
+            }
+        };
+        Some(bounds.into_iter().map(|number| self.write(number)).collect())
+    }
+}
+
+/// The numbers that are known, and as many more between each two that about so many are there in all.
+fn between(known: &[i128], wanted: usize) -> Vec<i128> {
+    let intervals = known.len().saturating_sub(1).max(1);
+    let parts = (wanted / intervals).max(1) as u128;
+    let mut bounds = Vec::with_capacity(intervals * parts as usize + 1);
+    for ends in known.windows(2) {
+        let step = ends[1].abs_diff(ends[0]) / parts;
+        let rest = ends[1].abs_diff(ends[0]) % parts;
+        // Without a product that could be too large.
+        let inner = (0..parts).map(|part| step * part + (rest * part) / parts);
+        bounds.extend(inner.map(|distance| ends[0].wrapping_add_unsigned(distance)));
+    }
+    bounds.extend(known.last());
+    bounds.dedup();
+    bounds
+}
+
+/// So many more behind the last one, as far apart as those before are on average, and none beyond `most`.
+fn beyond(bounds: &mut Vec<i128>, more: usize, most: i128) {
+    let [first, .., last] = bounds[..] else { return };
+    let step = ((last - first) / (bounds.len() as i128 - 1)).max(1);
+    bounds
+        .extend((1..=more as i128).map(|nth| last + step * nth).take_while(|bound| *bound <= most));
+}
+
 fn text_array(values: &[&str]) -> String {
     let list: Vec<String> = values.iter().map(|value| Literal(value).to_string()).collect();
     format!("ARRAY[{}]::pg_catalog.text[]", list.join(","))
@@ -207,6 +305,29 @@ mod tests {
         assert_eq!(divide(0, 1, 8), [1]);
         let all = divide(i64::MIN, i64::MAX, 4);
         assert_eq!(all, [i64::MIN / 2, 0, i64::MAX / 2 + 1]);
+    }
+
+    #[test]
+    fn bounds_between_known_ones_ascend_and_go_on_behind_the_last() {
+        let mut bounds = between(&[0, 100, 1_000_000], 8);
+        assert_eq!(bounds, [0, 25, 50, 75, 100, 250_075, 500_050, 750_025, 1_000_000]);
+        beyond(&mut bounds, 3, 1_300_000);
+        assert_eq!(bounds[8..], [1_000_000, 1_125_000, 1_250_000]);
+        assert_eq!(between(&[5, 6], 100), [5, 6]);
+        assert_eq!(between(&[7], 100), [7]);
+        let ends = [i128::MIN, i128::MAX];
+        let whole = between(&ends, 4);
+        assert!(whole.is_sorted() && whole.len() == 5, "{whole:?}");
+        let mut few = vec![i128::from(i64::MAX)];
+        beyond(&mut few, 5, i128::from(i64::MAX));
+        assert_eq!(few.len(), 1);
+    }
+
+    #[test]
+    fn uuids_are_numbers_in_their_own_order() {
+        let ends = ["00000000-0000-0000-0000-000000000000", "80000000-0000-0000-0000-000000000000"];
+        let cut = Number::Uuid.finer(&ends.map(str::to_owned), 2).unwrap();
+        assert_eq!(cut, [ends[0], "40000000-0000-0000-0000-000000000000", ends[1]]);
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub fn estimated_bytes(relation: &Relation, range: &ChunkRange, parts: usize) ->
             let share = u128::from(bytes) * u128::from(to - u64::from(*from)) / u128::from(blocks);
             u64::try_from(share).unwrap_or(u64::MAX)
         }
-        ChunkRange::Key { .. } => bytes / u64::try_from(parts.max(1)).unwrap_or(1),
+        ChunkRange::Keys { .. } => bytes / u64::try_from(parts.max(1)).unwrap_or(1),
     }
 }
 
@@ -104,22 +104,37 @@ fn range_conditions(range: &ChunkRange) -> Vec<String> {
                 conditions.push(format!("ctid OPERATOR(pg_catalog.<) '({to},0)'::pg_catalog.tid"));
             }
         }
-        ChunkRange::Key { column, from, to, type_name } => {
-            let bounds = [(">=", from), ("<", to)];
-            for (operator, bound) in bounds {
-                let Some(bound) = bound else { continue };
-                let column = Ident(column);
-                conditions.push(format!("{column} {operator} {}::{type_name}", Literal(bound)));
+        ChunkRange::Keys { column, type_name, ranges } => {
+            let of = |range| key_conditions(column, type_name, range).join(" AND ");
+            match ranges.as_slice() {
+                [(None, None)] => {}
+                [range] => conditions.push(of(range)),
+                ranges => conditions
+                    .push(format!("({})", ranges.iter().map(of).collect::<Vec<_>>().join(" OR "))),
             }
         }
     }
     conditions
 }
 
+fn key_conditions(
+    column: &str,
+    type_name: &str,
+    (from, to): &(Option<String>, Option<String>),
+) -> Vec<String> {
+    let bounds = [(">=", from), ("<", to)];
+    let bounds =
+        bounds.into_iter().filter_map(|(operator, bound)| Some((operator, bound.as_ref()?)));
+    let condition = |(operator, bound): (_, &String)| {
+        format!("{} {operator} {}::{type_name}", Ident(column), Literal(bound))
+    };
+    bounds.map(condition).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use tidemark_model::{
-        ChunkRange::{Blocks, Key, Whole},
+        ChunkRange::{Blocks, Keys, Whole},
         Persistence, RelationKind, RelationName, ReplicaIdentity, SelectColumn,
     };
 
@@ -210,13 +225,24 @@ mod tests {
         );
         let statement = copy_statement(&spec(Blocks { from: 5, to: Some(9) }, Some("a OR b --")));
         assert!(statement.contains("ctid OPERATOR(pg_catalog.>=) '(5,0)'::pg_catalog.tid AND ctid OPERATOR(pg_catalog.<) '(9,0)'::pg_catalog.tid AND (a OR b --\n))"), "{statement}");
-        let key = Key {
+        let keys = |ranges: &[(Option<&str>, Option<&str>)]| Keys {
             column: "k".into(),
-            from: Some("o'c".into()),
-            to: None,
             type_name: "text".into(),
+            ranges: ranges
+                .iter()
+                .map(|(from, to)| (from.map(str::to_owned), to.map(str::to_owned)))
+                .collect(),
         };
-        assert!(copy_statement(&spec(key, None)).contains(r#"WHERE "k" >= 'o''c'::text)"#));
+        let one = copy_statement(&spec(keys(&[(Some("o'c"), None)]), None));
+        assert!(one.contains(r#"WHERE "k" >= 'o''c'::text)"#), "{one}");
+        let two = keys(&[(None, Some("b")), (Some("c"), Some("d"))]);
+        let two = copy_statement(&spec(two, Some("a OR b")));
+        assert!(
+            two.contains(
+                r#"WHERE ("k" < 'b'::text OR "k" >= 'c'::text AND "k" < 'd'::text) AND (a OR b"#
+            ),
+            "{two}"
+        );
     }
 
     #[test]

@@ -30,7 +30,11 @@ impl Reader {
         let mut raw = sql::connect_raw(spec, Mode::Sql).await?;
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
         sql::raw(&mut raw, "begin a reader's transaction", begin).await?;
-        let import = format!("SET TRANSACTION SNAPSHOT {}", Literal(snapshot_id));
+        // There are as many readers as there are to be: a statement of one is not to start workers of the server's beside them.
+        let import = format!(
+            "SET TRANSACTION SNAPSHOT {}; SET LOCAL max_parallel_workers_per_gather = 0",
+            Literal(snapshot_id)
+        );
         sql::raw(&mut raw, "import the snapshot", &import).await.map_err(snapshot_gone)?;
         let mut reader = Self { raw, spec: spec.clone() };
         reader.wait_at_most(LOCK_WAIT).await?;

@@ -8,11 +8,11 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use tidemark_digest::{CANONICAL_VERSION, DigestKey, LeafCut, shape_of};
+use tidemark_digest::{CANONICAL_VERSION, DigestKey, LeafBounds, LeafCut, shape_of};
 use tidemark_ledger::{
     CopyId, LeafRecord, LedgerReader, NewProof, ProofRecord, Proofs, ProvenLeaf, now_ms,
 };
-use tidemark_model::{Column, Generated, LeafSum, Lsn, Oid, RowSum};
+use tidemark_model::{Column, Generated, LeafSum, Lsn, Oid, Relation, RowSum, TupleForm};
 use tidemark_pipeline::{Job, Result, blocking};
 use tidemark_source::{Catalog, shapes};
 
@@ -64,20 +64,27 @@ impl Known {
         })
     }
 
-    /// Cuts tables as the ledger has them cut.
-    pub(crate) fn cut(&self, bounds: &mut Bounds) {
+    /// Cuts tables as the ledger has them cut. Where everything is read, those whose leaves their rows have outgrown stay as the
+    /// statistics of the source have them by now.
+    pub(crate) fn cut(&self, source: &Catalog, reads: Reads, bounds: &mut Bounds) {
         for (oid, record) in &self.records {
-            if let Some(cut) = cut_of(record) {
+            let Some(cut) = cut_of(record) else { continue };
+            let relation = source.relations.iter().find(|relation| relation.oid == *oid);
+            let is_outgrown = |relation: &Relation| {
+                let now = bounds.get(oid);
+                now.is_some_and(|(_, now)| has_outgrown(&cut.among(&relation.columns), now))
+            };
+            if reads != Reads::All || !relation.is_some_and(is_outgrown) {
                 bounds.insert(*oid, (cut.column, cut.bounds));
             }
         }
     }
 
-    /// Cuts those that the ledger has in one leaf as the statistics of the source have them by now.
+    /// Writes down how those are cut that the ledger has cut in another way.
     pub(crate) async fn cut_anew(&self, pairs: &[Pair]) -> Result<()> {
         let new = pairs.iter().filter_map(|pair| {
             let record = self.records.get(&pair.source.oid())?;
-            let cut = pair.leaves.cut().filter(|_| cut_of(record).is_none())?;
+            let cut = pair.leaves.cut().filter(|cut| cut_of(record).as_ref() != Some(cut))?;
             Some((record.copy, serde_json::to_string(&Some(cut)).expect("bounds are plain data")))
         });
         let new: Vec<_> = new.collect();
@@ -229,6 +236,20 @@ fn forget_touched(before: &mut [Before], record: &LeafRecord) {
             *before = Before::Nothing;
         }
     }
+}
+
+/// So many bounds may come to lie in one leaf by chance, since statistics are a sample.
+const BY_CHANCE: usize = 8;
+
+/// Whether one leaf holds more than a hundredth of the table by now, as far as the bounds tell that its statistics have.
+fn has_outgrown(leaves: &LeafBounds, now: &[String]) -> bool {
+    let mut held = vec![0; leaves.leaf_count()];
+    for bound in now {
+        if let Some(leaf) = leaves.leaf_of(TupleForm::PgText, bound.as_bytes(), 0) {
+            held[leaf] += 1;
+        }
+    }
+    held.into_iter().max().is_some_and(|most: usize| most > BY_CHANCE && most * 100 > now.len())
 }
 
 fn by_oid(records: Vec<LeafRecord>) -> HashMap<Oid, LeafRecord> {

@@ -57,6 +57,9 @@ impl Half {
     }
 }
 
+/// Ranges of leaves that one statement reads: more are slow to plan.
+const RANGES_PER_CHUNK: usize = 48;
+
 /// What is selected beside the columns that are hashed, as text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shows {
@@ -508,13 +511,17 @@ impl Pair {
         }
         let bound = |at: Option<usize>| at.and_then(|at| bounds.get(at)).cloned();
         // Leaves that lie side by side are read as one.
-        let range = |leaves: &[u32]| ChunkRange::Key {
-            column: column.name.clone(),
-            from: bound((leaves[0] as usize).checked_sub(1)),
-            to: bound(leaves.last().map(|leaf| *leaf as usize)),
-            type_name: column.type_name.clone(),
+        let range = |leaves: &[u32]| {
+            let from = bound((leaves[0] as usize).checked_sub(1));
+            (from, bound(leaves.last().map(|leaf| *leaf as usize)))
         };
-        Some(leaves.chunk_by(|one, next| one + 1 == *next).map(range).collect())
+        let ranges: Vec<_> = leaves.chunk_by(|one, next| one + 1 == *next).map(range).collect();
+        let chunk = |ranges: &[_]| ChunkRange::Keys {
+            column: column.name.clone(),
+            type_name: column.type_name.clone(),
+            ranges: ranges.to_vec(),
+        };
+        Some(ranges.chunks(RANGES_PER_CHUNK).map(chunk).collect())
     }
 }
 

@@ -60,7 +60,7 @@ impl<'a> Run<'a> {
         let mut bounds = source.bounds().await?;
         let known = if moves { Known::of(job, &source.catalog).await } else { None };
         match &known {
-            Some(known) => known.cut(&mut bounds),
+            Some(known) => known.cut(&source.catalog, request.reads, &mut bounds),
             None if request.reads == Reads::Dirty => {
                 tracing::warn!(
                     "nothing is known of the leaves (no ledger of this job in the state directory): everything is read"

@@ -335,6 +335,35 @@ async fn tables_without_statistics_are_cut_by_the_first_verification_that_has_so
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn leaves_follow_a_table_that_grows_when_everything_is_read() {
+    let mut leafy = Leafy::new("grown", "").await;
+    leafy.prove().await;
+    leafy.source(
+        "INSERT INTO leafy SELECT i, -i, repeat(md5(i::text), 8) FROM generate_series(50001, 90000) i; ANALYZE leafy",
+    );
+    let touch = "UPDATE leafy SET body = 'new' WHERE id = 70000";
+    leafy.prove().await;
+    leafy.source(touch);
+    let (found, [one, other]) = leafy.dirty().await;
+    assert_eq!(found.verdict, Verdict::Identical);
+    assert!(one > 0 && one < 500_000 && other < 500_000, "{one} {other}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_scattered_leaves_are_read_by_few_statements() {
+    let mut leafy = Leafy::new("scattered", "").await;
+    let more = "INSERT INTO leafy SELECT i, -i, repeat(md5(i::text), 8) FROM generate_series(20001, 200000) i; ANALYZE leafy";
+    leafy.source(more);
+    let (_, all) = leafy.prove().await;
+    leafy.source("UPDATE leafy SET body = 'new' WHERE id % 1500 = 7");
+    leafy.target("UPDATE leafy SET body = 'other' WHERE id = 150008");
+    let (found, [one, other]) = leafy.dirty().await;
+    // 130 leaves of some 800, which is more than one statement reads.
+    assert!(one > all / 20 && one < all * 2 / 3 && other < all * 2 / 3, "{one} {other} of {all}");
+    assert_eq!((found.verdict, found.named.unwrap().rows.changed), (Verdict::Different, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_goes_to_the_target_before_its_leaf_is_marked() {
     let mut leafy = Leafy::new("marked", "").await;
     leafy.prove().await;
