@@ -272,6 +272,16 @@ Examples:
     /// tidemark sync before.
     #[command(after_help = "Example:\n  tidemark complete --yes")]
     Complete(CleanupArgs),
+    /// Tell the whole migration: what was done when, findings, verdicts and write blocks, for whoever has to sign it.
+    ///
+    /// Made of the job's journal alone; no server is asked. A cutover, a fallback and complete write the same files below the
+    /// state directory: report/migration.html and report/migration.json.
+    #[command(after_help = "\
+Examples:
+  tidemark report
+  tidemark report --directory change-4711
+  tidemark report --json | jq .attempts")]
+    Report(ReportArgs),
     /// Drop what the job left on source and target, by exact name.
     ///
     /// Takes our slot, publication and progress rows away. The moved data stays.
@@ -519,6 +529,17 @@ pub struct StatusArgs {
     #[arg(long)]
     pub watch: bool,
     /// Print it as JSON; with --watch one object per line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `report`.
+#[derive(Debug, Clone, Args)]
+pub struct ReportArgs {
+    /// Where the files are written, instead of below the state directory.
+    #[arg(long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+    /// Print migration.json, too.
     #[arg(long)]
     pub json: bool,
 }

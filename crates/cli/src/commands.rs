@@ -18,6 +18,7 @@ use crate::migrate;
 use crate::output;
 use crate::redact;
 use crate::repair;
+use crate::report;
 use crate::selftest;
 use crate::verify;
 
@@ -62,7 +63,10 @@ pub fn run(cli: &Cli, screen: &Screen) -> Result<ExitCode, Failure> {
         Command::Fallback(args) => {
             migrate::switch(&load(&cli.global, Needs::Both)?, args, Way::Fallback, screen)
         }
-        Command::Complete(args) => migrate::complete(&load(&cli.global, Needs::Both)?, args),
+        Command::Complete(args) => {
+            migrate::complete(&load(&cli.global, Needs::Both)?, args, screen)
+        }
+        Command::Report(args) => report::run(&load(&cli.global, Needs::Job)?, args, screen),
         Command::Cleanup(args) => {
             let config = load(&cli.global, Needs::Both)?;
             if !args.yes {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tidemark_model::{RelationName, Severity};
 use tidemark_pipeline as pipeline;
-use tidemark_pipeline::{Job, Progress, Report, Status, SyncReport};
+use tidemark_pipeline::{Hypercare, Job, Progress, Report, SequenceRoom, Status, SyncReport};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{CheckArgs, NotEmpty, StatusArgs, SyncArgs, Until};
@@ -30,6 +30,9 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 pub fn check(config: &Config, args: &CheckArgs, screen: &Screen) -> Result<ExitCode, Failure> {
     let job = job::job(config, NotEmpty::Refuse, !args.snapshot_only)?;
     let findings = runtime()?.block_on(pipeline::check(&job))?;
+    if let Err(error) = tidemark_migrate::note_checked(&config.job.state_dir, &findings) {
+        tracing::debug!(%error, "what was found is not noted");
+    }
     if args.json {
         output::print_json(&findings)?;
     } else {
@@ -184,11 +187,11 @@ pub fn cleanup(config: &Config) -> Result<ExitCode, Failure> {
 }
 
 async fn read_status(config: &Config) -> Result<Status, Failure> {
-    let (state_dir, name) = tidemark_migrate::place(&config.job.state_dir, &config.job.name)?;
-    if let Some(status) = pipeline::ask_status(&state_dir).await? {
-        return Ok(status);
+    let state_dir = &config.job.state_dir;
+    match tidemark_migrate::ask_status(state_dir).await? {
+        Some(status) => Ok(status),
+        None => Ok(tidemark_migrate::stored_status(state_dir, &config.job.name)?),
     }
-    Ok(pipeline::stored_status(&state_dir, &name)?)
 }
 
 /// Runs the snapshot with progress and signals.
@@ -213,12 +216,15 @@ async fn shown<T>(
     let show = || shower.show(&progress.view().into());
     let ended = stoppable(run(&progress, &stop), &stop, (LOOK_EVERY, show)).await?;
     shower.finish();
-    ended.map_err(|error| {
-        if !error.findings.is_empty() {
-            screen.say(&output::findings(&error.findings, screen.color_stderr));
-        }
-        error.into()
-    })
+    ended.map_err(|error| with_findings(error, screen))
+}
+
+/// An error, after what blocks was told.
+pub(crate) fn with_findings(error: pipeline::Error, screen: &Screen) -> Failure {
+    if !error.findings.is_empty() {
+        screen.say(&output::findings(&error.findings, screen.color_stderr));
+    }
+    error.into()
 }
 
 /// Runs `work` to its end, and looks every so often how far it is. A signal asks it to stop, a second one ends the process.
@@ -311,8 +317,28 @@ fn status_text(status: &Status) -> String {
         ));
     }
     text.push_str(&lag_text(status));
+    if let Some(hypercare) = &status.hypercare {
+        text.push_str(&hypercare_text(hypercare));
+    }
     if let Some(error) = &status.last_error {
         text.push_str(&format!("last error {error}\n"));
+    }
+    text
+}
+
+/// What is to be watched after a cutover.
+fn hypercare_text(hypercare: &Hypercare) -> String {
+    let ago = |seconds: f64| output::duration(Duration::from_secs_f64(seconds.max(0.0)));
+    let mut text =
+        format!("on target  for {}; tidemark fallback goes back\n", ago(hypercare.seconds));
+    if let (Some(verdict), Some(seconds)) =
+        (&hypercare.last_verdict, hypercare.last_verdict_seconds)
+    {
+        let lsn = hypercare.last_verdict_lsn.map_or_else(String::new, |lsn| format!(" at {lsn}"));
+        text.push_str(&format!("verified   {verdict}{lsn}, {} ago\n", ago(seconds)));
+    }
+    if let Some(SequenceRoom { name, free }) = &hypercare.fullest_sequence {
+        text.push_str(&format!("sequences  {:.1} % left of {name}, the fullest\n", free * 100.0));
     }
     text
 }

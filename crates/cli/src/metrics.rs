@@ -33,6 +33,14 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     ("tidemark_memory_bytes", "gauge", "Memory of rows on their way"),
     ("tidemark_snapshot_tables", "gauge", "Tables of the snapshot by state"),
     ("tidemark_snapshot_rows", "gauge", "Rows copied by the snapshot"),
+    ("tidemark_hypercare_seconds", "gauge", "Since so long the application is on the target"),
+    ("tidemark_verdict", "gauge", "1 for the verdict of the last verification since the cutover"),
+    ("tidemark_verdict_age_seconds", "gauge", "Since that verification"),
+    (
+        "tidemark_sequence_free_ratio",
+        "gauge",
+        "Share of its values that the fullest sequence has left where the application writes",
+    ),
     ("tidemark_last_error", "gauge", "1 if the last attempt ended with an error"),
 ];
 
@@ -72,6 +80,15 @@ pub fn exposition(status: &Status) -> String {
         ],
     );
     page.family("tidemark_snapshot_rows", &[("", snapshot.rows_done as f64)]);
+    if let Some(hypercare) = &status.hypercare {
+        page.family("tidemark_hypercare_seconds", &[("", hypercare.seconds)]);
+        if let Some(verdict) = &hypercare.last_verdict {
+            page.family("tidemark_verdict", &[(&label("verdict", verdict), 1.0)]);
+        }
+        page.optional("tidemark_verdict_age_seconds", hypercare.last_verdict_seconds);
+        let free = hypercare.fullest_sequence.as_ref().map(|room| room.free);
+        page.optional("tidemark_sequence_free_ratio", free);
+    }
     page.family("tidemark_last_error", &[("", status.last_error.is_some() as u64 as f64)]);
     page.text
 }
@@ -112,7 +129,7 @@ fn phase(phase: Phase) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tidemark_pipeline::{Lag, Status};
+    use tidemark_pipeline::{Hypercare, Lag, SequenceRoom, Status};
 
     use super::*;
 
@@ -125,7 +142,20 @@ mod tests {
             seconds: Some(0.5),
             ..Lag::default()
         };
-        let status = Status { job: "shop".to_owned(), lag, is_running: true, ..Status::default() };
+        let hypercare = Hypercare {
+            seconds: 5.0,
+            last_verdict: Some("identical".to_owned()),
+            last_verdict_seconds: Some(3.0),
+            fullest_sequence: Some(SequenceRoom { name: "s".to_owned(), free: 0.25 }),
+            ..Hypercare::default()
+        };
+        let status = Status {
+            job: "shop".to_owned(),
+            lag,
+            hypercare: Some(hypercare),
+            is_running: true,
+            ..Status::default()
+        };
         let page = exposition(&status);
         for (name, kind, _) in METRICS {
             assert!(page.contains(&format!("# TYPE {name} {kind}\n")), "{name}");
@@ -133,6 +163,8 @@ mod tests {
         }
         assert!(page.contains("tidemark_position_bytes{job=\"shop\",step=\"head\"} 32\n"));
         assert!(page.contains("tidemark_lag_seconds{job=\"shop\"} 0.5\n"));
+        assert!(page.contains("tidemark_verdict{job=\"shop\",verdict=\"identical\"} 1\n"));
+        assert!(page.contains("tidemark_sequence_free_ratio{job=\"shop\"} 0.25\n"));
     }
 
     #[test]

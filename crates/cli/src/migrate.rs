@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{CleanupArgs, NotEmpty, SwitchArgs};
 use crate::config::{Allow, Config};
 use crate::exit::{ExitCode, Failure};
-use crate::jobs::{Signals, runtime};
+use crate::jobs::{Signals, runtime, with_findings};
 use crate::log::Screen;
-use crate::{config, job, output};
+use crate::{config, job, output, report};
 
 /// `tidemark cutover` and `tidemark fallback`.
 ///
@@ -27,6 +27,7 @@ pub(crate) fn switch(
     let migration = migration(config)?;
     if args.abort {
         runtime()?.block_on(tidemark_migrate::abort(&migration, way))?;
+        report::keep(config, screen);
         output::print(&format!(
             "the {} was taken back: the application writes where it did before\n",
             way.word()
@@ -41,7 +42,12 @@ pub(crate) fn switch(
     if how == How::Anew && !args.yes && !is_meant(way, screen)? {
         return Err(Failure::usage(format!("{}: not confirmed, nothing was changed", way.word())));
     }
-    let ended = runtime()?.block_on(until_stopped(&migration, way, how))?;
+    let ended = runtime()?.block_on(until_stopped(&migration, way, how, screen));
+    let is_begun = ended.as_ref().err().is_none_or(|error| error.code != ExitCode::Usage);
+    if how != How::DryRun && is_begun {
+        report::keep(config, screen);
+    }
+    let ended = ended?;
     match args.json {
         true => output::print_json(&ended)?,
         false => output::print(&text(&ended, how))?,
@@ -53,7 +59,11 @@ pub(crate) fn switch(
 ///
 /// # Errors
 /// The application is not on the target's side.
-pub(crate) fn complete(config: &Config, args: &CleanupArgs) -> Result<ExitCode, Failure> {
+pub(crate) fn complete(
+    config: &Config,
+    args: &CleanupArgs,
+    screen: &Screen,
+) -> Result<ExitCode, Failure> {
     if !args.yes {
         return Err(Failure::usage(
             "complete drops the stream back to the source: there is no way back any more",
@@ -63,6 +73,7 @@ pub(crate) fn complete(config: &Config, args: &CleanupArgs) -> Result<ExitCode, 
     let job = job::job(config, NotEmpty::Refuse, true)?;
     let done = runtime()?.block_on(tidemark_migrate::complete(&job))?;
     output::print(&format!("{}\nthe migration is complete\n", done.join("\n")))?;
+    report::keep(config, screen);
     Ok(ExitCode::Done)
 }
 
@@ -103,11 +114,16 @@ fn is_meant(way: Way, screen: &Screen) -> Result<bool, Failure> {
 }
 
 /// A signal ends the process where it is: the journal knows how to go on.
-async fn until_stopped(migration: &Migration, way: Way, how: How) -> Result<Ended, Failure> {
+async fn until_stopped(
+    migration: &Migration,
+    way: Way,
+    how: How,
+    screen: &Screen,
+) -> Result<Ended, Failure> {
     let stop = CancellationToken::new();
     let mut signals = Signals::new()?;
     tokio::select! {
-        ended = Box::pin(tidemark_migrate::run(migration, way, how, &stop)) => Ok(ended?),
+        ended = Box::pin(tidemark_migrate::run(migration, way, how, &stop)) => ended.map_err(|error| with_findings(error, screen)),
         () = signals.next() => {
             let attempt = format!("{}: interrupted", way.word());
             Err(Failure::new(ExitCode::Interrupted, attempt).hint(
@@ -127,6 +143,14 @@ fn code(ended: &Ended, how: How) -> ExitCode {
     }
 }
 
+fn forecast(ended: &Ended) -> String {
+    ended.forecast_ms.map_or_else(String::new, |ms| {
+        format!(
+            "nobody could write for about {ms} ms, with the application writing as it does now\n"
+        )
+    })
+}
+
 fn text(ended: &Ended, how: How) -> String {
     let mut text = String::new();
     for (step, ms) in &ended.steps {
@@ -141,7 +165,7 @@ fn text(ended: &Ended, how: How) -> String {
         let verdict = serde_json::to_value(ended.verdict).ok();
         let verdict = verdict.as_ref().and_then(|word| word.as_str()).unwrap_or_default();
         text.push_str(&match how {
-            How::DryRun => format!("{way}: tried out, nothing was changed; the proof says {verdict}\n"),
+            How::DryRun => format!("{way}: tried out, nothing was changed; the proof says {verdict}\n{}", forecast(ended)),
             _ => format!("{way}: not done, the proof says {verdict} (tidemark verify tells more); the application writes where it did before\n"),
         });
         return text;

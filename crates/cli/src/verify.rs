@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{NotEmpty, VerifyArgs};
 use crate::config::{self, Allow, Config, Redact};
 use crate::exit::{ExitCode, Failure};
+use crate::files::{self, unfinished, unwritable};
 use crate::job;
 use crate::jobs::{runtime, stoppable};
 use crate::log::Screen;
@@ -77,6 +78,9 @@ pub(crate) fn run(
     let started_at = jiff::Timestamp::now();
     let outcome = runtime()?.block_on(watched(&request, args.quiesced, screen));
     let outcome = outcome.inspect_err(|_| forget(args.report.as_deref()))?;
+    if !args.quiesced {
+        note(config, &outcome);
+    }
     let examples = examples(&outcome);
     let diff = request.lines.finish(DIFF)?;
     let mut report = report(config, args, &request, outcome);
@@ -101,6 +105,24 @@ pub(crate) fn run(
         tidemark_report::Outcome::Incomplete => ExitCode::Incomplete,
         tidemark_report::Outcome::NotAllowed => ExitCode::NotAllowed,
     })
+}
+
+/// So that the state of the migration, and its report, can tell. What was found stays true if that cannot be written.
+fn note(config: &Config, outcome: &Outcome) {
+    let lsn = match outcome.point {
+        Some(tidemark_verify::Point::Barrier { lsn, .. }) => Some(lsn),
+        _ => None,
+    };
+    let verified = tidemark_migrate::Verified {
+        verdict: outcome.verdict(),
+        lsn,
+        level: outcome.level,
+        tables: outcome.tables.len() as u64,
+        rows: outcome.tables.iter().map(|table| table.source.count).sum(),
+    };
+    if let Err(error) = tidemark_migrate::note_verified(&config.job.state_dir, &verified) {
+        tracing::debug!(%error, "the verification is not noted");
+    }
 }
 
 /// Of a verification that failed no rows are left lying about.
@@ -380,16 +402,6 @@ fn command(args: impl Iterator<Item = String>) -> String {
     std::iter::once("tidemark".to_owned()).chain(quoted).collect::<Vec<_>>().join(" ")
 }
 
-fn unfinished(name: &str) -> String {
-    format!(".{name}.part")
-}
-
-fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::new(ExitCode::Unavailable, format!("write the report {}", path.display()))
-        .because(error)
-        .hint("make room, or name another directory with --report")
-}
-
 fn write(directory: &Path, report: &VerifyReport) -> Result<(), Failure> {
     let files = [
         ("report.json", to_json(report).map_err(unwritten)?),
@@ -404,13 +416,7 @@ fn write(directory: &Path, report: &VerifyReport) -> Result<(), Failure> {
             .and_then(|()| std::fs::remove_file(&path).or_else(unless_gone)),
     };
     placed.map_err(|error| unwritable(&path, &error))?;
-    for (name, text) in files {
-        let (path, unfinished) = (directory.join(name), directory.join(unfinished(name)));
-        std::fs::write(&unfinished, text)
-            .and_then(|()| std::fs::rename(&unfinished, &path))
-            .map_err(|error| unwritable(&path, &error))?;
-    }
-    Ok(())
+    files.iter().try_for_each(|(name, text)| files::write(directory, name, text))
 }
 
 fn unless_gone(error: std::io::Error) -> std::io::Result<()> {

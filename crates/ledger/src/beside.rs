@@ -55,6 +55,23 @@ impl Beside {
     }
 }
 
+fn add_line(transaction: &Transaction<'_>, event: &str, detail: &Value) -> Result<(), Failure> {
+    transaction.execute(
+        "INSERT INTO journal (at_ms, run, event, detail) VALUES (?1, (SELECT run FROM run), ?2, ?3)",
+        params![now_ms(), event, detail.to_string()],
+    )?;
+    Ok(())
+}
+
+/// Adds a line to the journal, whoever holds or migrates the job.
+///
+/// # Errors
+/// There is no ledger, it is damaged, or it cannot be written.
+pub fn note(state_dir: &Path, event: &str, detail: &Value) -> Result<()> {
+    let beside = Beside::open(state_dir)?;
+    beside.write("write the journal", |transaction| add_line(transaction, event, detail))
+}
+
 /// The file whose lock says that somebody migrates.
 const LOCK: &str = "migrate.lock";
 
@@ -84,13 +101,7 @@ impl Journal {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, event: &str, detail: &Value) -> Result<()> {
-        self.beside.write("write the journal", |transaction| {
-            transaction.execute(
-                "INSERT INTO journal (at_ms, run, event, detail) VALUES (?1, (SELECT run FROM run), ?2, ?3)",
-                params![now_ms(), event, detail.to_string()],
-            )?;
-            Ok(())
-        })
+        self.beside.write("write the journal", |transaction| add_line(transaction, event, detail))
     }
 
     /// All lines, oldest first.

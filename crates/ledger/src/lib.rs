@@ -24,7 +24,7 @@ mod rows;
 mod schema;
 mod writer;
 
-pub use beside::Journal;
+pub use beside::{Journal, note};
 pub use error::Error;
 pub use leaves::Proofs;
 pub use reader::LedgerReader;

@@ -16,6 +16,12 @@ use tokio::time::Instant;
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// Sessions that are not ours. What one of another role is, we may not be shown; without a role it is the server's own.
+const OTHERS: &str = "SELECT pid, usename FROM pg_catalog.pg_stat_activity \
+    WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid() AND usesysid IS NOT NULL \
+      AND coalesce(backend_type, 'client backend') = 'client backend' AND application_name NOT LIKE 'tidemark\\_%'";
+const UNENDABLE: &str = "GRANT pg_signal_backend to our role (sessions of superusers only a superuser can end), or end them by hand";
+
 /// How writes are kept out of the side that is left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fence {
@@ -78,13 +84,30 @@ pub(crate) async fn check(spec: &ConnectSpec) -> Result<()> {
     refuse_prepared(&client).await?;
     let sql = "SELECT pg_catalog.pg_has_role(datdba, 'USAGE') FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()";
     let row = client.query_one(sql, &[]).await.map_err(failed("look whose the database is"))?;
-    if row.get(0) {
+    if !row.get::<_, bool>(0) {
+        let message =
+            format!("fence: database {} is not ours to be made read-only", Ident(spec.database()));
+        return Err(Error::new(Kind::Preflight, message)
+            .hint("make our role a member of its owner, or bring a fence of your own (cutover.fence = \"hook\")"));
+    }
+    refuse_unendable(&client).await
+}
+
+/// Sessions of a superuser only a superuser can end, those of others their members and whoever may signal backends.
+async fn refuse_unendable(client: &Client) -> Result<()> {
+    let sql = format!(
+        "SELECT DISTINCT r.rolname FROM ({OTHERS}) s JOIN pg_catalog.pg_roles r ON r.rolname = s.usename \
+         WHERE NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) \
+           AND (r.rolsuper OR NOT pg_catalog.pg_has_role(r.oid, 'MEMBER') AND NOT pg_catalog.pg_has_role('pg_signal_backend', 'MEMBER')) \
+         ORDER BY 1"
+    );
+    let rows = client.query(&sql, &[]).await.map_err(failed("look whose sessions there are"))?;
+    if rows.is_empty() {
         return Ok(());
     }
-    let message =
-        format!("fence: database {} is not ours to be made read-only", Ident(spec.database()));
-    Err(Error::new(Kind::Preflight, message)
-        .hint("make our role a member of its owner, or bring a fence of your own (cutover.fence = \"hook\")"))
+    let names: Vec<String> = rows.iter().map(|row| Ident(row.get(0)).to_string()).collect();
+    let message = format!("fence: sessions of {} are not ours to be ended", names.join(", "));
+    Err(Error::new(Kind::Preflight, message).hint(UNENDABLE))
 }
 
 /// What the database was set to before a fence, for the journal.
@@ -129,13 +152,9 @@ async fn refuse_prepared(client: &Client) -> Result<()> {
 /// # Errors
 /// Some cannot be ended: they began before the fence, so that they are not behind it.
 async fn end_all(client: &Client) -> Result<u64> {
-    // What a session of another role is, we may not be shown; without a role it is the server's own.
-    let others = "SELECT pid, usename FROM pg_catalog.pg_stat_activity \
-                  WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid() AND usesysid IS NOT NULL \
-                    AND coalesce(backend_type, 'client backend') = 'client backend' AND application_name NOT LIKE 'tidemark\\_%'";
     let (deadline, mut told) = (Instant::now() + PATIENCE, HashSet::new());
     loop {
-        let rows = client.query(others, &[]).await.map_err(failed("look for sessions"))?;
+        let rows = client.query(OTHERS, &[]).await.map_err(failed("look for sessions"))?;
         if rows.is_empty() {
             return Ok(told.len() as u64);
         }
@@ -153,9 +172,7 @@ async fn end_all(client: &Client) -> Result<u64> {
                 .map(|row| format!("{} of {}", row.get::<_, i32>(0), Ident(row.get(1))))
                 .collect();
             let message = format!("fence: sessions that cannot be ended: {}", left.join(", "));
-            return Err(Error::new(Kind::TargetRefused, message).hint(
-                "GRANT pg_signal_backend to our role (sessions of superusers only a superuser can end), or end them by hand",
-            ));
+            return Err(Error::new(Kind::TargetRefused, message).hint(UNENDABLE));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

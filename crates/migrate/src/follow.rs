@@ -6,6 +6,7 @@ use std::time::Duration;
 use tidemark_pipeline::{Error, Job, Kind, Progress, Result, SyncReport, Until, blocking};
 use tokio_util::sync::CancellationToken;
 
+use crate::hypercare::watch_sequences;
 use crate::runbook::{Direction, state};
 use crate::sides::active;
 
@@ -46,6 +47,7 @@ pub async fn sync(
         let report = tokio::select! {
             report = Box::pin(tidemark_pipeline::sync(&job, progress, until, &ended)) => report,
             () = turned => continue,
+            never = watch_sequences(&forward.state_dir, &job), if direction == Direction::Back => match never {},
         };
         if stop.is_cancelled() || !is_turned(forward, direction).await {
             return report;

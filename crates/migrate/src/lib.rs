@@ -19,13 +19,18 @@ pub mod delta;
 mod fence;
 mod follow;
 mod hook;
+mod hypercare;
 mod runbook;
 mod sequences;
 mod sides;
+mod story;
 mod switch;
 
 pub use fence::Fence;
 pub use follow::sync;
 pub use runbook::{Attempt, Direction, Entry, Event, State, Step, Way, state};
-pub use sides::{active, ask_status, job_of, jobs, place, refuse_begun, refuse_under_way};
+pub use sides::{
+    active, ask_status, job_of, jobs, place, refuse_begun, refuse_under_way, stored_status,
+};
+pub use story::{Verified, note_checked, note_verified, report};
 pub use switch::{Ended, How, Migration, Plan, abort, complete, run};

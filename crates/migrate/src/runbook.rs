@@ -208,7 +208,7 @@ pub struct State {
 }
 
 impl State {
-    fn of(journal: Vec<JournalEntry>) -> Self {
+    pub(crate) fn of(journal: Vec<JournalEntry>) -> Self {
         let mut state = Self::default();
         for line in journal.into_iter().filter(|line| line.event == EVENT) {
             // A later version's line is not ours to understand.

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 
 use tidemark_model::RelationName;
-use tidemark_pipeline::{Error, Kind, Result};
+use tidemark_pipeline::{Error, Kind, Result, SequenceRoom};
 use tidemark_wire::tokio_postgres::Row;
 use tidemark_wire::{Client, ConnectSpec};
 
@@ -19,6 +19,42 @@ struct Position {
     is_fresh: bool,
 }
 
+/// Every sequence of the user's, as far as the catalog tells.
+const LIST: &str = "SELECT n.nspname, c.relname, s.seqincrement, s.seqmin, s.seqmax, s.seqstart, \
+      pg_catalog.has_sequence_privilege(c.oid, 'SELECT'), pg_catalog.has_sequence_privilege(c.oid, 'UPDATE') \
+    FROM pg_catalog.pg_sequence s JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid \
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'tidemark') AND c.relpersistence <> 't' ORDER BY 1, 2";
+
+/// Whether we may read the sequences here and set them there.
+///
+/// # Errors
+/// We may not; of the first one.
+pub(crate) async fn check(from: &ConnectSpec, to: &ConnectSpec) -> Result<()> {
+    let (from, to) = tokio::try_join!(from.connect(), to.connect())?;
+    let here = from.query(LIST, &[]).await.map_err(failed("list the sequences"))?;
+    let there = to.query(LIST, &[]).await.map_err(failed("list the sequences"))?;
+    let refuse = |row: &Row, missing: &str, side: &str| {
+        let name = name_of(row);
+        let message = format!("sequence {name}: our role may not {missing} it on the {side}");
+        let grant = format!("GRANT SELECT, UPDATE ON SEQUENCE {name} TO our role, there");
+        Err(Error::new(Kind::Preflight, message).hint(grant))
+    };
+    let readable: HashSet<RelationName> = here.iter().map(name_of).collect();
+    if let Some(row) = here.iter().find(|row| !row.get::<_, bool>(6)) {
+        return refuse(row, "read", "side that is left");
+    }
+    let is_ready = |row: &&Row| row.get(6) && row.get(7) || !readable.contains(&name_of(row));
+    match there.iter().find(|row| !is_ready(row)) {
+        Some(row) => refuse(row, "read and set", "side that the application goes to"),
+        None => Ok(()),
+    }
+}
+
+fn name_of(row: &Row) -> RelationName {
+    RelationName::new(row.get::<_, String>(0), row.get::<_, String>(1))
+}
+
 /// Sets the other side's sequences behind this side's: by `margin` values more than were handed out. Gives how many were
 /// moved.
 ///
@@ -26,14 +62,9 @@ struct Position {
 /// One of them may not be read on either side, or not be set.
 pub(crate) async fn carry(from: &ConnectSpec, to: &ConnectSpec, margin: u64) -> Result<u64> {
     let (from, to) = tokio::try_join!(from.connect(), to.connect())?;
-    let list = "SELECT n.nspname, c.relname, s.seqincrement, s.seqmin, s.seqmax, s.seqstart \
-                FROM pg_catalog.pg_sequence s JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid \
-                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'tidemark') AND c.relpersistence <> 't' ORDER BY 1, 2";
-    let there = to.query(list, &[]).await.map_err(failed("list the sequences"))?;
-    let name_of = |row: &Row| RelationName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+    let there = to.query(LIST, &[]).await.map_err(failed("list the sequences"))?;
     let there: HashSet<RelationName> = there.iter().map(name_of).collect();
-    let rows = from.query(list, &[]).await.map_err(failed("list the sequences"))?;
+    let rows = from.query(LIST, &[]).await.map_err(failed("list the sequences"))?;
     let mut moved = 0;
     for (row, name) in
         rows.iter().map(|row| (row, name_of(row))).filter(|(_, name)| there.contains(name))
@@ -56,6 +87,24 @@ pub(crate) async fn carry(from: &ConnectSpec, to: &ConnectSpec, margin: u64) -> 
         }
     }
     Ok(moved)
+}
+
+/// The sequence with the least room, up to its end or to that of its column's type.
+pub(crate) async fn fullest(spec: &ConnectSpec) -> Result<Option<SequenceRoom>> {
+    let sql = "SELECT q.schemaname::text, q.sequencename::text, \
+          CASE WHEN q.increment_by > 0 THEN m.most::float8 - q.last_value::float8 ELSE q.last_value::float8 - q.min_value::float8 END \
+            / greatest(m.most::float8 - q.min_value::float8, 1) \
+        FROM pg_catalog.pg_sequences q JOIN pg_catalog.pg_namespace n ON n.nspname = q.schemaname \
+        JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = q.sequencename \
+        LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid \
+          AND d.deptype IN ('a', 'i') AND d.refclassid = 'pg_catalog.pg_class'::regclass \
+        LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid, \
+        LATERAL (SELECT least(q.max_value, CASE a.atttypid WHEN 21 THEN 32767 WHEN 23 THEN 2147483647 ELSE q.max_value END) AS most) m \
+        WHERE q.last_value IS NOT NULL AND NOT q.cycle AND q.schemaname <> 'tidemark' ORDER BY 3 LIMIT 1";
+    let client = spec.connect().await?;
+    let row =
+        client.query_opt(sql, &[]).await.map_err(failed("look how full the sequences are"))?;
+    Ok(row.map(|row| SequenceRoom { name: name_of(&row).to_string(), free: row.get(2) }))
 }
 
 async fn position(

@@ -10,10 +10,16 @@ use tidemark_pipeline::{
     Error, Job, Kind, NotEmpty, PostgresTarget, Result, SchemaMode, Status, StreamJob, Target,
 };
 
+use crate::hypercare::of_migration;
 use crate::runbook::{Direction, state};
 
 /// The part of the state directory that is the job's back.
 const DIRECTORY: &str = "back";
+
+/// The state directory of the job's back.
+pub(crate) fn back_of(state_dir: &Path) -> PathBuf {
+    state_dir.join(DIRECTORY)
+}
 
 /// The job that keeps the sides in step in this direction. A migration into a lake has none back.
 pub fn job_of(forward: &Job, direction: Direction) -> Job {
@@ -35,7 +41,7 @@ pub fn job_of(forward: &Job, direction: Direction) -> Job {
         },
         Direction::Back => Job {
             name: names::other_way(&forward.name),
-            state_dir: forward.state_dir.join(DIRECTORY),
+            state_dir: back_of(&forward.state_dir),
             source: new,
             target: Target::Postgres(PostgresTarget {
                 spec: old,
@@ -109,7 +115,7 @@ pub fn jobs(forward: &Job) -> Result<Vec<Job>> {
 pub fn place(state_dir: &Path, name: &str) -> Result<(PathBuf, String)> {
     Ok(match state(state_dir)?.direction {
         Direction::Forward => (state_dir.to_owned(), name.to_owned()),
-        Direction::Back => (state_dir.join(DIRECTORY), names::other_way(name)),
+        Direction::Back => (back_of(state_dir), names::other_way(name)),
     })
 }
 
@@ -118,8 +124,18 @@ pub fn place(state_dir: &Path, name: &str) -> Result<(PathBuf, String)> {
 /// # Errors
 /// The journal cannot be read, or the answer makes no sense.
 pub async fn ask_status(state_dir: &Path) -> Result<Option<Status>> {
-    let (state_dir, _) = place(state_dir, "")?;
-    tidemark_pipeline::ask_status(&state_dir).await
+    let (active, _) = place(state_dir, "")?;
+    let answer = tidemark_pipeline::ask_status(&active).await?;
+    answer.map(|status| of_migration(state_dir, status)).transpose()
+}
+
+/// The state of a job that no process runs.
+///
+/// # Errors
+/// It has never run, or a ledger cannot be read.
+pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
+    let (active, name) = place(state_dir, job)?;
+    of_migration(state_dir, tidemark_pipeline::stored_status(&active, &name)?)
 }
 
 /// The job that keeps the sides in step now.

@@ -9,14 +9,14 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::json;
 use tidemark_ledger::{LedgerReader, now_ms};
-use tidemark_model::Lsn;
+use tidemark_model::{Lsn, Severity};
 use tidemark_pipeline::{
     Error, Held, Job, Kind, Phase, Progress, Result, TableOptions, Target, Until, ask_status,
     cleanup,
 };
 use tidemark_report::{Level, Verdict};
 use tidemark_source::emit_barrier;
-use tidemark_verify::{Lines, Outcome, Reads, Request, verify_at_barrier};
+use tidemark_verify::{Lines, Outcome, Point, Reads, Request, verify_at_barrier};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -89,6 +89,8 @@ pub struct Ended {
     pub lsn: Option<Lsn>,
     /// Steps and how long each took, in milliseconds.
     pub steps: Vec<(Step, u64)>,
+    /// Of one that was tried out: for about so long nobody could write.
+    pub forecast_ms: Option<u64>,
     /// A process follows the other side.
     pub is_followed: bool,
 }
@@ -288,6 +290,9 @@ struct Switch<'a> {
     /// Writes are to go on by then.
     deadline: Option<Instant>,
     verdict: Verdict,
+    /// How long the last proof took.
+    proving: Duration,
+    forecast: Option<Duration>,
 }
 
 /// What a step ends with.
@@ -316,15 +321,21 @@ impl<'a> Switch<'a> {
             lsn: None,
             deadline: None,
             verdict: Verdict::Identical,
+            proving: Duration::ZERO,
+            forecast: None,
         }
     }
 
     /// Everything that changes nothing.
     async fn try_out(mut self) -> Result<Ended> {
-        for step in [Step::Check, Step::Prove] {
-            if let Stepped::NotProven(_) = Box::pin(self.step(step)).await? {
-                break;
-            }
+        let began = Instant::now();
+        self.step(Step::Check).await?;
+        let checking = began.elapsed();
+        if let Stepped::Done(_) = Box::pin(self.step(Step::Prove)).await? {
+            let began = Instant::now();
+            self.pass_barrier().await?;
+            // Drained is with two of them; the stream back looks at both sides as the check does.
+            self.forecast = Some(began.elapsed() * 2 + self.proving + checking);
         }
         Ok(self.ended(false))
     }
@@ -478,29 +489,44 @@ impl<'a> Switch<'a> {
                 "wait until it has caught up (tidemark status --watch), or raise cutover.max_lag",
             ));
         }
+        self.preflight().await?;
+        Ok(Stepped::Done(
+            json!({ "lag_ms": (behind * 1000.0) as u64, "lag_bytes": status.lag.bytes }),
+        ))
+    }
+
+    /// What would be refused behind the fence is refused before it.
+    async fn preflight(&self) -> Result<()> {
         if self.migration.plan.fence == Fence::ReadOnly {
             fence::check(&self.from.source).await?;
         }
-        Ok(Stepped::Done(json!({ "lag_seconds": behind, "lag_bytes": status.lag.bytes })))
+        sequences::check(&self.from.source, &self.to.source).await?;
+        let findings = tidemark_pipeline::check(&adopting(&self.to)).await?;
+        let blocking: Vec<_> =
+            findings.into_iter().filter(|found| found.severity == Severity::Blocking).collect();
+        if blocking.is_empty() {
+            return Ok(());
+        }
+        let message = format!("{}: the stream back could not begin", self.way.word());
+        let mut error = Error::new(Kind::Preflight, message)
+            .hint("mend what blocks (each with its statement), then run the same command again");
+        error.findings = blocking;
+        Err(error)
     }
 
     /// Proves everything, then what was touched meanwhile, again and again: each time less is left for the moment in which
     /// nobody writes, until it does not get less any more.
     async fn prove_closer_and_closer(&mut self) -> Result<Stepped> {
-        let mut before = Instant::now();
         let mut proven = self.prove(Reads::All).await?;
-        let mut took = before.elapsed();
         for _ in 0..ROUNDS {
-            if matches!(proven, Stepped::NotProven(_)) || took < CLOSE_ENOUGH {
+            if matches!(proven, Stepped::NotProven(_)) || self.proving < CLOSE_ENOUGH {
                 break;
             }
-            before = Instant::now();
+            let before = self.proving;
             let again = self.prove(Reads::Dirty).await?;
-            let is_slower = before.elapsed() > took.mul_f64(0.8);
-            took = before.elapsed();
             if matches!(again, Stepped::NotProven(_)) {
                 proven = again;
-            } else if is_slower {
+            } else if self.proving > before.mul_f64(0.8) {
                 break;
             }
         }
@@ -510,7 +536,9 @@ impl<'a> Switch<'a> {
     async fn prove(&mut self, reads: Reads) -> Result<Stepped> {
         let request =
             Request { reads, ..Request::new(self.from.clone(), Level::Digest, Lines::nowhere()) };
+        let began = Instant::now();
         let outcome = Box::pin(verify_at_barrier(&request, self.stop)).await?;
+        self.proving = began.elapsed();
         self.verdict = outcome.verdict();
         let detail = proof(&outcome);
         let is_good = match self.verdict {
@@ -680,6 +708,9 @@ impl<'a> Switch<'a> {
             verdict: self.verdict,
             write_block_ms: fenced.map(|at| u64::try_from(opened - at).unwrap_or_default()),
             lsn: self.lsn,
+            forecast_ms: self
+                .forecast
+                .map(|block| u64::try_from(block.as_millis()).unwrap_or(u64::MAX)),
             steps: Step::ALL.into_iter().filter_map(lasted).collect(),
             is_followed: self.is_followed,
         }
@@ -708,6 +739,11 @@ fn proof(outcome: &Outcome) -> serde_json::Value {
     let others: Vec<String> = others.map(|table| table.name.to_string()).collect();
     json!({
         "verdict": outcome.verdict(),
+        "level": outcome.level,
+        "lsn": match outcome.point {
+            Some(Point::Barrier { lsn, .. }) => Some(lsn),
+            _ => None,
+        },
         "tables": outcome.tables.len(),
         "identical": count(Verdict::Identical),
         "rows": outcome.tables.iter().map(|table| table.source.count).sum::<u64>(),

@@ -34,8 +34,11 @@ pub use job::{
 };
 pub use progress::{ActiveTable, Phase, Progress, ProgressView};
 pub use reset::reset;
-pub use snapshot::{ChunkRunner, Report, TableReport, blocking, run_chunk, snapshot_only};
-pub use status::{Lag, SnapshotStatus, Status, StreamStatus, refuse_running, stored_status};
+pub use snapshot::{CHECKED, ChunkRunner, Report, TableReport, blocking, run_chunk, snapshot_only};
+pub use status::{
+    Hypercare, Lag, SequenceRoom, SnapshotStatus, Status, StreamStatus, refuse_running,
+    stored_status,
+};
 pub use stream::{SyncReport, Until, sync};
 pub use tidemark_sink::NotEmpty;
 pub use tidemark_sink::parquet::Compression;

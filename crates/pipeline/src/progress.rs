@@ -27,6 +27,16 @@ pub enum Phase {
     Follow,
     /// Everything received is being brought to the target before the job ends.
     Drain,
+    /// A cutover keeps the application from writing.
+    Fence,
+    /// A cutover proves both sides and begins the stream back.
+    Verify,
+    /// A cutover takes the application over.
+    Switch,
+    /// The application is on the target, and the source follows it.
+    Hypercare,
+    /// The application goes back to the source.
+    Fallback,
     /// Done.
     Complete,
     /// Not running.

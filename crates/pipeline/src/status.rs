@@ -43,8 +43,39 @@ pub struct Status {
     pub memory_bytes: u64,
     /// What ended the last run, if it did not end well.
     pub last_error: Option<String>,
+    /// Between a cutover and the end of the migration: what is to be watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hypercare: Option<Hypercare>,
     /// Waves; none yet.
     pub waves: Vec<serde_json::Value>,
+}
+
+/// After a cutover, as long as there is a way back.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Hypercare {
+    /// Since so long the application is on the target.
+    pub seconds: f64,
+    /// WAL that the side which was left does not have yet.
+    pub reverse_lag_bytes: Option<u64>,
+    /// Since so long the oldest transaction has waited that it does not show.
+    pub reverse_lag_seconds: Option<f64>,
+    /// What the last verification has found, steps of the cutover included.
+    pub last_verdict: Option<String>,
+    /// Where.
+    pub last_verdict_lsn: Option<Lsn>,
+    /// How long ago.
+    pub last_verdict_seconds: Option<f64>,
+    /// The sequence with the least room on the side that the application writes to.
+    pub fullest_sequence: Option<SequenceRoom>,
+}
+
+/// How much room a sequence has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SequenceRoom {
+    /// Its name, quoted as SQL would.
+    pub name: String,
+    /// The share of its values, or of its column's, that is left.
+    pub free: f64,
 }
 
 /// Five positions and what lies between them.

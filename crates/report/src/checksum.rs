@@ -9,12 +9,13 @@
 
 use std::fmt;
 
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::Serialize;
+use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use crate::redact::hex;
-use crate::{Error, REPORT_VERSION, Result, VerifyReport};
+use crate::{Error, MIGRATION_VERSION, MigrationReport, REPORT_VERSION, Result, VerifyReport};
 
 const FIELD: &str = "checksum";
 
@@ -23,8 +24,11 @@ const FIELD: &str = "checksum";
 /// # Errors
 /// The report does not fit into JSON.
 pub fn to_json(report: &VerifyReport) -> Result<String> {
-    let sealed = VerifyReport { checksum: Some(checksum_of(report)?), ..report.clone() };
-    let mut text = serde_json::to_string_pretty(&sealed).map_err(Error::Unwritable)?;
+    pretty(&VerifyReport { checksum: Some(checksum_of(report)?), ..report.clone() })
+}
+
+pub(crate) fn pretty(report: &impl Serialize) -> Result<String> {
+    let mut text = serde_json::to_string_pretty(report).map_err(Error::Unwritable)?;
     text.push('\n');
     Ok(text)
 }
@@ -34,6 +38,10 @@ pub fn to_json(report: &VerifyReport) -> Result<String> {
 /// # Errors
 /// The report does not fit into JSON.
 pub fn checksum_of(report: &VerifyReport) -> Result<String> {
+    of(report)
+}
+
+pub(crate) fn of(report: &impl Serialize) -> Result<String> {
     let value = serde_json::to_value(report).map_err(Error::Unwritable)?;
     let Value::Object(fields) = value else { return Err(Error::NoChecksum) };
     checksum_of_fields(&fields)
@@ -44,6 +52,20 @@ pub fn checksum_of(report: &VerifyReport) -> Result<String> {
 /// # Errors
 /// It is no report, it was edited or damaged, a later version wrote it, or it contradicts itself; the error says which.
 pub fn check_json(text: &str) -> Result<VerifyReport> {
+    let report: VerifyReport = unsealed(text, REPORT_VERSION)?;
+    let contradictions = report.contradictions();
+    if contradictions.is_empty() { Ok(report) } else { Err(Error::Contradicts(contradictions)) }
+}
+
+/// Reads `migration.json` and holds it against its checksum.
+///
+/// # Errors
+/// It is no report of a migration, it was edited or damaged, or a later version wrote it.
+pub fn check_migration_json(text: &str) -> Result<MigrationReport> {
+    unsealed(text, MIGRATION_VERSION)
+}
+
+fn unsealed<T: DeserializeOwned>(text: &str, supported: u32) -> Result<T> {
     let Strict(value) = serde_json::from_str(text).map_err(distinguished)?;
     let Value::Object(fields) = &value else {
         return Err(Error::Malformed(de::Error::custom("it is no object")));
@@ -54,13 +76,11 @@ pub fn check_json(text: &str) -> Result<VerifyReport> {
         return Err(Error::Edited { stated, computed });
     }
     let found = fields.get("report_version").and_then(Value::as_u64).unwrap_or(0);
-    if found > u64::from(REPORT_VERSION) {
+    if found > u64::from(supported) {
         let found = u32::try_from(found).unwrap_or(u32::MAX);
-        return Err(Error::LaterVersion { found, supported: REPORT_VERSION });
+        return Err(Error::LaterVersion { found, supported });
     }
-    let report: VerifyReport = serde_json::from_value(value).map_err(Error::Malformed)?;
-    let contradictions = report.contradictions();
-    if contradictions.is_empty() { Ok(report) } else { Err(Error::Contradicts(contradictions)) }
+    serde_json::from_value(value).map_err(Error::Malformed)
 }
 
 fn checksum_of_fields(fields: &Map<String, Value>) -> Result<String> {

@@ -16,12 +16,15 @@
 
 mod facts;
 mod heat;
+mod migration;
 mod tables;
 mod text;
 
 use crate::words::{count, counted};
 use crate::{Point, Side, SideKind, Verdict, VerifyReport, checksum_of};
 use text::{Esc, bytes, duration, time};
+
+pub use migration::migration_to_html;
 
 const STYLE: &str = include_str!("html/style.css");
 
@@ -39,14 +42,18 @@ pub fn to_html(report: &VerifyReport) -> String {
         facts::again(report),
         facts::versions(report, &checksum_of(report).unwrap_or_default()),
     ];
+    let title =
+        format!("{}: {} \u{2013} tidemark verify", verdict_word(report.verdict), Esc(&report.job));
+    page(&title, &sections.concat())
+}
+
+/// One file with all that it needs.
+fn page(title: &str, body: &str) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
-         <title>{}: {} \u{2013} tidemark verify</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{}</main>\n</body>\n</html>\n",
-        verdict_word(report.verdict),
-        Esc(&report.job),
-        sections.concat(),
+         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
     )
 }
 

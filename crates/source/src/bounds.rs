@@ -203,8 +203,7 @@ fn leaf_column(relation: &Relation, default_is_c: bool) -> Option<&Column> {
 
 /// How many leaves a table is to have.
 fn leaves_of(relation: &Relation) -> usize {
-    let rows = u64::try_from(relation.row_estimate).unwrap_or_default();
-    usize::try_from((rows / LEAF_ROWS).min(LEAVES_MAX)).unwrap_or_default()
+    usize::try_from((relation.row_estimate / LEAF_ROWS).min(LEAVES_MAX)).unwrap_or_default()
 }
 
 /// What a bound is if it is a number that others can be found beside.

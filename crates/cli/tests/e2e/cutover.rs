@@ -147,6 +147,7 @@ fn an_application_goes_over_and_back_and_over_again_and_loses_nothing() {
     application.goes_on();
     let tried = told(&job.run(&["cutover", "--dry-run", "--json"]).expect(0).stdout);
     assert_eq!((&tried["is_done"], &tried["verdict"]), (&false.into(), &"identical".into()));
+    assert!(tried["forecast_ms"].as_u64().is_some(), "{tried}");
     application.goes_on();
     for way in ["cutover", "fallback", "cutover"] {
         let ended = told(&job.run(&[way, "--json"]).expect(0).stdout);
@@ -158,6 +159,7 @@ fn an_application_goes_over_and_back_and_over_again_and_loses_nothing() {
         assert!(ended["write_block_ms"].as_u64().is_some(), "{ended}");
         application.goes_on();
         job.run(&["verify"]).expect(0);
+        is_watched(job, way);
         // Once more the same way is refused.
         job.run(&[way]).expect(2).says(&["on the other side already"]);
     }
@@ -175,6 +177,60 @@ fn an_application_goes_over_and_back_and_over_again_and_loses_nothing() {
     job.run(&["fallback"]).expect(2).says(&["the migration is complete"]);
     job.run(&["sync", "--until", "now"]).expect(2).says(&["the migration is complete"]);
     job.run(&["delta"]).expect(2).says(&["is on the target"]);
+    tells_its_story(job);
+}
+
+/// What is shown of the side that was left, as long as there is a way back.
+fn is_watched(job: &Job, way: &str) {
+    let status = || told(&job.run(&["status", "--json"]).expect(0).stdout);
+    if way == "fallback" {
+        assert_eq!((&status()["phase"], status().get("hypercare")), (&"follow".into(), None));
+        return;
+    }
+    // The process that follows has just turned.
+    wait_until("the sequences were looked at", || {
+        !status()["hypercare"]["fullest_sequence"].is_null()
+    });
+    let (status, hypercare) = (status(), &status()["hypercare"]);
+    assert_eq!(
+        (&status["phase"], &hypercare["last_verdict"]),
+        (&"hypercare".into(), &"identical".into())
+    );
+    assert!(hypercare["reverse_lag_seconds"].is_number(), "{status}");
+    assert!(
+        hypercare["last_verdict_seconds"].as_f64().unwrap()
+            < hypercare["seconds"].as_f64().unwrap(),
+        "{status}"
+    );
+    assert!(hypercare["fullest_sequence"]["free"].as_f64().unwrap() > 0.9, "{status}");
+    let text = job.run(&["status"]).expect(0).stdout;
+    for part in ["tidemark fallback goes back", "identical", "% left of"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+/// The report of all that was done, without any server.
+fn tells_its_story(job: &Job) {
+    let kept = job.path().join("state").join("report");
+    let (json, html) = ("migration.json", "migration.html");
+    let text = fs::read_to_string(kept.join(json)).unwrap();
+    let report = tidemark_report::check_migration_json(&text).unwrap();
+    let ways: Vec<&str> = report.attempts.iter().map(|attempt| attempt.way.as_str()).collect();
+    assert_eq!(ways, ["cutover", "fallback", "cutover"]);
+    for attempt in &report.attempts {
+        assert_eq!(attempt.outcome, tidemark_report::Settled::Done);
+        assert!(attempt.write_block_ms.is_some() && attempt.lsn.is_some(), "{attempt:?}");
+        let steps: Vec<&str> = attempt.steps.iter().map(|step| step.step.as_str()).collect();
+        assert_eq!(steps, STEPS);
+    }
+    // Each way has two proofs of its own, and was verified once afterwards; the last way twice.
+    assert_eq!(report.verifications.len(), 3 * 3 + 1);
+    assert!(report.completed_at.is_some() && report.target.is_some());
+    assert!(fs::read_to_string(kept.join(html)).unwrap().contains("Complete"));
+    let other = job.path().join("filed");
+    let ran = job.run(&["report", "--directory", other.to_str().unwrap(), "--json"]).expect(0);
+    assert_eq!(told(&ran.stdout)["stage"], "complete");
+    assert!(other.join(html).exists() && other.join(json).exists());
 }
 
 const STEPS: [&str; 11] = [

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use tidemark_testkit::{Cluster, Version};
 
-use crate::support::{Job, Ran};
+use crate::support::{Job, Ran, wait_until};
 
 const TABLES: &str = "
 CREATE ROLE app_owner;
@@ -220,4 +220,68 @@ fn verifying_and_repairing_two_databases_need_what_the_guide_says() {
     job.run(&["repair", "first", "--apply"]).expect(0);
     report("second").expect(0);
     same(&rig);
+}
+
+/// A session of an application that has nothing to do.
+struct Idle(std::process::Child);
+
+impl Idle {
+    fn start(cluster: &Cluster) -> Self {
+        let mut command = cluster.psql_command("shop");
+        command.args(["-U", "app_user", "-c", "SELECT pg_sleep(600)"]);
+        let null = std::process::Stdio::null;
+        let child = command.stdout(null()).stderr(null()).spawn().unwrap();
+        let there = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app_user'";
+        wait_until("the application is connected", || cluster.psql("shop", there).unwrap() != "0");
+        Self(child)
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn going_over_and_back_needs_the_statements_of_the_guide_and_no_other() {
+    if Version::from_env() < Version::V15 {
+        // Nobody but a superuser may write past triggers there.
+        return;
+    }
+    let rig = Rig::start(BASE);
+    let job = rig.job("");
+    for cluster in [&rig.source, &rig.target] {
+        cluster
+            .psql("shop", "CREATE ROLE app_user LOGIN; GRANT CONNECT ON DATABASE shop TO app_user")
+            .unwrap();
+    }
+    rig.perform(&rig.source, &["source-copy", "source-follow"]);
+    rig.perform(&rig.target, &["target-create", "target-origin", "target-replica"]);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let mut refused = BTreeSet::new();
+    let mut grant = |cluster: &Cluster, way: &str, statements: &[String]| {
+        let _application = Idle::start(cluster);
+        for statement in statements {
+            let ran = job.run(&[way, "--dry-run"]);
+            assert_eq!(ran.code, 5, "{statement} mends nothing: {}", ran.stderr);
+            refused.insert(ran.stderr);
+            cluster.psql("shop", statement).unwrap();
+        }
+        job.run(&[way]).expect(0);
+    };
+    let of_target = guide("cutover-target");
+    let (replication, fence) = of_target.split_first().unwrap();
+    rig.target.psql("shop", replication).unwrap();
+    grant(&rig.source, "cutover", &guide("cutover-source"));
+    rig.target.psql("shop", "INSERT INTO app.customer (name) VALUES ('there')").unwrap();
+    grant(&rig.target, "fallback", fence);
+    let there = "SELECT count(*) FROM app.customer WHERE name = 'there'";
+    assert_eq!(rig.source.psql("shop", there).unwrap(), "1");
+    rig.target
+        .psql("shop", "SET default_transaction_read_only = off; ALTER ROLE loader NOREPLICATION")
+        .unwrap();
+    refused.insert(job.run(&["cutover", "--dry-run"]).expect(5).stderr);
+    assert_eq!(refused.len(), 5, "each is told in its own words: {refused:#?}");
 }

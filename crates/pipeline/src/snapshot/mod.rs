@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 use tidemark_digest::{CANONICAL_VERSION, DigestKey, Forms, LeafBounds, LeafCut};
 use tidemark_ledger::{Ledger, NewRelation, RunRecord, now_ms};
 use tidemark_model::{
-    Budget, ChunkRange, ChunkSpec, Cpu, Oid, SchemaObjects, SequencePosition, Severity, TablePlan,
+    Budget, ChunkRange, ChunkSpec, Cpu, Finding, Oid, SchemaObjects, SequencePosition, Severity,
+    TablePlan,
 };
 use tidemark_sink::{Sink, SnapshotStart, SnapshotSummary};
 use tidemark_source::{
@@ -158,6 +159,9 @@ impl Continuation {
     }
 }
 
+/// What the journal calls the findings of a look at both sides.
+pub const CHECKED: &str = "checked";
+
 /// One run from catalog to durable.
 pub(crate) struct Run<'a> {
     pub(crate) job: &'a Job,
@@ -168,6 +172,13 @@ pub(crate) struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// So that whoever asks later can be told what was found and what became of it.
+    async fn note(&self, findings: &[Finding]) -> Result<()> {
+        let ledger = Arc::clone(self.ledger);
+        let findings = serde_json::to_value(findings).expect("findings are plain data");
+        Ok(blocking(move || ledger.write_journal(CHECKED, &findings)).await??)
+    }
+
     pub(crate) async fn once(&self, tools: &Tools) -> Result<Report> {
         let started = Instant::now();
         let job = self.job;
@@ -175,6 +186,7 @@ impl Run<'_> {
         self.progress.enter(Phase::Check, "checking source and target");
         let only = self.joining().map(|joining| &joining.tables);
         let looked = self.or_stop(look_at(job, sink, only)).await?;
+        self.note(&looked.findings).await?;
         refuse_blocking(&looked)?;
         self.progress.enter(Phase::Prepare, "taking the snapshot");
         let snapshot = Box::pin(self.or_stop(self.take(&looked))).await?;

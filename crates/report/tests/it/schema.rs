@@ -10,16 +10,20 @@ use crate::samples;
 
 #[test]
 fn the_published_schema_is_up_to_date() {
-    let path =
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/report.schema.json");
-    if std::env::var_os("UPDATE_DOCS").is_some_and(|value| value == "1") {
-        std::fs::write(&path, json_schema()).unwrap();
+    for (name, schema) in
+        [("report.schema.json", json_schema()), ("migration.schema.json", migration_schema())]
+    {
+        let path =
+            PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference").join(name);
+        if std::env::var_os("UPDATE_DOCS").is_some_and(|value| value == "1") {
+            std::fs::write(&path, &schema).unwrap();
+        }
+        let published = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            published == schema,
+            "docs/reference/{name} differs from the types: run UPDATE_DOCS=1 cargo test -p tidemark-report"
+        );
     }
-    let published = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        published == json_schema(),
-        "docs/reference/report.schema.json differs from the types: run UPDATE_DOCS=1 cargo test -p tidemark-report"
-    );
 }
 
 #[test]
