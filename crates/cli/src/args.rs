@@ -76,6 +76,9 @@ pub struct Global {
     /// Directory for the job's state [default: tidemark-state].
     #[arg(long, global = true, value_name = "DIR", help_heading = "Job")]
     pub state_dir: Option<PathBuf>,
+    /// Only this wave of the configuration; tables that no [[wave]] names are the wave rest [default: all waves].
+    #[arg(long, global = true, value_name = "WAVE", help_heading = "Job")]
+    pub wave: Option<String>,
     /// Say more; twice: everything.
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Output")]
     pub verbose: u8,

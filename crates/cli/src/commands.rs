@@ -21,6 +21,7 @@ use crate::repair;
 use crate::report;
 use crate::selftest;
 use crate::verify;
+use crate::waves;
 
 /// Runs one command.
 ///
@@ -38,13 +39,16 @@ pub fn run(cli: &Cli, screen: &Screen) -> Result<ExitCode, Failure> {
         Command::Check(args) => jobs::check(&load(&cli.global, Needs::Both)?, args, screen),
         Command::Verify(args) => {
             let config = load(&cli.global, Needs::Both)?;
-            match &args.command {
-                Some(VerifyCommand::Selftest(args)) => selftest::run(&config, args, screen),
-                None => verify::run(&config, args, screen),
-            }
+            waves::each(&config, screen, |config| match &args.command {
+                Some(VerifyCommand::Selftest(args)) => selftest::run(config, args, screen),
+                None => verify::run(config, args, screen),
+            })
         }
         Command::Repair(args) => repair::run(&load(&cli.global, Needs::Both)?, args, screen),
-        Command::Delta(args) => delta::run(&load(&cli.global, Needs::Both)?, args, screen),
+        Command::Delta(args) => {
+            let config = load(&cli.global, Needs::Both)?;
+            waves::each(&config, screen, |config| delta::run(config, args, screen))
+        }
         Command::Status(args) => jobs::status(&load(&cli.global, Needs::Job)?, args),
         Command::Reset(args) => {
             if !args.yes {
@@ -72,7 +76,7 @@ pub fn run(cli: &Cli, screen: &Screen) -> Result<ExitCode, Failure> {
             if !args.yes {
                 return Err(cleanup_without_yes(&config));
             }
-            jobs::cleanup(&config)
+            jobs::cleanup(&config, screen)
         }
         Command::Demo(args) => {
             demands_of_demo(&cli.global)?;
@@ -88,10 +92,11 @@ fn demands_of_demo(global: &Global) -> Result<(), Failure> {
         || global.config.is_some()
         || global.job.is_some()
         || global.state_dir.is_some()
+        || global.wave.is_some()
         || !global.tables.is_empty();
     if is_named {
         return Err(Failure::usage(
-            "demo starts its own servers: it takes no --config, --source, --target, --table, --job or --state-dir",
+            "demo starts its own servers: it takes no --config, --source, --target, --table, --job, --wave or --state-dir",
         )
         .hint("for your own database: tidemark check, then tidemark sync --snapshot-only"));
     }

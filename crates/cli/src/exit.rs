@@ -57,6 +57,27 @@ impl ExitCode {
         Self::Interrupted,
     ];
 
+    /// The one that a process ends with of which several things ended with these: what keeps a job from going on comes before
+    /// what it has found.
+    pub fn worst(codes: impl IntoIterator<Item = Self>) -> Self {
+        const ORDER: [ExitCode; 12] = [
+            ExitCode::Internal,
+            ExitCode::SourceLost,
+            ExitCode::Refused,
+            ExitCode::Unavailable,
+            ExitCode::Held,
+            ExitCode::Usage,
+            ExitCode::Blocked,
+            ExitCode::Interrupted,
+            ExitCode::Different,
+            ExitCode::Incomplete,
+            ExitCode::NotAllowed,
+            ExitCode::Done,
+        ];
+        let rank = |code: &Self| ORDER.iter().position(|other| other == code);
+        codes.into_iter().min_by_key(rank).unwrap_or(Self::Done)
+    }
+
     /// The number that the system sees.
     pub fn number(self) -> u8 {
         self as u8
@@ -219,6 +240,20 @@ mod tests {
     fn numbers_are_those_of_the_contract() {
         let numbers: Vec<u8> = ExitCode::ALL.iter().map(|code| code.number()).collect();
         assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 70, 130]);
+    }
+
+    #[test]
+    fn what_keeps_a_job_from_going_on_comes_before_what_it_has_found() {
+        use ExitCode::{Different, Done, Incomplete, NotAllowed, Refused, SourceLost, Unavailable};
+
+        assert_eq!(ExitCode::worst([Done, Different, Unavailable, Refused]), Refused);
+        assert_eq!(ExitCode::worst([Refused, SourceLost]), SourceLost);
+        assert_eq!(ExitCode::worst([NotAllowed, Incomplete, Done]), Incomplete);
+        assert_eq!(ExitCode::worst([Incomplete, Different]), Different);
+        assert_eq!(ExitCode::worst([]), Done);
+        for code in ExitCode::ALL {
+            assert_eq!(ExitCode::worst([Done, code]), code);
+        }
     }
 
     #[test]

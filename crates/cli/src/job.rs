@@ -24,16 +24,26 @@ pub fn job(config: &Config, not_empty: NotEmpty, follows: bool) -> Result<pipeli
     let (Some(source), Some(target)) = (&config.source, &config.target) else {
         return Err(Failure::internal("make a job of a configuration without source or target"));
     };
-    let texts = |globs: &[config::TableGlob]| globs.iter().map(ToString::to_string).collect();
+    if config.part.is_some() && (source.publication.is_some() || source.slot.is_some()) {
+        let attempt =
+            "part the job into waves: source.publication and source.slot name one for all of them";
+        return Err(Failure::usage(attempt)
+            .hint("leave them out: each wave has a slot and a publication of its own"));
+    }
+    let texts = |globs: &[config::TableGlob]| -> Vec<String> {
+        globs.iter().map(ToString::to_string).collect()
+    };
     Ok(pipeline::Job {
         name: config.job.name.clone(),
         state_dir: config.job.state_dir.clone(),
         source: connect_spec(source.url.reveal(), "source")?,
         target: target_of(config, target, not_empty)?,
-        selection: tidemark_source::Selection::new(
-            texts(&config.select.include),
-            texts(&config.select.exclude),
-        ),
+        selection: tidemark_source::Selection {
+            include: texts(&config.select.include),
+            exclude: texts(&config.select.exclude),
+            among: config.part.as_ref().map_or_else(Vec::new, |part| texts(&part.tables)),
+            apart: config.part.as_ref().map_or_else(Vec::new, |part| texts(&part.apart)),
+        },
         tables: config.tables.iter().map(table_options).collect(),
         readers: usize::try_from(config.snapshot.readers).unwrap_or(1),
         chunk_bytes: config.snapshot.chunk_bytes,
@@ -42,6 +52,11 @@ pub fn job(config: &Config, not_empty: NotEmpty, follows: bool) -> Result<pipeli
         follows,
         stream: stream_of(config, source),
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        wave: config.part.as_ref().map(|part| pipeline::Wave {
+            name: part.name.clone(),
+            job: part.job.clone(),
+            others: part.others.clone(),
+        }),
     })
 }
 

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidemark_model::{RelationName, Severity};
+use tidemark_model::{Finding, RelationName, Severity};
 use tidemark_pipeline as pipeline;
 use tidemark_pipeline::{Hypercare, Job, Progress, Report, SequenceRoom, Status, SyncReport};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,7 @@ use crate::log::Screen;
 use crate::output;
 use crate::progress as bars;
 use crate::serve::{Serving, serve};
+use crate::waves;
 
 /// Between two looks at the counters.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -28,11 +29,7 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 
 /// `tidemark check`.
 pub fn check(config: &Config, args: &CheckArgs, screen: &Screen) -> Result<ExitCode, Failure> {
-    let job = job::job(config, NotEmpty::Refuse, !args.snapshot_only)?;
-    let findings = runtime()?.block_on(pipeline::check(&job))?;
-    if let Err(error) = tidemark_migrate::note_checked(&config.job.state_dir, &findings) {
-        tracing::debug!(%error, "what was found is not noted");
-    }
+    let findings = found(config, !args.snapshot_only)?;
     if args.json {
         output::print_json(&findings)?;
     } else {
@@ -42,8 +39,82 @@ pub fn check(config: &Config, args: &CheckArgs, screen: &Screen) -> Result<ExitC
     Ok(if blocks { ExitCode::Blocked } else { ExitCode::Done })
 }
 
+/// What is found of every wave, each once, and between them.
+fn found(config: &Config, follows: bool) -> Result<Vec<Finding>, Failure> {
+    let parts = waves::with_tables(config)?;
+    let jobs = parts.iter().map(|part| job::job(part, NotEmpty::Refuse, follows));
+    let jobs: Vec<Job> = jobs.collect::<Result<_, _>>()?;
+    let all = Config { wave: None, ..config.clone() };
+    let all = all.parts();
+    let all = all.iter().map(|part| job::job(part, NotEmpty::Refuse, follows));
+    let all: Vec<Job> = all.collect::<Result<_, _>>()?;
+    Ok(runtime()?.block_on(async {
+        let mut findings: Vec<Finding> = Vec::new();
+        for job in &jobs {
+            let of_job = pipeline::check(job).await?;
+            if let Err(error) = tidemark_migrate::note_checked(&job.state_dir, &of_job) {
+                tracing::debug!(%error, "what was found is not noted");
+            }
+            findings.extend(
+                of_job
+                    .into_iter()
+                    .filter(|finding| !findings.contains(finding))
+                    .collect::<Vec<_>>(),
+            );
+        }
+        findings.extend(pipeline::keys_across_waves(&all, config.wave.as_deref()).await?);
+        findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+        Ok::<_, pipeline::Error>(findings)
+    })?)
+}
+
 /// `tidemark sync`.
 pub fn sync(config: &Config, args: &SyncArgs, screen: &Screen) -> Result<ExitCode, Failure> {
+    waves::refuse_begun_whole(config)?;
+    let parts = waves::with_tables(config)?;
+    match parts.as_slice() {
+        [part] => sync_one(part, args, screen),
+        _ if args.snapshot_only => waves::each(config, screen, |part| sync_one(part, args, screen)),
+        parts => sync_waves(config, parts, args, screen),
+    }
+}
+
+/// All waves in one process.
+fn sync_waves(
+    config: &Config,
+    parts: &[Config],
+    args: &SyncArgs,
+    screen: &Screen,
+) -> Result<ExitCode, Failure> {
+    let jobs = parts.iter().map(|part| job::job(part, args.target_not_empty, true));
+    let jobs: Vec<Job> = jobs.collect::<Result<_, _>>()?;
+    let ended = runtime()?.block_on(async {
+        let _serving = match config.listen {
+            Some(listen) => Some(serving(listen, &jobs).await?),
+            None => None,
+        };
+        waves::sync(&jobs, until(args), screen).await
+    })?;
+    let mut codes = Vec::new();
+    let mut reports = Vec::new();
+    for ended in ended {
+        match ended {
+            Ok(report) => {
+                codes.push(code_of(&report));
+                reports.push(report);
+            }
+            Err(code) => codes.push(code),
+        }
+    }
+    if args.json {
+        output::print_json(&reports)?;
+    } else {
+        reports.into_iter().try_for_each(|report| tell(report, screen))?;
+    }
+    Ok(ExitCode::worst(codes))
+}
+
+fn sync_one(config: &Config, args: &SyncArgs, screen: &Screen) -> Result<ExitCode, Failure> {
     let job = job::job(config, args.target_not_empty, !args.snapshot_only)?;
     if args.snapshot_only {
         tidemark_migrate::refuse_begun(&job, "sync --snapshot-only")?;
@@ -56,13 +127,10 @@ pub fn sync(config: &Config, args: &SyncArgs, screen: &Screen) -> Result<ExitCod
         }
         return Ok(code);
     }
-    let until = args.until.map(|until| match until {
-        Until::Now => pipeline::Until::Now,
-        Until::Lsn(lsn) => pipeline::Until::Lsn(lsn),
-    });
+    let until = until(args);
     let report = runtime()?.block_on(async {
         let _serving = match config.listen {
-            Some(listen) => Some(serving(listen, &job).await?),
+            Some(listen) => Some(serving(listen, std::slice::from_ref(&job)).await?),
             None => None,
         };
         let run = async |progress: &Arc<Progress>, stop: &CancellationToken| {
@@ -70,14 +138,29 @@ pub fn sync(config: &Config, args: &SyncArgs, screen: &Screen) -> Result<ExitCod
         };
         shown(screen, run).await
     })?;
-    let copies = [report.snapshot.as_ref(), report.joined.as_ref()];
-    let codes = copies.into_iter().flatten().map(copied);
-    let code = codes.max_by_key(|code| code.number()).unwrap_or(ExitCode::Done);
-    let code = if stopped(&report) { ExitCode::Refused } else { code };
-    if args.json {
-        output::print_json(&report)?;
-        return Ok(code);
+    let code = code_of(&report);
+    match args.json {
+        true => output::print_json(&report)?,
+        false => tell(report, screen)?,
     }
+    Ok(code)
+}
+
+fn until(args: &SyncArgs) -> Option<pipeline::Until> {
+    args.until.map(|until| match until {
+        Until::Now => pipeline::Until::Now,
+        Until::Lsn(lsn) => pipeline::Until::Lsn(lsn),
+    })
+}
+
+/// Says what was left out or stands still; the code of a run that has ended.
+fn code_of(report: &SyncReport) -> ExitCode {
+    let copies = [report.snapshot.as_ref(), report.joined.as_ref()];
+    let code = ExitCode::worst(copies.into_iter().flatten().map(copied));
+    if stopped(report) { ExitCode::Refused } else { code }
+}
+
+fn tell(report: SyncReport, screen: &Screen) -> Result<(), Failure> {
     let text = format!(
         "{} is at {}: {} transactions with {} changes followed in {:.1} s; the same command goes on from there\n",
         report.job,
@@ -89,16 +172,17 @@ pub fn sync(config: &Config, args: &SyncArgs, screen: &Screen) -> Result<ExitCod
     for report in [report.snapshot, report.joined].into_iter().flatten() {
         output::print(&output::summary(&report.into(), screen.color_stdout))?;
     }
-    output::print(&text)?;
-    Ok(code)
+    output::print(&text)
 }
 
 /// Listens for whoever watches. Where the job runs already, that is what is wrong, and not the address that it has.
-async fn serving(listen: SocketAddr, job: &Job) -> Result<Serving, Failure> {
-    match serve(listen, job.state_dir.clone()).await {
+async fn serving(listen: SocketAddr, jobs: &[Job]) -> Result<Serving, Failure> {
+    match serve(listen, jobs).await {
         Ok(serving) => Ok(serving),
         Err(failure) => {
-            pipeline::refuse_running(job).await?;
+            for job in jobs {
+                pipeline::refuse_running(job).await?;
+            }
             Err(failure)
         }
     }
@@ -128,7 +212,10 @@ fn copied(report: &Report) -> ExitCode {
 pub fn status(config: &Config, args: &StatusArgs) -> Result<ExitCode, Failure> {
     runtime()?.block_on(async {
         loop {
-            let status = read_status(config).await?;
+            let status = match config.waves.is_empty() {
+                true => read_status(config).await?,
+                false => waves::status(config).await?,
+            };
             match (args.json, args.watch) {
                 (true, true) => output::print_json_line(&status)?,
                 (true, false) => output::print_json(&status)?,
@@ -147,6 +234,7 @@ pub fn status(config: &Config, args: &StatusArgs) -> Result<ExitCode, Failure> {
 
 /// `tidemark reset TABLE... --yes`.
 pub fn reset(config: &Config, tables: Vec<RelationName>) -> Result<ExitCode, Failure> {
+    let config = &waves::one(config, "reset")?;
     let job = tidemark_migrate::active(&job::job(config, NotEmpty::Refuse, true)?)?;
     let mut text = String::new();
     runtime()?.block_on(async {
@@ -169,7 +257,11 @@ pub fn reset(config: &Config, tables: Vec<RelationName>) -> Result<ExitCode, Fai
 }
 
 /// `tidemark cleanup --yes`.
-pub fn cleanup(config: &Config) -> Result<ExitCode, Failure> {
+pub fn cleanup(config: &Config, screen: &Screen) -> Result<ExitCode, Failure> {
+    waves::each(config, screen, cleanup_one)
+}
+
+fn cleanup_one(config: &Config) -> Result<ExitCode, Failure> {
     let job = job::job(config, NotEmpty::Refuse, false)?;
     let done = runtime()?.block_on(async {
         tidemark_migrate::refuse_under_way(&job)?;
@@ -186,7 +278,8 @@ pub fn cleanup(config: &Config) -> Result<ExitCode, Failure> {
     Ok(ExitCode::Done)
 }
 
-async fn read_status(config: &Config) -> Result<Status, Failure> {
+/// Of one job.
+pub(crate) async fn read_status(config: &Config) -> Result<Status, Failure> {
     let state_dir = &config.job.state_dir;
     match tidemark_migrate::ask_status(state_dir).await? {
         Some(status) => Ok(status),
@@ -287,7 +380,8 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 fn status_text(status: &Status) -> String {
     let snapshot = &status.snapshot;
-    let mut text = format!(
+    let mut text = waves::text(&status.waves);
+    text.push_str(&format!(
         "job        {}\nphase      {}{}\n",
         status.job,
         serde_json::to_value(status.phase)
@@ -295,7 +389,7 @@ fn status_text(status: &Status) -> String {
             .and_then(|phase| phase.as_str().map(str::to_owned))
             .unwrap_or_default(),
         if status.activity.is_empty() { String::new() } else { format!(" ({})", status.activity) },
-    );
+    ));
     // A process that goes on after the snapshot copies nothing.
     if snapshot.tables_total > 0 {
         text.push_str(&format!(

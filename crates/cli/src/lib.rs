@@ -35,5 +35,6 @@ mod selftest;
 mod serve;
 mod start;
 mod verify;
+mod waves;
 
 pub use start::run;

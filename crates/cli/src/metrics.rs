@@ -93,6 +93,28 @@ pub fn exposition(status: &Status) -> String {
     page.text
 }
 
+/// Of several jobs, each family once with the samples of all.
+pub fn expositions(statuses: &[&Status]) -> String {
+    let pages: Vec<String> = statuses.iter().map(|status| exposition(status)).collect();
+    if let [page] = pages.as_slice() {
+        return page.clone();
+    }
+    let mut text = String::new();
+    for (name, _, _) in METRICS {
+        let of_family = |line: &&str| {
+            let metric = line.trim_start_matches("# HELP ").trim_start_matches("# TYPE ");
+            metric.split(['{', ' ']).next() == Some(name)
+        };
+        let lines = || pages.iter().flat_map(|page| page.lines()).filter(of_family);
+        let head = lines().filter(|line| line.starts_with('#')).take(2);
+        let samples = lines().filter(|line| !line.starts_with('#'));
+        head.chain(samples).for_each(|line| {
+            writeln!(text, "{line}").ok();
+        });
+    }
+    text
+}
+
 struct Page<'a> {
     text: String,
     job: &'a str,

@@ -4,6 +4,7 @@ use std::io::{BufRead as _, IsTerminal as _};
 use std::time::Duration;
 
 use tidemark_migrate::{Ended, Fence, How, Migration, Plan, Way};
+use tidemark_pipeline::Wave;
 use tidemark_report::Verdict;
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +13,7 @@ use crate::config::{Allow, Config};
 use crate::exit::{ExitCode, Failure};
 use crate::jobs::{Signals, runtime, with_findings};
 use crate::log::Screen;
-use crate::{config, job, output, report};
+use crate::{config, job, output, report, waves};
 
 /// `tidemark cutover` and `tidemark fallback`.
 ///
@@ -24,6 +25,7 @@ pub(crate) fn switch(
     way: Way,
     screen: &Screen,
 ) -> Result<ExitCode, Failure> {
+    let config = &waves::one(config, way.word())?;
     let migration = migration(config)?;
     if args.abort {
         runtime()?.block_on(tidemark_migrate::abort(&migration, way))?;
@@ -39,7 +41,7 @@ pub(crate) fn switch(
         (_, true) => How::Resume,
         _ => How::Anew,
     };
-    if how == How::Anew && !args.yes && !is_meant(way, screen)? {
+    if how == How::Anew && !args.yes && !is_meant(&migration, way, screen)? {
         return Err(Failure::usage(format!("{}: not confirmed, nothing was changed", way.word())));
     }
     let ended = runtime()?.block_on(until_stopped(&migration, way, how, screen));
@@ -50,7 +52,7 @@ pub(crate) fn switch(
     let ended = ended?;
     match args.json {
         true => output::print_json(&ended)?,
-        false => output::print(&text(&ended, how))?,
+        false => output::print(&text(&ended, how, migration.job.wave.as_ref()))?,
     }
     Ok(code(&ended, how))
 }
@@ -70,6 +72,7 @@ pub(crate) fn complete(
         )
         .hint("add --yes if that is meant"));
     }
+    let config = &waves::one(config, "complete")?;
     let job = job::job(config, NotEmpty::Refuse, true)?;
     let done = runtime()?.block_on(tidemark_migrate::complete(&job))?;
     output::print(&format!("{}\nthe migration is complete\n", done.join("\n")))?;
@@ -85,6 +88,7 @@ fn migration(config: &Config) -> Result<Migration, Failure> {
         sequence_margin: cutover.sequence_margin,
         allows_equivalent: config.verify.allow.contains(&Allow::Equivalent),
         fence: match cutover.fence {
+            config::Fence::ReadOnly if config.part.is_some() => Fence::Tables,
             config::Fence::ReadOnly => Fence::ReadOnly,
             config::Fence::Hooks(up, down) => Fence::Hooks { up, down },
         },
@@ -94,7 +98,7 @@ fn migration(config: &Config) -> Result<Migration, Failure> {
 }
 
 /// Asks on a terminal; a script has said so by running it.
-fn is_meant(way: Way, screen: &Screen) -> Result<bool, Failure> {
+fn is_meant(migration: &Migration, way: Way, screen: &Screen) -> Result<bool, Failure> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
         return Ok(true);
@@ -103,8 +107,12 @@ fn is_meant(way: Way, screen: &Screen) -> Result<bool, Failure> {
         Way::Cutover => ("source", "target"),
         Way::Fallback => ("target", "source"),
     };
+    let what = match &migration.job.wave {
+        Some(wave) => format!("the tables of wave {} on the {from} take no more writes", wave.name),
+        None => format!("the {from} becomes read-only and its sessions are ended"),
+    };
     screen.say(&format!(
-        "{}: the {from} becomes read-only and its sessions are ended; the application goes over to the {to}. Go on? [y/N] ",
+        "{}: {what}; the application goes over to the {to}. Go on? [y/N] ",
         way.word()
     ));
     let mut line = String::new();
@@ -151,7 +159,7 @@ fn forecast(ended: &Ended) -> String {
     })
 }
 
-fn text(ended: &Ended, how: How) -> String {
+fn text(ended: &Ended, how: How, wave: Option<&Wave>) -> String {
     let mut text = String::new();
     for (step, ms) in &ended.steps {
         text.push_str(&format!(
@@ -173,9 +181,13 @@ fn text(ended: &Ended, how: How) -> String {
     if let Some(ms) = ended.write_block_ms {
         text.push_str(&format!("writes were blocked for {ms} ms\n"));
     }
-    text.push_str(match ended.way {
-        Way::Cutover => "the application is on the target now; the source is read-only, and tidemark fallback goes back\n",
-        Way::Fallback => "the application is on the source again; the target is read-only\n",
+    text.push_str(&match (ended.way, wave.map(|wave| &wave.name)) {
+        (Way::Cutover, None) => "the application is on the target now; the source is read-only, and tidemark fallback goes back\n".to_owned(),
+        (Way::Fallback, None) => {
+            "the application is on the source again; the target is read-only\n".to_owned()
+        }
+        (Way::Cutover, Some(wave)) => format!("wave {wave} is on the target now; its tables on the source take no writes, and tidemark fallback --wave {wave} goes back\n"),
+        (Way::Fallback, Some(wave)) => format!("wave {wave} is on the source again; its tables on the target take no writes\n"),
     });
     if !ended.is_followed {
         text.push_str("nothing follows it now: keep tidemark sync running\n");

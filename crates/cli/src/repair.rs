@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::exit::{ExitCode, Failure};
 use crate::jobs::{Signals, runtime};
 use crate::log::Screen;
-use crate::{job, output};
+use crate::{job, output, waves};
 
 /// Runs the command.
 ///
@@ -36,6 +36,7 @@ pub(crate) fn run(
         false => args.report.clone(),
     };
     let report = read(&place)?;
+    let config = &waves::of_job(config, &report.job)?;
     let moves = matches!(report.point, Point::Barrier { .. });
     let mut job = job::job(config, NotEmpty::Refuse, moves)?;
     if moves {

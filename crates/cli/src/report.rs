@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::exit::{ExitCode, Failure};
 use crate::files;
 use crate::log::Screen;
-use crate::output;
+use crate::{output, waves};
 
 /// Below the state directory, where a cutover keeps its report.
 const DIRECTORY: &str = "report";
@@ -25,8 +25,17 @@ pub(crate) fn run(
     args: &ReportArgs,
     screen: &Screen,
 ) -> Result<ExitCode, Failure> {
+    waves::each_that_has_run(config, screen, |part| one(part, args, screen))
+}
+
+/// Of one job; a wave has a directory of its own.
+fn one(config: &Config, args: &ReportArgs, screen: &Screen) -> Result<ExitCode, Failure> {
     let report = tidemark_migrate::report(&config.job.state_dir, &config.job.name)?;
-    let directory = args.directory.clone().unwrap_or_else(|| kept(config));
+    let directory = match (&args.directory, &config.part) {
+        (None, _) => kept(config),
+        (Some(directory), None) => directory.clone(),
+        (Some(directory), Some(_)) => directory.join(waves::name(config)),
+    };
     let html = write(&directory, &report)?;
     if args.json {
         output::print(&migration_to_json(&report).map_err(unwritten)?)?;

@@ -26,13 +26,14 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tidemark_migrate::ask_status;
-use tidemark_pipeline::Status;
+use tidemark_pipeline::{Job, Status};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::exit::{ExitCode, Failure};
 use crate::metrics;
+use crate::waves;
 
 /// Who is slow to send a request is dropped.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -50,7 +51,7 @@ pub(crate) struct Serving {
 ///
 /// # Errors
 /// The address cannot be listened at.
-pub(crate) async fn serve(listen: SocketAddr, state_dir: PathBuf) -> Result<Serving, Failure> {
+pub(crate) async fn serve(listen: SocketAddr, jobs: &[Job]) -> Result<Serving, Failure> {
     let listener = TcpListener::bind(listen).await.map_err(|error| {
         Failure::new(ExitCode::Usage, format!("listen at {listen} (serve.listen)"))
             .because(&error)
@@ -58,19 +59,26 @@ pub(crate) async fn serve(listen: SocketAddr, state_dir: PathBuf) -> Result<Serv
     })?;
     tracing::info!(%listen, "serving /metrics, /status and /healthz");
     let mut tasks = JoinSet::new();
-    tasks.spawn(accept(listener, Arc::new(state_dir)));
+    let job = |job: &Job| {
+        let wave = job.wave.as_ref().map(|wave| wave.name.clone());
+        (wave, job.state_dir.clone())
+    };
+    tasks.spawn(accept(listener, Arc::new(jobs.iter().map(job).collect())));
     Ok(Serving { _tasks: tasks })
 }
 
-async fn accept(listener: TcpListener, state_dir: Arc<PathBuf>) {
+/// The job, or its waves: names and state directories.
+type Jobs = Vec<(Option<String>, PathBuf)>;
+
+async fn accept(listener: TcpListener, jobs: Arc<Jobs>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let Ok((stream, _)) = listener.accept().await else { continue };
-        let state_dir = Arc::clone(&state_dir);
+        let jobs = Arc::clone(&jobs);
         connections.spawn(async move {
-            let service = service_fn(|request| answer(request, Arc::clone(&state_dir)));
+            let service = service_fn(|request| answer(request, Arc::clone(&jobs)));
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE)
@@ -87,7 +95,7 @@ async fn accept(listener: TcpListener, state_dir: Arc<PathBuf>) {
 
 async fn answer(
     request: Request<Incoming>,
-    state_dir: Arc<PathBuf>,
+    jobs: Arc<Jobs>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n"));
@@ -99,25 +107,47 @@ async fn answer(
     if !matches!(path, "/metrics" | "/status" | "/healthz") {
         return Ok(text(StatusCode::NOT_FOUND, "/metrics, /status, /healthz\n"));
     }
-    let Ok(Some(status)) = ask_status(&state_dir).await else {
+    let mut statuses = Vec::new();
+    for (wave, state_dir) in jobs.iter() {
+        if let Ok(Some(status)) = ask_status(state_dir).await {
+            statuses.push((wave.clone(), state_dir.clone(), status));
+        }
+    }
+    let is_silent = statuses.len() < jobs.len();
+    // Of waves the others are told all the same; the health is that of all.
+    if statuses.is_empty() || is_silent && path == "/healthz" {
         return Ok(text(StatusCode::SERVICE_UNAVAILABLE, "the job does not answer\n"));
-    };
+    }
     Ok(match path {
         "/metrics" => {
-            typed("text/plain; version=0.0.4; charset=utf-8", metrics::exposition(&status))
+            let all: Vec<&Status> = statuses.iter().map(|(_, _, status)| status).collect();
+            typed("text/plain; version=0.0.4; charset=utf-8", metrics::expositions(&all))
         }
-        "/status" => match serde_json::to_string_pretty(&status) {
-            Ok(body) => typed("application/json", body + "\n"),
-            Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the status cannot be written\n"),
+        "/status" => match whole(statuses).map(|status| serde_json::to_string_pretty(&status)) {
+            Ok(Ok(body)) => typed("application/json", body + "\n"),
+            _ => text(StatusCode::INTERNAL_SERVER_ERROR, "the status cannot be written\n"),
         },
-        _ => health(&status),
+        _ => health(statuses.iter().all(|(_, _, status)| status.last_error.is_none())),
     })
 }
 
-fn health(status: &Status) -> Response<Full<Bytes>> {
-    match &status.last_error {
-        None => text(StatusCode::OK, "ok\n"),
-        Some(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the last attempt ended with an error\n"),
+/// Of several waves one status.
+fn whole(mut statuses: Vec<(Option<String>, PathBuf, Status)>) -> Result<Status, Failure> {
+    match statuses.as_mut_slice() {
+        [(None, _, status)] => Ok(std::mem::take(status)),
+        _ => waves::summary(
+            statuses
+                .into_iter()
+                .map(|(wave, state_dir, status)| (wave.unwrap_or_default(), state_dir, status))
+                .collect(),
+        ),
+    }
+}
+
+fn health(is_well: bool) -> Response<Full<Bytes>> {
+    match is_well {
+        true => text(StatusCode::OK, "ok\n"),
+        false => text(StatusCode::SERVICE_UNAVAILABLE, "the last attempt ended with an error\n"),
     }
 }
 

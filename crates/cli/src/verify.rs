@@ -47,6 +47,11 @@ pub(crate) fn run(
     args: &VerifyArgs,
     screen: &Screen,
 ) -> Result<ExitCode, Failure> {
+    // Each wave has a report of its own.
+    let part = config.part.as_ref().map(|part| part.name.as_str());
+    let directory =
+        args.report.as_ref().map(|report| part.map_or(report.clone(), |name| report.join(name)));
+    let args = &VerifyArgs { report: directory, ..args.clone() };
     let mut job = job::job(config, NotEmpty::Refuse, !args.quiesced)?;
     if !args.quiesced {
         job = tidemark_migrate::active(&job)?;
@@ -198,8 +203,8 @@ fn report(config: &Config, args: &VerifyArgs, request: &Request, outcome: Outcom
     report.tool_version = env!("CARGO_PKG_VERSION").to_owned();
     report.duration_ms = milliseconds(outcome.duration);
     report.scope = Scope {
-        include: request.job.selection.include.clone(),
-        exclude: request.job.selection.exclude.clone(),
+        include: request.job.selection.shown().0,
+        exclude: request.job.selection.shown().1,
         ..Scope::default()
     };
     report.point = point(&outcome, request.progress.read_again());

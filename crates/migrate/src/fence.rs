@@ -27,6 +27,8 @@ const UNENDABLE: &str = "GRANT pg_signal_backend to our role (sessions of superu
 pub enum Fence {
     /// Its database is read-only by default, and the application's sessions are ended.
     ReadOnly,
+    /// Triggers on the tables of a wave refuse writes.
+    Tables,
     /// Commands of the user's do it.
     Hooks {
         /// Keeps them out.

@@ -12,6 +12,8 @@ const KEPT_BYTES: usize = 4096;
 #[derive(Debug, Clone)]
 pub(crate) struct Told<'a> {
     pub(crate) job: &'a str,
+    /// Empty where all tables go over together.
+    pub(crate) wave: &'a str,
     pub(crate) way: &'a str,
     /// Why it is run: `fence`, `open`, `switch`, or `abort`.
     pub(crate) step: &'a str,
@@ -29,7 +31,7 @@ pub(crate) async fn run(command: &[String], told: &Told<'_>) -> Result<String> {
     let ran = Command::new(program)
         .args(arguments)
         .env("TIDEMARK_JOB", told.job)
-        .env("TIDEMARK_WAVE", "")
+        .env("TIDEMARK_WAVE", told.wave)
         .env("TIDEMARK_WAY", told.way)
         .env("TIDEMARK_STEP", told.step)
         .env("TIDEMARK_SIDE", told.side)

@@ -25,6 +25,7 @@ mod sequences;
 mod sides;
 mod story;
 mod switch;
+mod wave_fence;
 
 pub use fence::Fence;
 pub use follow::sync;
@@ -32,5 +33,5 @@ pub use runbook::{Attempt, Direction, Entry, Event, State, Step, Way, state};
 pub use sides::{
     active, ask_status, job_of, jobs, place, refuse_begun, refuse_under_way, stored_status,
 };
-pub use story::{Verified, note_checked, note_verified, report};
+pub use story::{Verified, last_verdict, note_checked, note_verified, report};
 pub use switch::{Ended, How, Migration, Plan, abort, complete, run};

@@ -24,27 +24,47 @@ const LIST: &str = "SELECT n.nspname, c.relname, s.seqincrement, s.seqmin, s.seq
       pg_catalog.has_sequence_privilege(c.oid, 'SELECT'), pg_catalog.has_sequence_privilege(c.oid, 'UPDATE') \
     FROM pg_catalog.pg_sequence s JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid \
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'tidemark') AND c.relpersistence <> 't' ORDER BY 1, 2";
+    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'tidemark') AND c.relpersistence <> 't'";
+/// Of these tables only: sequences that they own or that a default of theirs draws from.
+const OF_TABLES: &str = "AND c.oid IN ( \
+    SELECT d.objid FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass \
+      AND d.deptype IN ('a', 'i') AND d.refobjid = ANY ($1::text[]::regclass[]::oid[]) \
+    UNION SELECT d.refobjid FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_attrdef a ON a.oid = d.objid \
+      WHERE d.classid = 'pg_attrdef'::regclass AND d.refclassid = 'pg_class'::regclass AND a.adrelid = ANY ($1::text[]::regclass[]::oid[]))";
+
+/// The sequences of a side, or those of these tables only, in the order of their names.
+async fn list(client: &Client, of_tables: Option<&[String]>) -> Result<Vec<Row>> {
+    let rows = match of_tables {
+        Some(tables) => {
+            client.query(&format!("{LIST} {OF_TABLES} ORDER BY 1, 2"), &[&tables]).await
+        }
+        None => client.query(&format!("{LIST} ORDER BY 1, 2"), &[]).await,
+    };
+    rows.map_err(failed("list the sequences"))
+}
 
 /// Whether we may read the sequences here and set them there.
 ///
 /// # Errors
 /// We may not; of the first one.
-pub(crate) async fn check(from: &ConnectSpec, to: &ConnectSpec) -> Result<()> {
+pub(crate) async fn check(
+    from: &ConnectSpec,
+    to: &ConnectSpec,
+    of_tables: Option<&[String]>,
+) -> Result<()> {
     let (from, to) = tokio::try_join!(from.connect(), to.connect())?;
-    let here = from.query(LIST, &[]).await.map_err(failed("list the sequences"))?;
-    let there = to.query(LIST, &[]).await.map_err(failed("list the sequences"))?;
+    let (here, there) = (list(&from, of_tables).await?, list(&to, None).await?);
     let refuse = |row: &Row, missing: &str, side: &str| {
         let name = name_of(row);
         let message = format!("sequence {name}: our role may not {missing} it on the {side}");
         let grant = format!("GRANT SELECT, UPDATE ON SEQUENCE {name} TO our role, there");
         Err(Error::new(Kind::Preflight, message).hint(grant))
     };
-    let readable: HashSet<RelationName> = here.iter().map(name_of).collect();
+    let carried: HashSet<RelationName> = here.iter().map(name_of).collect();
     if let Some(row) = here.iter().find(|row| !row.get::<_, bool>(6)) {
         return refuse(row, "read", "side that is left");
     }
-    let is_ready = |row: &&Row| row.get(6) && row.get(7) || !readable.contains(&name_of(row));
+    let is_ready = |row: &&Row| row.get(6) && row.get(7) || !carried.contains(&name_of(row));
     match there.iter().find(|row| !is_ready(row)) {
         Some(row) => refuse(row, "read and set", "side that the application goes to"),
         None => Ok(()),
@@ -56,15 +76,19 @@ fn name_of(row: &Row) -> RelationName {
 }
 
 /// Sets the other side's sequences behind this side's: by `margin` values more than were handed out. Gives how many were
-/// moved.
+/// moved. Without `of_tables` it is all of them.
 ///
 /// # Errors
 /// One of them may not be read on either side, or not be set.
-pub(crate) async fn carry(from: &ConnectSpec, to: &ConnectSpec, margin: u64) -> Result<u64> {
+pub(crate) async fn carry(
+    from: &ConnectSpec,
+    to: &ConnectSpec,
+    margin: u64,
+    of_tables: Option<&[String]>,
+) -> Result<u64> {
     let (from, to) = tokio::try_join!(from.connect(), to.connect())?;
-    let there = to.query(LIST, &[]).await.map_err(failed("list the sequences"))?;
-    let there: HashSet<RelationName> = there.iter().map(name_of).collect();
-    let rows = from.query(LIST, &[]).await.map_err(failed("list the sequences"))?;
+    let there: HashSet<RelationName> = list(&to, None).await?.iter().map(name_of).collect();
+    let rows = list(&from, of_tables).await?;
     let mut moved = 0;
     for (row, name) in
         rows.iter().map(|row| (row, name_of(row))).filter(|(_, name)| there.contains(name))

@@ -45,6 +45,14 @@ pub fn note_verified(state_dir: &Path, verified: &Verified) -> Result<()> {
     Ok(note(state_dir, VERIFIED, &detail)?)
 }
 
+/// What the last verification has found, steps of a cutover included.
+///
+/// # Errors
+/// There is no ledger, or it cannot be read.
+pub fn last_verdict(state_dir: &Path) -> Result<Option<Verdict>> {
+    Ok(last_verified(state_dir)?.map(|(_, verified)| verified.verdict))
+}
+
 /// The verification that ended last, whoever asked for it, and when it did.
 pub(crate) fn last_verified(state_dir: &Path) -> Result<Option<(i64, Verified)>> {
     let journal = LedgerReader::open(state_dir)?.journal()?;

@@ -26,6 +26,7 @@ use crate::hook::{self, Told};
 use crate::runbook::{Attempt, Direction, Event, Runbook, State, Step, Way, state};
 use crate::sequences;
 use crate::sides::{active, adopting, job_of};
+use crate::wave_fence;
 
 /// Between two looks at the process that runs the job.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -368,7 +369,10 @@ impl<'a> Switch<'a> {
         }
         let detail = match step {
             // So that whoever goes on knows what there was before it was changed.
-            Step::Fence => json!(fence::before(&self.from.source).await?),
+            Step::Fence => match self.migration.plan.fence {
+                Fence::Tables => json!(wave_fence::function(&self.migration.job.name)),
+                _ => json!(fence::before(&self.from.source).await?),
+            },
             _ => serde_json::Value::Null,
         };
         self.runbook.note(self.way, Some(step), Event::Begun, detail)?;
@@ -441,7 +445,9 @@ impl<'a> Switch<'a> {
             Step::Drain => self.drain().await,
             Step::Sequences => {
                 let margin = self.migration.plan.sequence_margin;
-                let moved = sequences::carry(&self.from.source, &self.to.source, margin).await?;
+                let tables = self.tables_with_sequences().await?;
+                let (from, to) = (&self.from.source, &self.to.source);
+                let moved = sequences::carry(from, to, margin, tables.as_deref()).await?;
                 Ok(Stepped::Done(json!({ "moved": moved })))
             }
             Step::Verify => self.prove(Reads::Dirty).await,
@@ -464,7 +470,22 @@ impl<'a> Switch<'a> {
             Direction::Forward => "source",
             Direction::Back => "target",
         };
-        Told { job: &self.migration.job.name, way: self.way.word(), step, side, lsn }
+        let job = &self.migration.job;
+        let (job, wave) = match &job.wave {
+            Some(wave) => (&wave.job, wave.name.as_str()),
+            None => (&job.name, ""),
+        };
+        Told { job, wave, way: self.way.word(), step, side, lsn }
+    }
+
+    /// Of a wave only what its own tables draw from goes over; `None` is everything.
+    async fn tables_with_sequences(&self) -> Result<Option<Vec<String>>> {
+        if self.migration.job.wave.is_none() {
+            return Ok(None);
+        }
+        let client = self.from.source.connect().await?;
+        let tables = wave_fence::tables(&client, &self.from).await?;
+        Ok(Some(tables.leaves.iter().chain(&tables.above).map(ToString::to_string).collect()))
     }
 
     /// The stream is close enough.
@@ -497,10 +518,13 @@ impl<'a> Switch<'a> {
 
     /// What would be refused behind the fence is refused before it.
     async fn preflight(&self) -> Result<()> {
-        if self.migration.plan.fence == Fence::ReadOnly {
-            fence::check(&self.from.source).await?;
+        match self.migration.plan.fence {
+            Fence::ReadOnly => fence::check(&self.from.source).await?,
+            Fence::Tables => wave_fence::check(&self.from).await?,
+            Fence::Hooks { .. } => {}
         }
-        sequences::check(&self.from.source, &self.to.source).await?;
+        let tables = self.tables_with_sequences().await?;
+        sequences::check(&self.from.source, &self.to.source, tables.as_deref()).await?;
         let findings = tidemark_pipeline::check(&adopting(&self.to)).await?;
         let blocking: Vec<_> =
             findings.into_iter().filter(|found| found.severity == Severity::Blocking).collect();
@@ -552,6 +576,10 @@ impl<'a> Switch<'a> {
     async fn fence(&mut self) -> Result<Stepped> {
         Ok(Stepped::Done(match &self.migration.plan.fence {
             Fence::ReadOnly => json!(fence::fence(&self.from.source, self.known_fence()).await?),
+            Fence::Tables => {
+                let wave = self.migration.job.wave.as_ref().ok_or_else(no_wave)?;
+                json!(wave_fence::put_up(&self.from, &self.migration.job.name, wave).await?)
+            }
             Fence::Hooks { up, .. } => {
                 let told = self.told("fence", self.way.from());
                 json!({ "said": hook::run(up, &told).await? })
@@ -602,9 +630,10 @@ impl<'a> Switch<'a> {
                     self.way.word(),
                     now - before
                 );
-                Err(Error::new(Kind::TargetRefused, message).hint(
-                    "somebody overrides default_transaction_read_only (a superuser, a role's own setting, a pooler that sets it): pg_stat_activity names the sessions; stop them, or use a fence of your own (cutover.fence = \"hook\")",
-                ))
+                Err(Error::new(Kind::TargetRefused, message).hint(match self.migration.plan.fence {
+                    Fence::Tables => "somebody passes the triggers on the tables (session_replication_role = replica, DISABLE TRIGGER, or a name that begins as ours): pg_stat_activity names the sessions; stop them",
+                    _ => "somebody overrides default_transaction_read_only (a superuser, a role's own setting, a pooler that sets it): pg_stat_activity names the sessions; stop them, or use a fence of your own (cutover.fence = \"hook\")",
+                }))
             }
             _ => {
                 // A process that began anew counts anew.
@@ -631,6 +660,10 @@ impl<'a> Switch<'a> {
         if let Fence::Hooks { down, .. } = &self.migration.plan.fence {
             let told = self.told("open", self.way.to());
             return Ok(Stepped::Done(json!({ "said": hook::run(down, &told).await? })));
+        }
+        if self.migration.plan.fence == Fence::Tables {
+            wave_fence::open(&self.to.source, &self.migration.job.name).await?;
+            return Ok(Stepped::Done(serde_json::Value::Null));
         }
         let fenced = self.runbook.state.last_fence(self.way.to());
         if let Some(Ok(fenced)) = fenced.map(|detail| serde_json::from_value(detail.clone())) {
@@ -661,6 +694,9 @@ impl<'a> Switch<'a> {
             tokio::time::sleep(LOOK_EVERY).await;
         }
         let done = removed(&self.from).await?;
+        if self.migration.plan.fence == Fence::Tables {
+            wave_fence::clear(&self.to.source, &self.migration.job.name).await?;
+        }
         Ok(Stepped::Done(json!({ "removed": done })))
     }
 
@@ -679,6 +715,10 @@ impl<'a> Switch<'a> {
                     fence::open(&self.from.source, &fenced).await?;
                 }
                 (Fence::ReadOnly, None) => {}
+                (Fence::Tables, _) => {
+                    wave_fence::open(&self.from.source, &self.migration.job.name).await?;
+                    wave_fence::clear(&self.from.source, &self.migration.job.name).await?;
+                }
             }
         }
         if has_begun(Step::Reverse) {
@@ -749,6 +789,10 @@ fn proof(outcome: &Outcome) -> serde_json::Value {
         "rows": outcome.tables.iter().map(|table| table.source.count).sum::<u64>(),
         "others": others,
     })
+}
+
+fn no_wave() -> Error {
+    Error::new(Kind::Internal, "fence the tables of a wave of a job that is none")
 }
 
 fn gone() -> Error {

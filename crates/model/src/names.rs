@@ -29,6 +29,32 @@ pub fn other_way(job: &str) -> String {
     job.strip_suffix(BACK).map_or_else(|| format!("{job}{BACK}"), str::to_owned)
 }
 
+/// The job of a wave of a job: no job's own name has two dashes in a row that stand for something else.
+pub fn wave_job(job: &str, wave: &str) -> String {
+    format!("{job}--{wave}")
+}
+
+/// The wave of that name is the one of all tables that no other wave names.
+pub const REST: &str = "rest";
+
+/// Whether a wave of that name would have the objects of the job that goes the other way.
+pub fn is_taken(wave: &str) -> bool {
+    wave_job("", wave) == BACK
+}
+
+/// What keeps writes out of the tables of a wave, in the schema `tidemark` of the side that was left.
+pub fn fence_function(job: &str) -> String {
+    format!("fence_{}", job.replace('-', "_"))
+}
+
+/// The key of the advisory lock under which what is in our schema on a server is made and taken away.
+pub const OUR_SCHEMA_LOCK: i64 = 7_490_117;
+
+/// The key of the advisory lock under which the waves of a job make their parts of the schema, one after the other.
+pub fn schema_lock_key(job: &str) -> i64 {
+    advisory_lock_key(&wave_job(job, ""))
+}
+
 /// The most lanes that a PostgreSQL target may have (`stream.lanes`).
 pub const LANES_MAX: usize = 32;
 
@@ -95,6 +121,18 @@ mod tests {
     fn the_way_back_of_the_way_back_is_the_way() {
         assert_eq!(slot_name(&other_way("my-shop")), "tidemark_my_shop__back");
         assert_eq!(other_way(&other_way("my-shop")), "my-shop");
+    }
+
+    #[test]
+    fn a_wave_has_objects_of_its_own_in_both_directions() {
+        let wave = wave_job("my-shop", "first-ten");
+        assert_eq!(slot_name(&wave), "tidemark_my_shop__first_ten");
+        assert_eq!(slot_name(&other_way(&wave)), "tidemark_my_shop__first_ten__back");
+        assert_eq!(other_way(&other_way(&wave)), wave);
+        assert!(is_taken("back") && !is_taken("pilot"));
+        assert_ne!(schema_lock_key("shop"), advisory_lock_key("shop"));
+        let longest = slot_name(&other_way(&wave_job(&"j".repeat(20), &"w".repeat(20))));
+        assert!(longest.len() < 64, "{longest} would be cut");
     }
 
     #[test]

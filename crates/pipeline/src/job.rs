@@ -43,6 +43,19 @@ pub struct Job {
     pub stream: StreamJob,
     /// This program's version.
     pub tool_version: String,
+    /// The job is a wave of another one.
+    pub wave: Option<Wave>,
+}
+
+/// A part of a job's tables that is moved and taken over by itself, and is a job of its own otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wave {
+    /// Its name.
+    pub name: String,
+    /// The name of the job that it is a part of.
+    pub job: String,
+    /// The names of the jobs that the other waves are.
+    pub others: Vec<String>,
 }
 
 impl Job {

@@ -25,18 +25,18 @@ mod status;
 mod stream;
 mod target;
 
-pub use check::{check, limit_waits, patiently};
+pub use check::{check, has_tables, keys_across_waves, limit_waits, patiently};
 pub use cleanup::cleanup;
 pub use control::{CONTROL_VERSION, Held, ask_status};
 pub use error::{Error, Kind, Result};
 pub use job::{
-    DdlPolicy, Job, LakeTarget, OnFull, PostgresTarget, StreamJob, TableOptions, Target,
+    DdlPolicy, Job, LakeTarget, OnFull, PostgresTarget, StreamJob, TableOptions, Target, Wave,
 };
 pub use progress::{ActiveTable, Phase, Progress, ProgressView};
 pub use reset::reset;
 pub use snapshot::{CHECKED, ChunkRunner, Report, TableReport, blocking, run_chunk, snapshot_only};
 pub use status::{
-    Hypercare, Lag, SequenceRoom, SnapshotStatus, Status, StreamStatus, refuse_running,
+    Hypercare, Lag, SequenceRoom, SnapshotStatus, Status, StreamStatus, WaveStatus, refuse_running,
     stored_status,
 };
 pub use stream::{SyncReport, Until, sync};

@@ -29,6 +29,10 @@ pub(crate) fn plan_tables(
         let options = special.remove(&relation.name);
         plans.push(plan_table(job, catalog, relation, options, target_version)?);
     }
+    if job.selection.is_part() && !special.is_empty() {
+        let others = job.selection.whole().apply(catalog)?;
+        special.retain(|name, _| !others.iter().any(|relation| relation.name == **name));
+    }
     if let Some(name) = special.keys().next() {
         return Err(Error::new(
             Kind::Usage,
@@ -98,9 +102,12 @@ fn choose_columns(
     Ok(relation.columns.iter().filter(is_chosen).cloned().collect())
 }
 
-/// OIDs of tables that were not chosen, so that they stay out of a created schema. A partitioned table stays in if one of
+/// Tables that were not chosen, by their OIDs, so that they stay out of a created schema. A partitioned table stays in if one of
 /// its partitions was chosen or if it has none at all.
-pub(crate) fn excluded_relations(catalog: &Catalog, plans: &[TablePlan]) -> HashSet<Oid> {
+pub(crate) fn excluded_relations(
+    catalog: &Catalog,
+    plans: &[TablePlan],
+) -> HashMap<Oid, RelationName> {
     let chosen: HashSet<&RelationName> = plans.iter().map(|plan| &plan.relation.name).collect();
     let mut above: HashSet<&RelationName> = HashSet::new();
     let mut has_leaf: HashSet<&RelationName> = HashSet::new();
@@ -121,7 +128,16 @@ pub(crate) fn excluded_relations(catalog: &Catalog, plans: &[TablePlan]) -> Hash
         }
         _ => false,
     };
-    catalog.relations.iter().filter(is_excluded).map(|relation| relation.oid).collect()
+    let excluded = catalog.relations.iter().filter(is_excluded);
+    excluded.map(|relation| (relation.oid, relation.name.clone())).collect()
+}
+
+/// The partitioned tables above these, each once.
+pub(crate) fn above(catalog: &Catalog, plans: &[TablePlan]) -> Vec<(Oid, RelationName)> {
+    let names: HashSet<_> =
+        plans.iter().flat_map(|plan| catalog.ancestors(&plan.relation)).collect();
+    let relations = catalog.relations.iter().filter(|relation| names.contains(&relation.name));
+    relations.map(|relation| (relation.oid, relation.name.clone())).collect()
 }
 
 /// The plans once more with the relations as they are under the snapshot's locks: sizes are read after the locks.

@@ -46,8 +46,21 @@ pub struct Status {
     /// Between a cutover and the end of the migration: what is to be watched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hypercare: Option<Hypercare>,
-    /// Waves; none yet.
-    pub waves: Vec<serde_json::Value>,
+    /// The waves of the job; none where all tables are moved together.
+    pub waves: Vec<WaveStatus>,
+}
+
+/// One wave, in short.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WaveStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Its stream.
+    pub lag: Lag,
+    /// What the last proof has said, if there was one.
+    pub verdict: Option<String>,
 }
 
 /// After a cutover, as long as there is a way back.

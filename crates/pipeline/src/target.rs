@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tidemark_model::{Budget, Cpu};
 use tidemark_sink::Sink;
 use tidemark_sink::parquet::{ParquetOptions, ParquetSink};
-use tidemark_sink::postgres::{self, PostgresOptions, PostgresSink};
+use tidemark_sink::postgres::{self, PostgresOptions, PostgresSink, WaveOf};
 use tidemark_source::dump;
 
 use crate::Result;
@@ -35,6 +35,10 @@ pub(crate) fn postgres_options(job: &Job, target: &PostgresTarget) -> PostgresOp
         build_jobs: job.readers,
         restore_tool: |source| dump::client_tool("pg_restore", source),
         tool_version: job.tool_version.clone(),
+        wave: job
+            .wave
+            .as_ref()
+            .map(|wave| WaveOf { job: wave.job.clone(), others: wave.others.clone() }),
     }
 }
 

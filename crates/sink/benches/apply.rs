@@ -232,6 +232,7 @@ async fn follow(
         schema: Arc::default(),
         schema_archive: None,
         excluded: Arc::default(),
+        above: Arc::default(),
         continues: true,
         adopts: false,
         joins: None,
@@ -287,6 +288,7 @@ async fn main() {
         build_jobs: 1,
         restore_tool: |_| "pg_restore".into(),
         tool_version: "bench".to_owned(),
+        wave: None,
     });
     let mut writer = follow(&sink, &plans).await;
     let budget = Budget::new(1 << 40);

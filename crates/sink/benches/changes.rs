@@ -199,6 +199,7 @@ async fn snapshot(sink: &ParquetSink, plans: &[TablePlan]) {
         schema: Arc::default(),
         schema_archive: None,
         excluded: Arc::default(),
+        above: Arc::default(),
         continues: true,
         adopts: false,
         joins: None,

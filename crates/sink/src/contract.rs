@@ -31,7 +31,7 @@
 //!   gone through after all. An error with [`Disposition::Retry`](crate::Disposition) allows that; every other one ends
 //!   the run.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -83,8 +83,10 @@ pub struct SnapshotStart {
     pub schema: Arc<SchemaObjects>,
     /// The source's schema as a `pg_dump` custom-format archive, where the target is to be created from it.
     pub schema_archive: Option<PathBuf>,
-    /// `pg_class` OIDs (of the source) of tables that were not chosen: they and what depends on them stay out.
-    pub excluded: Arc<HashSet<Oid>>,
+    /// Tables that were not chosen, by their `pg_class` OID (of the source): they and what depends on them stay out.
+    pub excluded: Arc<HashMap<Oid, RelationName>>,
+    /// The partitioned tables above those of the job.
+    pub above: Arc<Vec<(Oid, RelationName)>>,
     /// A stream continues from the snapshot: `finish` leaves the target at the stage `Follow`.
     pub continues: bool,
     /// The target has the rows already: no chunk comes, and what they say of each other need not be looked at again.

@@ -20,12 +20,38 @@ pub struct Selection {
     pub include: Vec<String>,
     /// Globs of what is not, applied afterwards.
     pub exclude: Vec<String>,
+    /// Globs of a wave: of what was chosen only this. Empty: all of it.
+    pub among: Vec<String>,
+    /// Globs of the other waves. What is `among` ours must not be theirs, too; without ours, theirs is left out.
+    pub apart: Vec<String>,
 }
 
 impl Selection {
     /// A selection of two lists of globs.
     pub fn new(include: Vec<String>, exclude: Vec<String>) -> Self {
-        Self { include, exclude }
+        Self { include, exclude, ..Self::default() }
+    }
+
+    /// The same without waves.
+    pub fn whole(&self) -> Self {
+        Self::new(self.include.clone(), self.exclude.clone())
+    }
+
+    /// What is in and what is out of it, in short, for people.
+    pub fn shown(&self) -> (Vec<String>, Vec<String>) {
+        let (include, mut exclude) = match self.among.is_empty() {
+            true => (&self.include, self.exclude.clone()),
+            false => (&self.among, self.exclude.clone()),
+        };
+        if self.among.is_empty() {
+            exclude.extend(self.apart.iter().cloned());
+        }
+        (include.clone(), exclude)
+    }
+
+    /// Whether it is the part of a selection that one wave has.
+    pub fn is_part(&self) -> bool {
+        !self.among.is_empty() || !self.apart.is_empty()
     }
 
     /// The chosen tables, in the order of the catalog.
@@ -33,8 +59,14 @@ impl Selection {
     /// A partition is matched by its own name and by the names of the partitioned tables above it.
     ///
     /// # Errors
-    /// A glob is malformed, or an `include` matches no table.
+    /// A glob is malformed, or an `include` matches no table, or a table is in two waves.
     pub fn apply(&self, catalog: &Catalog) -> Result<Vec<Relation>> {
+        let chosen = self.chosen(catalog)?;
+        if self.is_part() { self.of_wave(chosen, catalog) } else { Ok(chosen) }
+    }
+
+    /// What the user chose, before it is parted into waves.
+    fn chosen(&self, catalog: &Catalog) -> Result<Vec<Relation>> {
         let include = patterns(&self.include)?;
         let exclude = patterns(&self.exclude)?;
         let mut used = vec![false; include.len()];
@@ -54,9 +86,41 @@ impl Selection {
                 chosen.push(relation.clone());
             }
         }
-        match include.iter().zip(&used).find(|(_, used)| !**used) {
+        // Of a wave the other side may lack what the others have.
+        match include.iter().zip(&used).find(|(_, used)| !**used && !self.is_part()) {
             Some((unused, _)) => Err(matches_nothing(unused, catalog)),
             None => Ok(chosen),
+        }
+    }
+
+    /// The wave's part of what was chosen.
+    fn of_wave(&self, chosen: Vec<Relation>, catalog: &Catalog) -> Result<Vec<Relation>> {
+        let (ours, theirs) = (patterns(&self.among)?, patterns(&self.apart)?);
+        let mut kept = Vec::new();
+        for relation in chosen {
+            let mut names = vec![&relation.name];
+            names.extend(catalog.ancestors(&relation));
+            let fits = |pattern: &Pattern| names.iter().any(|name| pattern.matches(name));
+            let mine = ours.iter().position(fits);
+            match (mine, theirs.iter().find(|pattern| fits(pattern))) {
+                (Some(mine), Some(other)) => {
+                    return Err(in_two_waves(&relation.name, &ours[mine], other));
+                }
+                (Some(_), None) => kept.push(relation),
+                (None, None) if ours.is_empty() => kept.push(relation),
+                (None, _) => {}
+            }
+        }
+        let tables = || catalog.relations.iter().filter(|relation| can_be_chosen(relation));
+        let is_unused = |pattern: &&Pattern| {
+            !tables().any(|relation| {
+                pattern.matches(&relation.name)
+                    || catalog.ancestors(relation).iter().any(|name| pattern.matches(name))
+            })
+        };
+        match ours.iter().find(is_unused) {
+            Some(unused) => Err(matches_nothing(unused, catalog)),
+            None => Ok(kept),
         }
     }
 
@@ -77,6 +141,16 @@ fn can_be_chosen(relation: &Relation) -> bool {
         && !relation.name.schema.starts_with(SELFTEST_SCHEMAS)
         && !relation.name.schema.starts_with("pg_")
         && relation.name.schema != "information_schema"
+}
+
+/// Moved with the wrong wave, a table would be taken over at the wrong time: nobody is to be surprised by that.
+fn in_two_waves(table: &RelationName, ours: &Pattern, other: &Pattern) -> Error {
+    Error::new(Disposition::Usage, "part the tables into waves: this one is in two of them")
+        .on(&table.plain())
+        .hint(&format!(
+            "{:?} of one wave and {:?} of another match it: mend wave.tables so that one of them does; tables that no wave names are the wave \"rest\"",
+            ours.text, other.text
+        ))
 }
 
 fn matches_nothing(pattern: &Pattern, catalog: &Catalog) -> Error {

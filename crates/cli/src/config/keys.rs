@@ -92,7 +92,7 @@ pub struct Section {
 }
 
 /// The sections of this version, in the order of the file.
-pub const SECTIONS: [Section; 13] = [
+pub const SECTIONS: [Section; 14] = [
     Section { name: "job", repeated: false, why: "The job and where its state is kept." },
     Section { name: "source", repeated: false, why: "Where the data comes from." },
     Section { name: "target", repeated: false, why: "Where the data goes." },
@@ -101,6 +101,11 @@ pub const SECTIONS: [Section; 13] = [
         name: "table",
         repeated: true,
         why: "What is special about one table; repeat the section for each of them.",
+    },
+    Section {
+        name: "wave",
+        repeated: true,
+        why: "Tables that are moved and taken over together, apart from the others; repeat the section for each wave. Each has a slot, a publication, progress, a verdict and a cutover of its own (--wave). Tables that no wave names are the wave rest. Between PostgreSQL servers only.",
     },
     Section { name: "snapshot", repeated: false, why: "How the copy reads the source." },
     Section {
@@ -275,12 +280,28 @@ pub const KEYS: &[Key] = &[
         why: "What happens to values that have no form in the lake (infinity, NaN in a decimal, 24:00:00, the year 294276): error stops the job, null replaces and counts them, text writes the column as PostgreSQL's text. Parquet only.",
     },
     Key {
+        path: "wave.name",
+        kind: Kind::Text,
+        default: None,
+        otherwise: "none; it is needed",
+        example: r#""pilot""#,
+        why: "The wave's name, 1 to 20 of a-z, 0-9 and -; not back, and not rest, which is the wave of all other tables.",
+    },
+    Key {
+        path: "wave.tables",
+        kind: Kind::Texts,
+        default: None,
+        otherwise: "none; it is needed",
+        example: r#"["public.customers"]"#,
+        why: "Which of the chosen tables it has, SCHEMA.TABLE with * and ?; a partitioned table stands for its partitions. No table may be in two waves.",
+    },
+    Key {
         path: "snapshot.readers",
         kind: Kind::Count,
         default: None,
         otherwise: "this machine's cores, at most 8",
         example: "4",
-        why: "Connections that read at the same time, 1 to 64. More than the source has spare cores does not make it faster.",
+        why: "Connections that read at the same time, 1 to 64; waves that run together share them. More than the source has spare cores does not make it faster.",
     },
     Key {
         path: "snapshot.chunk_bytes",
@@ -376,7 +397,7 @@ pub const KEYS: &[Key] = &[
         default: Some("512MiB"),
         otherwise: "",
         example: r#""512MiB""#,
-        why: "Memory for rows on their way, at least 16MiB; the process itself needs up to 100 MB more. When it is used up, reading waits.",
+        why: "Memory for rows on their way, at least 16MiB; the process itself needs up to 100 MB more. When it is used up, reading waits. Waves that run together share it.",
     },
     Key {
         path: "limits.source_wal",
@@ -392,7 +413,7 @@ pub const KEYS: &[Key] = &[
         default: Some("64GiB"),
         otherwise: "",
         example: r#""64GiB""#,
-        why: "Disk that the spool in the state directory may take, at least 16MiB.",
+        why: "Disk that the spool in the state directory may take, at least 16MiB; waves that run together share it.",
     },
     Key {
         path: "limits.on_full",
@@ -472,7 +493,7 @@ pub const KEYS: &[Key] = &[
         default: Some("read-only"),
         otherwise: "",
         example: r#""read-only""#,
-        why: "How writes are kept out of the side that is left: read-only makes transactions read-only by default for its database and ends the sessions of the application; hook runs cutover.fence_hook instead. Whether anybody writes all the same is seen in the stream.",
+        why: "How writes are kept out of the side that is left: read-only makes transactions read-only by default for its database and ends the sessions of the application; hook runs cutover.fence_hook instead. Of a wave only its tables take no writes: triggers refuse them, of superusers, too. Whether anybody writes all the same is seen in the stream.",
     },
     Key {
         path: "cutover.fence_hook",
@@ -480,7 +501,7 @@ pub const KEYS: &[Key] = &[
         default: None,
         otherwise: "an empty list",
         example: r#"["./fence.sh"]"#,
-        why: "A command with its arguments that keeps writes out, for fence = \"hook\". TIDEMARK_JOB, TIDEMARK_WAY (cutover or fallback) and TIDEMARK_LSN are in its environment; another end than 0 takes everything back.",
+        why: "A command with its arguments that keeps writes out, for fence = \"hook\". TIDEMARK_JOB, TIDEMARK_WAVE, TIDEMARK_WAY (cutover or fallback) and TIDEMARK_LSN are in its environment; another end than 0 takes everything back.",
     },
     Key {
         path: "cutover.open_hook",
@@ -549,7 +570,7 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// Keys and sections of the design that come with a later version: refused, but not as a misspelling.
-pub const LATER: &[&str] = &["wave", "wave.name", "wave.tables", "cutover.switch_url"];
+pub const LATER: &[&str] = &["cutover.switch_url"];
 
 /// The key of that path.
 pub fn key(path: &str) -> Option<&'static Key> {

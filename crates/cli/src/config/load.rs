@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use tidemark_model::Unrepresentable;
+use tidemark_model::{Unrepresentable, names};
 use tidemark_wire::ConnectSpec;
 
 use super::error::ConfigError;
@@ -19,12 +19,12 @@ use super::glob::{Selection, TableGlob};
 use super::keys::{Kind, key};
 use super::raw::{
     RawCutover, RawDelta, RawLimits, RawParquet, RawSnapshot, RawSource, RawStream, RawTable,
-    RawTarget, RawVerify,
+    RawTarget, RawVerify, RawWave,
 };
 use super::{
     Allow, Compression, Config, Cutover, Ddl, Delta, DeltaAction, Fence, InForce, Job, Level,
     Limits, OnFull, Origin, Parquet, Redact, SchemaMode, Snapshot, Source, Stream, Table, Target,
-    TargetUrl, Triggers, Verify, check_job_name, fitted_job_name, units, url,
+    TargetUrl, Triggers, Verify, Wave, check_job_name, check_name, fitted_job_name, units, url,
 };
 use crate::args::Global;
 use crate::redact;
@@ -108,6 +108,8 @@ impl Resolver<'_> {
         let job = Job { name, state_dir: PathBuf::from(state_dir.text) };
         let select = self.select(&global.tables, raw.select.include, raw.select.exclude)?;
         let tables = self.tables(raw.table)?;
+        let waves = self.waves(raw.wave, target.as_ref())?;
+        let wave = self.one_wave(global.wave.as_deref(), &waves)?;
         let snapshot = self.snapshot(raw.snapshot)?;
         let parquet = self.parquet(raw.parquet)?;
         let stream = self.stream(raw.stream)?;
@@ -129,6 +131,9 @@ impl Resolver<'_> {
             target,
             select,
             tables,
+            waves,
+            wave,
+            part: None,
             snapshot,
             stream,
             parquet,
@@ -335,6 +340,77 @@ impl Resolver<'_> {
             }
         }
         Ok(columns)
+    }
+
+    fn waves(
+        &mut self,
+        raw: Vec<RawWave>,
+        target: Option<&Target>,
+    ) -> Result<Vec<Wave>, ConfigError> {
+        let mut waves: Vec<Wave> = Vec::with_capacity(raw.len());
+        for (index, raw) in raw.into_iter().enumerate() {
+            let prefix = format!("wave[{index}]");
+            let wave = self.wave(&prefix, raw)?;
+            let of_file = |key: String| Found { key, text: String::new(), origin: Origin::File };
+            if waves.iter().any(|other| other.name == wave.name) {
+                let why = format!("there are two waves {:?}", wave.name);
+                return Err(self.wrong(&of_file(format!("{prefix}.name")), why));
+            }
+            let same =
+                wave.tables.iter().find(|glob| waves.iter().any(|w| w.tables.contains(glob)));
+            if let Some(same) = same {
+                let why = format!("another wave has {:?}, too", same.as_str());
+                return Err(self.wrong(&of_file(format!("{prefix}.tables")), why));
+            }
+            waves.push(wave);
+        }
+        let is_lake = target.is_some_and(|target| !matches!(target.url, TargetUrl::Postgres(_)));
+        if waves.is_empty() || !is_lake {
+            return Ok(waves);
+        }
+        let found = Found { key: "wave[0]".to_owned(), text: String::new(), origin: Origin::File };
+        let why = "a lake is filled in one piece: waves need a PostgreSQL target, which an application can be taken over to";
+        Err(self.wrong(&found, why))
+    }
+
+    fn wave(&mut self, prefix: &str, raw: RawWave) -> Result<Wave, ConfigError> {
+        let section = Found { key: prefix.to_owned(), text: String::new(), origin: Origin::File };
+        let Some(found) = self.value(&format!("{prefix}.name"), None, raw.name)? else {
+            return Err(self.wrong(&section, "the section has no name; write name = \"pilot\""));
+        };
+        check_name("a wave's name", &found.text).map_err(|why| self.wrong(&found, why))?;
+        if names::is_taken(&found.text) {
+            let why = format!("a wave {:?} would have the slot of the stream back", found.text);
+            return Err(self.wrong(&found, why));
+        }
+        if found.text == names::REST {
+            let why = "rest is the wave of all tables that no wave names: leave this section out";
+            return Err(self.wrong(&found, why));
+        }
+        let tables = self.globs(&format!("{prefix}.tables"), None, raw.tables)?;
+        if tables.is_empty() {
+            return Err(self
+                .wrong(&section, "the wave has no tables; write tables = [\"public.customers\"]"));
+        }
+        Ok(Wave { name: found.text, tables })
+    }
+
+    /// The wave that a command is about.
+    fn one_wave(&self, flag: Option<&str>, waves: &[Wave]) -> Result<Option<String>, ConfigError> {
+        let Some(wanted) = flag else { return Ok(None) };
+        let names: Vec<&str> =
+            waves.iter().map(|wave| wave.name.as_str()).chain([names::REST]).collect();
+        if !waves.is_empty() && names.contains(&wanted) {
+            return Ok(Some(wanted.to_owned()));
+        }
+        let hint = match waves.is_empty() {
+            true => "no [[wave]] is configured: leave --wave out".to_owned(),
+            false => format!("there are {}", names.join(", ")),
+        };
+        Err(ConfigError::Plain {
+            message: format!("--wave: there is no wave {wanted:?}"),
+            hint: Some(hint),
+        })
     }
 
     fn snapshot(&mut self, raw: RawSnapshot) -> Result<Snapshot, ConfigError> {

@@ -20,6 +20,7 @@ pub mod raw;
 pub mod schema;
 pub mod units;
 pub mod url;
+mod waves;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -32,6 +33,7 @@ pub use error::ConfigError;
 pub use glob::{Selection, TableGlob, is_system_schema};
 pub use load::{Environment, Needs, load, load_with};
 pub use url::TargetUrl;
+pub use waves::{Wave, WaveOf};
 
 /// The whole configuration.
 #[derive(Debug, Clone)]
@@ -46,6 +48,12 @@ pub struct Config {
     pub select: Selection,
     /// Every `[[table]]`, each relation once.
     pub tables: Vec<Table>,
+    /// Every `[[wave]]`; none where all tables are moved together, and in a configuration of one wave.
+    pub waves: Vec<Wave>,
+    /// The wave that `--wave` names.
+    pub wave: Option<String>,
+    /// The wave that this is the configuration of.
+    pub part: Option<WaveOf>,
     /// `[snapshot]`
     pub snapshot: Snapshot,
     /// `[stream]`
@@ -349,10 +357,15 @@ impl fmt::Display for Origin {
 
 /// Says why a job's name does not fit, if it does not.
 pub fn check_job_name(name: &str) -> Result<(), String> {
+    check_name("a job name", name)
+}
+
+/// The same of any name of which objects on a server are made.
+fn check_name(what: &str, name: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if name.is_empty() || name.len() > 20 || name.starts_with('-') || !name.chars().all(fits) {
         return Err(format!(
-            "{name:?} is not a job name: 1 to 20 of a-z, 0-9 and -, not beginning with -, as in \"{}\"",
+            "{name:?} is not {what}: 1 to 20 of a-z, 0-9 and -, not beginning with -, as in \"{}\"",
             fitted_job_name(name)
         ));
     }

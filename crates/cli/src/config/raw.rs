@@ -20,6 +20,8 @@ pub struct RawConfig {
     pub select: RawSelect,
     /// `[[table]]`
     pub table: Vec<RawTable>,
+    /// `[[wave]]`
+    pub wave: Vec<RawWave>,
     /// `[snapshot]`
     pub snapshot: RawSnapshot,
     /// `[stream]`
@@ -169,6 +171,16 @@ pub struct RawTable {
     pub columns: Option<Vec<String>>,
     /// `unrepresentable`
     pub unrepresentable: Option<String>,
+}
+
+/// One `[[wave]]`
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawWave {
+    /// `name`
+    pub name: Option<String>,
+    /// `tables`
+    pub tables: Option<Vec<String>>,
 }
 
 /// `[snapshot]`

@@ -458,6 +458,7 @@ fn job(place: &Path, shop: &Shop, name: &str, target: Target) -> Job {
         follows: true,
         stream: pipeline::StreamJob { commit_interval: COMMIT_EVERY, ..Default::default() },
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        wave: None,
     }
 }
 

@@ -54,12 +54,18 @@ impl Migration {
     /// Every row that was committed is on this side; its key keeps it from being there twice.
     #[track_caller]
     fn has_all(&self, side: &Database, committed: &BTreeSet<String>) {
-        let rows = "SELECT string_agg(id::text, ' ') FROM pet WHERE tags = '{application}'";
-        let found = side.psql(rows).unwrap();
-        let found: BTreeSet<&str> = found.split_whitespace().collect();
-        let lost: Vec<_> = committed.iter().filter(|id| !found.contains(id.as_str())).collect();
-        assert!(lost.is_empty(), "lost {lost:?} of {}", committed.len());
+        has_all(side, committed);
     }
+}
+
+/// Every row that was committed is on this side; its key keeps it from being there twice.
+#[track_caller]
+pub(crate) fn has_all(side: &Database, committed: &BTreeSet<String>) {
+    let rows = "SELECT string_agg(id::text, ' ') FROM pet WHERE tags = '{application}'";
+    let found = side.psql(rows).unwrap();
+    let found: BTreeSet<&str> = found.split_whitespace().collect();
+    let lost: Vec<_> = committed.iter().filter(|id| !found.contains(id.as_str())).collect();
+    assert!(lost.is_empty(), "lost {lost:?} of {}", committed.len());
 }
 
 impl Drop for Migration {
@@ -78,14 +84,14 @@ impl Drop for Migration {
 }
 
 /// Inserts one row after the other where it was told to, and notes what was committed.
-struct Application {
+pub(crate) struct Application {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<BTreeSet<String>>>,
     written: PathBuf,
 }
 
 impl Application {
-    fn start(pair: &Pair, directory: &Path) -> Self {
+    pub(crate) fn start(pair: &Pair, directory: &Path) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (way, written) = (directory.join("way"), directory.join("written"));
         let (stopped, place) = (Arc::clone(&stop), written.clone());
@@ -117,12 +123,12 @@ impl Application {
     }
 
     /// Waits until it has written some more.
-    fn goes_on(&self) {
+    pub(crate) fn goes_on(&self) {
         let before = self.count();
         wait_until("the application writes", || self.count() > before + 3);
     }
 
-    fn stop(mut self) -> BTreeSet<String> {
+    pub(crate) fn stop(mut self) -> BTreeSet<String> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap()
     }
@@ -134,7 +140,7 @@ impl Drop for Application {
     }
 }
 
-fn told(text: &str) -> Value {
+pub(crate) fn told(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text:?}"))
 }
 
@@ -233,7 +239,7 @@ fn tells_its_story(job: &Job) {
     assert!(other.join(html).exists() && other.join(json).exists());
 }
 
-const STEPS: [&str; 11] = [
+pub(crate) const STEPS: [&str; 11] = [
     "check",
     "prove",
     "fence",

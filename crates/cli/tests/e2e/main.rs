@@ -38,4 +38,5 @@ mod unfinished;
 mod verify;
 mod versions;
 mod waits;
+mod waves;
 mod whole;

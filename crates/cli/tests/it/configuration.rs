@@ -81,12 +81,46 @@ fn a_misspelt_key_is_named_with_its_place_and_the_one_that_was_meant() {
 
 #[test]
 fn a_key_of_a_later_version_is_no_misspelling() {
-    for (more, key) in [
-        ("[[wave]]\nname = \"pilot\"\n", "[wave]"),
-        ("[cutover]\nswitch_url = \"x\"\n", "cutover.switch_url"),
+    let text = error_of("[cutover]\nswitch_url = \"x\"\n");
+    assert_says(&text, &["cutover.switch_url", "later version", "tidemark.toml:"]);
+}
+
+#[test]
+fn a_wave_has_a_name_of_its_own_and_tables() {
+    let wave = |name: &str, tables: &str| format!("[[wave]]\nname = {name:?}\ntables = {tables}\n");
+    let pets = "[\"public.pet\"]";
+    for (more, says) in [
+        (wave("back", pets), vec!["tidemark.toml:6", "wave.name", "the stream back"]),
+        (wave("rest", pets), vec!["wave.name", "that no wave names"]),
+        (wave("Pilot", pets), vec!["is not a wave's name", "\"pilot\""]),
+        (wave("123456789012345678901", pets), vec!["1 to 20"]),
+        (wave("pilot", "[]"), vec!["has no tables"]),
+        ("[[wave]]\nname = \"pilot\"\n".to_owned(), vec!["has no tables"]),
+        ("[[wave]]\ntables = [\"a.b\"]\n".to_owned(), vec!["has no name"]),
+        (wave("pilot", "[\"pet\"]"), vec!["wave.tables", "SCHEMA.TABLE"]),
+        (wave("a", pets) + &wave("a", "[\"b.c\"]"), vec!["tidemark.toml:9", "two waves \"a\""]),
+        (wave("a", pets) + &wave("b", pets), vec!["another wave has \"public.pet\""]),
     ] {
-        assert_says(&error_of(more), &[key, "later version", "tidemark.toml:"]);
+        assert_says(&error_of(&more), &says);
     }
+    let two = wave("a", pets) + &wave("b", "[\"b.*\"]");
+    let place = Place::new().file("tidemark.toml", &format!("{ENDS}{two}"));
+    let shown = place.run(&["config", "check"]).ok();
+    assert_says(&shown, &["wave[1].name = \"b\"", "wave[0].tables = [\"public.pet\"]"]);
+    let wrong = place.run(&["status", "--job", "x", "--wave", "c"]).usage();
+    assert_says(&wrong, &["no wave \"c\"", "a, b, rest"]);
+    let none = Place::new().file("tidemark.toml", ENDS).run(&["status", "--wave", "a"]).usage();
+    assert_says(&none, &["no [[wave]] is configured"]);
+    let lake = "[source]\nurl = \"postgres://app@db1/shop\"\n[target]\nurl = \"file:///lake\"\n";
+    let place = Place::new().file("tidemark.toml", &format!("{lake}{two}"));
+    assert_says(
+        &place.run(&["config", "check"]).usage(),
+        &["wave", "a lake is filled in one piece"],
+    );
+    let given = ENDS.replace("[target]", "slot = \"theirs\"\n[target]");
+    let place = Place::new().file("tidemark.toml", &format!("{given}{two}"));
+    let one = place.run(&["complete", "--wave", "a", "--yes"]).usage();
+    assert_says(&one, &["source.slot", "each wave has a slot"]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod local;
 mod sides;
+mod waves;
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -22,6 +23,8 @@ use crate::{Error, Kind, Result};
 
 use sides::Sides;
 
+pub use waves::keys_across_waves;
+
 /// The SQLSTATE of a statement that gave a lock up.
 const LOCK_TIMEOUT: &str = "55P03";
 /// How often the catalog is read when others keep a table locked, and how long is paused in between.
@@ -40,6 +43,17 @@ pub(crate) struct Looked {
     pub(crate) findings: Vec<Finding>,
     /// The connection to the source that was used.
     pub(crate) client: Client,
+}
+
+/// Whether the job has any table: a wave that is the rest of others may be left with none.
+///
+/// # Errors
+/// The source cannot be reached, or the selection makes no sense.
+pub async fn has_tables(job: &Job) -> Result<bool> {
+    let client = job.source.connect().await?;
+    limit_waits(&client, job.lock_timeout).await?;
+    let catalog = patiently(&job.source, async || read_catalog(&client).await).await?;
+    Ok(!job.selection.apply(&catalog)?.is_empty())
 }
 
 /// Readiness of source and target for this job: findings, blocking ones first. Changes nothing.

@@ -6,12 +6,13 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use tidemark_model::{JoinPoint, Lsn, Oid, Relation, RelationName, SchemaObjects, TablePlan};
+use tidemark_model::{JoinPoint, Lsn, Oid, Relation, SchemaObjects, TablePlan};
 use tidemark_sink::Join;
 use tidemark_source::{Catalog, Snapshot, head, identify};
 use tidemark_wire::{Client, ConnectSpec};
 
 use super::half::Halves;
+use crate::plan::above;
 use crate::{Error, Kind, Result};
 
 /// Which tables join, and whom.
@@ -68,14 +69,6 @@ impl Joining {
         let (run, position) = (self.run.clone(), self.position);
         Ok(Join { run, point, position, followed, above, completes, halves })
     }
-}
-
-/// The partitioned tables above these, each once.
-fn above(catalog: &Catalog, plans: &[TablePlan]) -> Vec<(Oid, RelationName)> {
-    let names: HashSet<_> =
-        plans.iter().flat_map(|plan| catalog.ancestors(&plan.relation)).collect();
-    let relations = catalog.relations.iter().filter(|relation| names.contains(&relation.name));
-    relations.map(|relation| (relation.oid, relation.name.clone())).collect()
 }
 
 /// Leaves what stands around the tables that join: of foreign keys also those that lead to them from followed ones, of

@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use crate::check::{Looked, let_through, look_at};
 use crate::control::{self, Shared};
 use crate::job::{Job, Target};
-use crate::plan::{excluded_relations, refresh};
+use crate::plan::{above, excluded_relations, refresh};
 use crate::progress::{Phase, Progress};
 use crate::target::sink;
 use crate::{Error, Kind, Result};
@@ -256,7 +256,8 @@ impl Run<'_> {
         plans.retain(|plan| !snapshot.gone().contains(&plan.relation.name));
         refresh(&mut plans, snapshot.tables());
         let objects = self.schema_objects(&client, &catalog, &plans, snapshot).await?;
-        let excluded = self.excluded(&catalog, &plans);
+        let all = self.all_chosen(&plans);
+        let (excluded, above) = (excluded_relations(&catalog, &all), above(&catalog, &all));
         let leaves = leaf_cuts(&client, &plans).await;
         let leaves = let_through(self.job, leaves, tidemark_source::Error::sqlstate).await?;
         let oids: Vec<Oid> = plans.iter().map(|plan| plan.relation.oid).collect();
@@ -297,6 +298,7 @@ impl Run<'_> {
             schema_archive: archive.as_ref().map(|archive| archive.path.clone()),
             schema_digest: archive::definitions(archive.as_ref(), &self.job.tables),
             excluded: Arc::new(excluded),
+            above: Arc::new(above),
             continues: self.continuation.is_some(),
             adopts: self.job.stream.adopts,
             joins,
@@ -309,13 +311,13 @@ impl Run<'_> {
         Ok(Prepared { start, leaves: Leaves { cuts: leaves, shapes }, chunks, _archive: archive })
     }
 
-    /// What the schema's archive has and the target is not to have.
-    fn excluded(&self, catalog: &Catalog, plans: &[TablePlan]) -> HashSet<Oid> {
-        let Some(Joining { completes: Some(left), .. }) = self.joining() else {
-            return excluded_relations(catalog, plans);
+    /// The tables of the job: of a first snapshot that died also those that are whole.
+    fn all_chosen(&self, plans: &[TablePlan]) -> Vec<TablePlan> {
+        let whole = match self.joining() {
+            Some(Joining { completes: Some(left), .. }) => left.whole.as_slice(),
+            _ => &[],
         };
-        let all: Vec<_> = left.whole.iter().chain(plans).cloned().collect();
-        excluded_relations(catalog, &all)
+        whole.iter().chain(plans).cloned().collect()
     }
 
     async fn schema_objects(

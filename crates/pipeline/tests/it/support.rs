@@ -74,6 +74,7 @@ impl Fixture {
             follows: false,
             stream: tidemark_pipeline::StreamJob::default(),
             tool_version: "test".to_owned(),
+            wave: None,
         };
         Self { source, target, from, to, directory, job }
     }

@@ -35,16 +35,22 @@ pub(super) struct Begun {
 }
 
 impl Control {
-    /// Decides whether this run may write here, clears what an earlier run of the same job left, and records this one.
+    /// Decides whether this run may write here, clears what an earlier run of the same job left, and records this one. Beside
+    /// others, their relations are none of its business.
     pub(super) async fn begin(
         &self,
         options: &PostgresOptions,
         start: &SnapshotStart,
+        is_beside_others: bool,
     ) -> Result<Begun> {
         let record = read_record(&self.client, &self.job).await?;
         let there = self.relations_there().await?;
         let (mode, replaces_own) = match record.filter(|record| record.phase != "cleaned") {
             Some(record) => self.continue_over(&record, options, start).await?,
+            None if is_beside_others => {
+                refuse_foreign(&there, start)?;
+                (SchemaMode::Create, false)
+            }
             None => decide(options, start, &there)?,
         };
         let replaced = match replaces_own {

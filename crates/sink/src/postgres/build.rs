@@ -59,6 +59,8 @@ pub(super) struct Builder {
     schema: Arc<SchemaObjects>,
     /// Sequences may be behind those of the target, which is in use.
     may_be_behind: bool,
+    /// Materialized views that are filled are another wave's, which is in use.
+    fills_empty_views_only: bool,
     /// Says of a table that it is whole, where that is kept.
     mark: Option<Mark>,
     tables: HashMap<RelationName, TableBuild>,
@@ -106,7 +108,10 @@ impl Builder {
             slots: Arc::new(Semaphore::new(options.build_jobs.max(1))),
             mode,
             schema: Arc::clone(&start.schema),
-            may_be_behind: start.joins.as_ref().is_some_and(|join| join.completes.is_none()),
+            // Another wave's application may draw from a sequence that no table owns.
+            may_be_behind: options.wave.is_some()
+                || start.joins.as_ref().is_some_and(|join| join.completes.is_none()),
+            fills_empty_views_only: options.wave.is_some(),
             mark,
             tables,
         }
@@ -288,8 +293,9 @@ impl Builder {
         for view in &self.schema.materialized_views {
             let attempt = |cause| server_error("fill a materialized view", Some(view), cause);
             // One that reads a table outside the selection was not created.
+            let sql = "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass($1) AND NOT ($2 AND relispopulated))";
             let row =
-                client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&view.to_string()]).await;
+                client.query_one(sql, &[&view.to_string(), &self.fills_empty_views_only]).await;
             if row.map_err(attempt)?.get(0) {
                 client
                     .batch_execute(&format!("REFRESH MATERIALIZED VIEW {view}"))

@@ -289,8 +289,9 @@ pub async fn cleanup(options: &PostgresOptions) -> Result<Vec<String>> {
             ));
         }
     }
-    let left =
-        "SELECT (SELECT count(*) FROM tidemark.progress) + (SELECT count(*) FROM tidemark.delta)";
+    // A fence keeps writes out for as long as its function is there.
+    let left = "SELECT (SELECT count(*) FROM tidemark.progress) + (SELECT count(*) FROM tidemark.delta) \
+                + (SELECT count(*) FROM pg_proc WHERE pronamespace = 'tidemark'::regnamespace)";
     let row = client.query_one(left, &[]).await.map_err(attempt)?;
     if row.get::<_, i64>(0) == 0 {
         client

@@ -17,6 +17,7 @@
 //! **Not here:** reading the source's schema (`source::dump`, `source::schema`).
 
 mod begin;
+mod beside;
 mod build;
 mod check;
 mod control;
@@ -101,6 +102,17 @@ pub struct PostgresOptions {
     pub restore_tool: fn(u32) -> PathBuf,
     /// This program's version, for the job record.
     pub tool_version: String,
+    /// The job is one of several that make their parts of the schema here.
+    pub wave: Option<WaveOf>,
+}
+
+/// The jobs that are the waves of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WaveOf {
+    /// The name of the job that they are parts of.
+    pub job: String,
+    /// Those beside this one.
+    pub others: Vec<String>,
 }
 
 /// The PostgreSQL target.
@@ -158,7 +170,8 @@ impl PostgresSink {
         let mut contents = None;
         if !joining.to_make.is_empty() {
             let only = Some(&joining.to_make);
-            let list = restore::Contents::read(&self.options, start, only).await?;
+            let part = restore::Part { only, ..restore::Part::default() };
+            let list = restore::Contents::read(&self.options, start, part).await?;
             let made = restore::pre_data(&self.options, &list, false, restore::is_atomic(start));
             if let Err(error) = made.await {
                 return Err(
@@ -193,7 +206,9 @@ impl PostgresSink {
             unfinished::begin(&control, &self.options, start, join, whole).await?;
         let (contents, owed) = match mode {
             SchemaMode::Create => {
-                let list = restore::Contents::read(&self.options, start, None).await?;
+                let beside = beside::Beside::of(&self.options, control.client(), start).await?;
+                let part = beside.as_ref().map(beside::Beside::part).unwrap_or_default();
+                let list = restore::Contents::read(&self.options, start, part).await?;
                 (Some(list), unfinished::owed(start))
             }
             SchemaMode::Exists => {
@@ -230,6 +245,7 @@ impl PostgresSink {
         unfinished::enter_finish(&run.control, &self.options.job, &run.owner).await?;
         // A process that died here may have made a part of it.
         if let Some(contents) = &run.contents {
+            let _turn = beside::Turn::take(&self.options, &self.sessions).await?;
             restore::post_data(&self.options, contents, true).await?;
         }
         run.build.foreign_keys_unchecked().await?;
@@ -237,9 +253,8 @@ impl PostgresSink {
             restore::after_foreign_keys(&self.options, contents, true).await?;
         }
         run.build.sequences().await?;
-        if let Some(contents) = &run.contents {
-            restore::event_triggers(&self.options, contents, true).await?;
-        }
+        let turn = beside::Turn::take(&self.options, &self.sessions).await?;
+        self.event_triggers(run, true).await?;
         if run.mode == SchemaMode::Exists {
             // Rows of two moments: what refers to a row may be there before it.
             check::keys_are_unique(run.control.client(), &run.start.tables).await?;
@@ -248,7 +263,19 @@ impl PostgresSink {
                 "the target's foreign keys were not checked: its tables are of one moment only once the stream has passed the join"
             );
         }
-        unfinished::complete(&run.control, &run.start, &run.owner, (whole, &run.owed)).await
+        unfinished::complete(&run.control, &run.start, &run.owner, (whole, &run.owed)).await?;
+        drop(turn);
+        Ok(())
+    }
+
+    /// What would fire on everything before it, also on what other waves still make.
+    async fn event_triggers(&self, run: &Run, again: bool) -> Result<()> {
+        let Some(contents) = &run.contents else { return Ok(()) };
+        if beside::is_any_at_work(&self.options, run.control.client()).await? {
+            return Ok(());
+        }
+        let again = again || self.options.wave.is_some();
+        restore::event_triggers(&self.options, contents, again).await
     }
 
     /// The part of `finish` that is about tables that join. Materialized views are not filled anew, and what reads more than
@@ -298,11 +325,19 @@ impl Sink for PostgresSink {
             };
             return self.set_run(run);
         }
-        let begun = control.begin(&self.options, start).await?;
+        let turn = beside::Turn::take(&self.options, &self.sessions).await?;
+        let beside = match self.options.schema {
+            SchemaMode::Create => {
+                beside::Beside::of_others(&self.options, control.client(), start).await?
+            }
+            SchemaMode::Exists => None,
+        };
+        let begun = control.begin(&self.options, start, beside.is_some()).await?;
         let mut contents = None;
         match begun.mode {
             SchemaMode::Create => {
-                let list = restore::Contents::read(&self.options, start, None).await?;
+                let part = beside.as_ref().map(beside::Beside::part).unwrap_or_default();
+                let list = restore::Contents::read(&self.options, start, part).await?;
                 if !begun.replaces_own {
                     control.set_schema_state("making", None).await?;
                 }
@@ -316,6 +351,7 @@ impl Sink for PostgresSink {
                 control.set_schema_digest(start.schema_digest.as_deref()).await?;
             }
         }
+        drop(turn);
         let owner = begun.owner;
         control.set_phase(&owner, "snapshot").await?;
         // Only a slot's stream could go on from it.
@@ -386,6 +422,7 @@ impl Sink for PostgresSink {
         }
         // The links between partitions' indexes come with the post-data half; a foreign key may need the key they make.
         if let Some(contents) = &run.contents {
+            let _turn = beside::Turn::take(&self.options, &self.sessions).await?;
             restore::post_data(&self.options, contents, false).await?;
         }
         run.build.foreign_keys().await?;
@@ -394,13 +431,14 @@ impl Sink for PostgresSink {
         }
         run.build.sequences().await?;
         run.build.materialized_views().await?;
-        if let Some(contents) = &run.contents {
-            restore::event_triggers(&self.options, contents, false).await?;
-        }
+        let turn = beside::Turn::take(&self.options, &self.sessions).await?;
+        self.event_triggers(run, false).await?;
         if run.mode == SchemaMode::Exists {
             check::keys_hold(run.control.client(), &run.start.tables).await?;
         }
-        run.control.complete(&run.start, &run.owner, summary).await
+        run.control.complete(&run.start, &run.owner, summary).await?;
+        drop(turn);
+        Ok(())
     }
 
     async fn refuse_if_held(&self) -> Result<()> {

@@ -11,7 +11,9 @@ use tidemark_wire::{Client, ConnectSpec};
 use super::session::server_error;
 use crate::{Disposition, Error, Result};
 
+/// Our tables, made by one session at a time: the waves of a job begin at once.
 pub(super) const TABLES: &str = "
+SELECT pg_advisory_xact_lock(7490117);
 CREATE SCHEMA IF NOT EXISTS tidemark;
 CREATE TABLE IF NOT EXISTS tidemark.progress (
   job text NOT NULL, wave text NOT NULL DEFAULT '', run text NOT NULL, phase text NOT NULL,
@@ -151,4 +153,16 @@ pub(super) fn held(job: &str) -> Error {
     );
     error.hint = Some("stop the other instance, or give this job another name (--job)".to_owned());
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_made_in_our_schema_is_made_under_its_lock() {
+        let lock =
+            format!("SELECT pg_advisory_xact_lock({});", tidemark_model::names::OUR_SCHEMA_LOCK);
+        assert!(TABLES.trim_start().starts_with(&lock));
+    }
 }

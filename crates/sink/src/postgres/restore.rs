@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
-use tidemark_model::Oid;
+use tidemark_model::{Oid, RelationName};
 use tokio::process::Command;
 
 use super::PostgresOptions;
@@ -33,6 +33,16 @@ const SETTINGS: &str = "-c synchronous_commit=off -c statement_timeout=0 -c lock
 const PG_CLASS: u32 = 1259;
 const PG_CONSTRAINT: u32 = 2606;
 const PG_EVENT_TRIGGER: u32 = 3466;
+
+/// Which part of an archive is restored; by default all of it.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Part<'a> {
+    /// Only these relations and what belongs to them.
+    pub(super) only: Option<&'a HashSet<Oid>>,
+    /// Of the relations that stay out these are there all the same: others have made them. What reads them can be made, but
+    /// no foreign key from or to them.
+    pub(super) there: Option<&'a HashSet<RelationName>>,
+}
 
 /// The entries to restore, as a list file beside the archive.
 pub(super) struct Contents {
@@ -65,11 +75,10 @@ impl Entry<'_> {
 
 impl Contents {
     /// Reads the archive's table of contents and leaves out what was not chosen and what we build ourselves.
-    /// With `only`, what is not one of these relations or belongs to them is left out as well.
     pub(super) async fn read(
         options: &PostgresOptions,
         start: &SnapshotStart,
-        only: Option<&HashSet<Oid>>,
+        part: Part<'_>,
     ) -> Result<Self> {
         let Some(archive) = start.schema_archive.clone() else {
             return Err(Error::new(
@@ -84,24 +93,23 @@ impl Contents {
         let mut built: HashSet<(u32, Oid)> = built_by_us(start);
         built.extend(attached_to(options, start).await?);
         let entries = parse(&text);
-        let is_excluded = |(catalog, oid)| catalog == PG_CLASS && start.excluded.contains(&oid);
         let later = made_later(start);
-        let dropped = with_dependents(&entries, |object| {
-            is_excluded(object) || object.0 == PG_CONSTRAINT && later.contains(&object.1)
-        });
+        let dropped = dropped(&entries, start, part.there, &later);
         let foreign: HashSet<Oid> = start.schema.foreign_keys.iter().map(|key| key.oid).collect();
         let after_keys = with_dependents(&entries, |(catalog, oid)| {
             catalog == PG_CONSTRAINT && foreign.contains(&oid)
         });
-        let wanted = only.map(|only| {
+        let wanted = part.only.map(|only| {
             with_dependents(&entries, |(catalog, oid)| catalog == PG_CLASS && only.contains(&oid))
         });
-        let is_kept = |entry: &&Entry<'_>| {
-            !dropped.contains(&entry.id)
-                && !built.contains(&entry.object)
-                && wanted.as_ref().is_none_or(|wanted| wanted.contains(&entry.id))
-        };
         let event_triggers = with_dependents(&entries, |(catalog, _)| catalog == PG_EVENT_TRIGGER);
+        let is_wanted = |entry: &Entry<'_>| {
+            wanted.as_ref().is_none_or(|wanted| wanted.contains(&entry.id))
+                || part.there.is_some() && event_triggers.contains(&entry.id)
+        };
+        let is_kept = |entry: &&Entry<'_>| {
+            !dropped.contains(&entry.id) && !built.contains(&entry.object) && is_wanted(entry)
+        };
         let (last, others): (Vec<&Entry<'_>>, Vec<&Entry<'_>>) =
             entries.iter().filter(is_kept).partition(|entry| event_triggers.contains(&entry.id));
         // A comment belongs to the section of what stands before it in the list: that is not there any more.
@@ -119,6 +127,30 @@ impl Contents {
         let is_ahead = is_ahead(options, &restore_tool).await?;
         Ok(Self { restore_tool, archive, list, late, last, with_owners, is_ahead })
     }
+}
+
+/// What stays out: what was not chosen and is not there all the same, constraints to it, and what is made later.
+fn dropped(
+    entries: &[Entry<'_>],
+    start: &SnapshotStart,
+    there: Option<&HashSet<RelationName>>,
+    later: &HashSet<Oid>,
+) -> HashSet<u32> {
+    let of_others =
+        |(catalog, oid): (u32, Oid)| start.excluded.get(&oid).filter(|_| catalog == PG_CLASS);
+    let reads_others = with_dependents(entries, |object| of_others(object).is_some());
+    let constraints: HashSet<(u32, Oid)> = entries
+        .iter()
+        .filter(|entry| entry.object.0 == PG_CONSTRAINT && reads_others.contains(&entry.id))
+        .map(|entry| entry.object)
+        .collect();
+    with_dependents(entries, |object| {
+        let is_missing =
+            of_others(object).is_some_and(|name| there.is_none_or(|there| !there.contains(name)));
+        is_missing
+            || constraints.contains(&object)
+            || object.0 == PG_CONSTRAINT && later.contains(&object.1)
+    })
 }
 
 async fn write_list_if_any(path: PathBuf, entries: &[&Entry<'_>]) -> Result<Option<PathBuf>> {

@@ -120,6 +120,7 @@ pub(crate) fn start(run: &str, plans: &[TablePlan]) -> SnapshotStart {
         schema: Arc::default(),
         schema_archive: None,
         excluded: Arc::default(),
+        above: Arc::default(),
         continues: false,
         adopts: false,
         joins: None,

@@ -38,6 +38,7 @@ impl PostgresTarget {
             build_jobs: 2,
             restore_tool: |_| "pg_restore".into(),
             tool_version: "test".to_owned(),
+            wave: None,
         }
     }
 

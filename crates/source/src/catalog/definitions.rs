@@ -132,11 +132,12 @@ const QUERIES: &[(DefinitionKind, &str)] = &[
     ),
     (
         DefinitionKind::Trigger,
-        // Those of partitions are the partitioned table's.
+        // Those of partitions are the partitioned table's; ours keep writes out of what has moved.
         "SELECT t.tgrelid, t.tgname::text, pg_get_triggerdef(t.oid) || CASE t.tgenabled \
            WHEN 'O' THEN '' WHEN 'D' THEN ' (disabled)' WHEN 'R' THEN ' (on replicas)' ELSE ' (always)' END \
          FROM wanted JOIN pg_catalog.pg_trigger t ON t.tgrelid = wanted.oid \
-         WHERE NOT t.tgisinternal AND t.tgparentid = 0",
+         JOIN pg_catalog.pg_proc f ON f.oid = t.tgfoid JOIN pg_catalog.pg_namespace n ON n.oid = f.pronamespace \
+         WHERE NOT t.tgisinternal AND t.tgparentid = 0 AND n.nspname <> 'tidemark'",
     ),
     (
         DefinitionKind::Rule,

@@ -131,6 +131,38 @@ async fn globs_choose_leaves_and_never_their_parents() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_table_is_in_one_wave_or_in_the_rest() {
+    let database = shared().unwrap();
+    database.psql(ZOO).unwrap();
+    let catalog = catalog(&database.url()).await;
+    let list =
+        |globs: &[&str]| -> Vec<String> { globs.iter().map(|glob| (*glob).to_owned()).collect() };
+    let choose = |include: &[&str], among: &[&str], apart: &[&str]| {
+        let (include, among, apart) = (list(include), list(among), list(apart));
+        let selection = Selection { include, among, apart, ..Selection::default() };
+        let chosen = selection.apply(&catalog);
+        chosen.map(|tables| tables.into_iter().map(|table| table.name.name).collect::<Vec<_>>())
+    };
+    let all = choose(&[], &[], &[]).unwrap();
+    let tops = choose(&[], &["public.top"], &["public.zoo"]).unwrap();
+    assert_eq!(tops, ["leaf", "other"], "partitions by the name of the table above them");
+    let rest = choose(&[], &[], &["public.top", "public.zoo"]).unwrap();
+    let expected: Vec<_> =
+        all.iter().filter(|name| !["leaf", "other", "zoo"].contains(&name.as_str())).collect();
+    assert_eq!(rest.iter().collect::<Vec<_>>(), expected);
+    // Of what was chosen only; that nothing is left is no mistake, a pattern of no table is one.
+    assert_eq!(choose(&["public.zoo"], &["public.top"], &[]).unwrap(), Vec::<String>::new());
+    let nothing = choose(&[], &["public.topp"], &[]).unwrap_err();
+    assert_eq!(nothing.object(), Some("public.topp"));
+    let twice = choose(&[], &["public.mid"], &["public.top"]).unwrap_err();
+    assert_eq!((twice.object(), twice.disposition()), (Some("public.leaf"), Disposition::Usage));
+    assert!(
+        twice.way_out().unwrap().contains("\"public.mid\"")
+            && twice.way_out().unwrap().contains("\"public.top\"")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn system_temporary_and_our_own_schemas_are_never_chosen() {
     let database = shared().unwrap();
     database.psql("CREATE SCHEMA tidemark; CREATE TABLE tidemark.progress (a int); CREATE TABLE a (a int)").unwrap();

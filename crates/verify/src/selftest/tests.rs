@@ -54,6 +54,7 @@ impl Pairing {
             follows: false,
             stream: StreamJob::default(),
             tool_version: "test".to_owned(),
+            wave: None,
         };
         let request = Request::new(job, Level::Digest, Lines::nowhere());
         Self { source, target, request }

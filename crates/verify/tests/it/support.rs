@@ -61,6 +61,7 @@ pub(crate) fn request(source: &str, target: &str) -> Request {
         follows: false,
         stream: StreamJob::default(),
         tool_version: "test".to_owned(),
+        wave: None,
     };
     Request::new(job, Level::Digest, Lines::nowhere())
 }

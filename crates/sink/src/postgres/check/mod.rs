@@ -53,13 +53,14 @@ pub(super) async fn check(
     let there = relations_there(&client).await?;
     let own_record = super::read_job_record(&options.spec, &options.job).await?;
     let create = options.schema == SchemaMode::Create && options.not_empty == NotEmpty::Refuse;
-    if create && own_record.is_none() && !there.is_empty() {
+    let in_the_way = in_the_way(&client, options, &there, tables).await?;
+    if let (true, None, Some(first)) = (create, &own_record, in_the_way.first()) {
         findings.push(
             Finding::new(
                 Severity::Blocking,
                 "target-not-empty",
-                there[0].to_string(),
-                format!("the target already holds {} relations", there.len()),
+                first.to_string(),
+                format!("the target already holds {} relations", in_the_way.len()),
             )
             .with_fix("use an empty database, or target.schema = \"exists\", or --target-not-empty append|truncate"),
         );
@@ -79,6 +80,21 @@ pub(super) async fn check(
         findings.extend(super::origin::check(&client, &options.job, options.lanes).await?);
     }
     Ok(findings)
+}
+
+/// Relations that are in the way of a schema that is to be made. What other waves have made is not.
+async fn in_the_way<'a>(
+    client: &Client,
+    options: &PostgresOptions,
+    there: &'a [RelationName],
+    tables: &[TablePlan],
+) -> Result<Vec<&'a RelationName>> {
+    let mut others = false;
+    for other in options.wave.iter().flat_map(|wave| &wave.others) {
+        others |= super::record::heartbeat_of(client, other).await?.is_some();
+    }
+    let is_chosen = |name: &&RelationName| tables.iter().any(|plan| plan.relation.name == **name);
+    Ok(there.iter().filter(|name| !others || is_chosen(name)).collect())
 }
 
 /// The role as a GRANT names it.

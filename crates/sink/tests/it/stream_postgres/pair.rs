@@ -91,6 +91,7 @@ impl Pair {
             build_jobs: 1,
             restore_tool: |_| "pg_restore".into(),
             tool_version: "test".to_owned(),
+            wave: None,
         }
     }
 
@@ -114,6 +115,7 @@ impl Pair {
             schema: Arc::default(),
             schema_archive: None,
             excluded: Arc::default(),
+            above: Arc::default(),
             continues: true,
             adopts: false,
             joins: None,
