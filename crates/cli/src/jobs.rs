@@ -41,31 +41,29 @@ pub fn check(config: &Config, args: &CheckArgs, screen: &Screen) -> Result<ExitC
 
 /// What is found of every wave, each once, and between them.
 fn found(config: &Config, follows: bool) -> Result<Vec<Finding>, Failure> {
-    let parts = waves::with_tables(config)?;
-    let jobs = parts.iter().map(|part| job::job(part, NotEmpty::Refuse, follows));
-    let jobs: Vec<Job> = jobs.collect::<Result<_, _>>()?;
-    let all = Config { wave: None, ..config.clone() };
-    let all = all.parts();
-    let all = all.iter().map(|part| job::job(part, NotEmpty::Refuse, follows));
-    let all: Vec<Job> = all.collect::<Result<_, _>>()?;
-    Ok(runtime()?.block_on(async {
+    let jobs = |parts: &[Config]| -> Result<Vec<Job>, Failure> {
+        parts.iter().map(|part| job::job(part, NotEmpty::Refuse, follows)).collect()
+    };
+    let meant = jobs(&waves::with_tables(config)?)?;
+    let all = jobs(&Config { wave: None, ..config.clone() }.parts())?;
+    let found = runtime()?.block_on(async {
         let mut findings: Vec<Finding> = Vec::new();
-        for job in &jobs {
+        for job in &meant {
             let of_job = pipeline::check(job).await?;
             if let Err(error) = tidemark_migrate::note_checked(&job.state_dir, &of_job) {
                 tracing::debug!(%error, "what was found is not noted");
             }
-            findings.extend(
-                of_job
-                    .into_iter()
-                    .filter(|finding| !findings.contains(finding))
-                    .collect::<Vec<_>>(),
-            );
+            for finding in of_job {
+                if !findings.contains(&finding) {
+                    findings.push(finding);
+                }
+            }
         }
         findings.extend(pipeline::keys_across_waves(&all, config.wave.as_deref()).await?);
         findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         Ok::<_, pipeline::Error>(findings)
-    })?)
+    });
+    Ok(found?)
 }
 
 /// `tidemark sync`.

@@ -4,11 +4,12 @@
 
 use std::sync::Arc;
 
-use futures::future::join_all;
 use tidemark_migrate::state;
 use tidemark_model::names::{REST, other_way};
 use tidemark_pipeline as pipeline;
 use tidemark_pipeline::{Job, Phase, Progress, Status, SyncReport, WaveStatus};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::NotEmpty;
@@ -132,25 +133,41 @@ pub(crate) async fn sync(
 ) -> Result<Vec<Result<SyncReport, ExitCode>>, Failure> {
     let stop = CancellationToken::new();
     let progresses: Vec<Arc<Progress>> = jobs.iter().map(|_| Arc::default()).collect();
-    let runs = jobs.iter().zip(&progresses).map(|(job, progress)| {
-        let stop = &stop;
-        Box::pin(async move {
-            tidemark_migrate::sync(job, progress, until, stop).await.map_err(|error| {
-                if !error.findings.is_empty() {
-                    screen.say(&output::findings(&error.findings, screen.color_stderr));
-                }
-                let failure = Failure::from(error);
-                screen.say(&format!("wave {} has ended:\n{}", wave_of(job), failure.to_text()));
-                failure.code
-            })
-        })
-    });
-    let all = async { Ok(join_all(runs).await) };
+    let _stopped = stop.clone().drop_guard();
+    let (runtime, mut running) = (Handle::current(), JoinSet::new());
+    for (index, (job, progress)) in jobs.iter().zip(&progresses).enumerate() {
+        let (job, progress) = (job.clone(), Arc::clone(progress));
+        let (stop, screen, runtime) = (stop.clone(), screen.clone(), runtime.clone());
+        // A thread for each, as a process with one job has one.
+        running.spawn_blocking(move || {
+            let ended = runtime.block_on(tidemark_migrate::sync(&job, &progress, until, &stop));
+            (index, ended.map_err(|error| tell(&job, error, &screen)))
+        });
+    }
+    let all = async {
+        let mut ended = Vec::new();
+        while let Some(one) = running.join_next().await {
+            // A panic of one is a panic of the process, as it is with one job.
+            ended.push(one.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())));
+        }
+        ended.sort_by_key(|(index, _)| *index);
+        Ok(ended.into_iter().map(|(_, ended)| ended).collect())
+    };
     let mut shower = bars::Progress::new(screen);
     let show = || shower.show(&together(jobs, &progresses));
     let ended = stoppable(all, &stop, (LOOK_EVERY, show)).await?;
     shower.finish();
     Ok(ended?)
+}
+
+/// Says what a wave has ended with, while the others go on.
+fn tell(job: &Job, error: pipeline::Error, screen: &Screen) -> ExitCode {
+    if !error.findings.is_empty() {
+        screen.say(&output::findings(&error.findings, screen.color_stderr));
+    }
+    let failure = Failure::from(error);
+    screen.say(&format!("wave {} has ended:\n{}", wave_of(job), failure.to_text()));
+    failure.code
 }
 
 fn wave_of(job: &Job) -> &str {
@@ -183,18 +200,17 @@ fn together(jobs: &[Job], progresses: &[Arc<Progress>]) -> View {
 pub(crate) async fn status(config: &Config) -> Result<Status, Failure> {
     let mut statuses = Vec::new();
     for part in config.parts() {
-        let has_run = part.job.state_dir.exists();
-        if !has_run && name(&part) == REST && config.wave.is_none() {
+        if !part.job.state_dir.exists() && name(&part) == REST && config.wave.is_none() {
             continue;
         }
-        let status = match has_run {
-            true => crate::jobs::read_status(&part).await?,
-            false => Status {
+        let status = match crate::jobs::read_status(&part).await {
+            Err(failure) if failure.code == ExitCode::Usage => Status {
                 job: part.job.name.clone(),
                 phase: Phase::Stopped,
                 activity: "it has never run; start it with tidemark sync".to_owned(),
                 ..Status::default()
             },
+            status => status?,
         };
         statuses.push((name(&part).to_owned(), part.job.state_dir.clone(), status));
     }

@@ -154,20 +154,21 @@ async fn statements(
     wave: &Wave,
 ) -> Result<String> {
     let function = format!("tidemark.{}", Ident(function));
-    let names: Vec<String> = tables.leaves.iter().map(ToString::to_string).collect();
+    let names = |tables: &[RelationName]| tables.iter().map(ToString::to_string).collect();
+    let (roots, leaves): (Vec<String>, Vec<String>) = (names(&tables.roots), names(&tables.leaves));
+    // In the order in which a writer takes them, and all in one statement, whose time is the most that others wait for us.
+    let locks = [roots.as_slice(), leaves.as_slice()].concat().join(", ONLY ");
     let mut text = format!(
         "BEGIN; SELECT pg_catalog.pg_advisory_xact_lock({OUR_SCHEMA_LOCK}); SET LOCAL client_min_messages = warning; \
          CREATE SCHEMA IF NOT EXISTS tidemark; SET LOCAL statement_timeout = '{QUEUED}'; \
-         LOCK TABLE ONLY {} IN SHARE ROW EXCLUSIVE MODE; {};",
-        names.join(", ONLY "),
+         LOCK TABLE ONLY {locks} IN SHARE ROW EXCLUSIVE MODE; {};",
         definition(&function, &refusal(wave)),
     );
     // A row that comes by way of a table above fires no trigger that is for each statement.
     let sql = "SELECT t FROM unnest($1::text[]) AS t WHERE EXISTS (SELECT FROM pg_catalog.pg_inherits WHERE inhrelid = t::regclass)";
-    let below = client.query(sql, &[&names]).await.map_err(failed("look for partitions"))?;
+    let below = client.query(sql, &[&leaves]).await.map_err(failed("look for partitions"))?;
     let below: Vec<String> = below.iter().map(|row| row.get(0)).collect();
-    let roots = tables.roots.iter().map(ToString::to_string);
-    for table in names.into_iter().chain(roots) {
+    for table in leaves.into_iter().chain(roots) {
         text.push_str(&format!(
             "CREATE OR REPLACE TRIGGER {TRIGGER} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {table} EXECUTE FUNCTION {function}();"
         ));

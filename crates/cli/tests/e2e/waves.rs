@@ -202,14 +202,14 @@ fn a_pilot_goes_over_and_back_and_over_again_while_the_others_stream() {
         refuses(left);
         takes(now);
         assert_eq!(fences(now), "0", "nothing of a fence is left where it was opened");
-        let status = job.status().unwrap();
         let pilot = if way == "cutover" { "hypercare" } else { "follow" };
-        let told: Vec<(&str, &str)> = [0, 1]
-            .map(|wave| &status["waves"][wave])
-            .map(|wave| (wave["name"].as_str().unwrap(), wave["phase"].as_str().unwrap()))
-            .into();
-        assert_eq!(told, [("pilot", pilot), ("rest", "follow")], "{status}");
-        assert_eq!(status["waves"][0]["verdict"], "identical", "{status}");
+        wait_until("status shows both waves", || {
+            let status = job.status().unwrap();
+            let told = [0, 1].map(|wave| status["waves"][wave].clone());
+            let told = told.map(|wave| (wave["name"].clone(), wave["phase"].clone()));
+            told == [("pilot".into(), pilot.into()), ("rest".into(), "follow".into())]
+                && status["waves"][0]["verdict"] == "identical"
+        });
     }
     // Of the pilot only: the others' numbers are still the source's.
     assert_eq!(pair.target.psql(at).unwrap(), before);
@@ -280,7 +280,7 @@ fn a_wave_that_is_killed_at_every_step_goes_on_to_the_same_end_and_can_be_taken_
 fn the_fence_waits_for_writers_in_progress_and_gives_up_in_time() {
     let waves = Waves::new("wavewait", "");
     let pair = &waves.pair;
-    let job = pair.job().configured(&format!("{PILOT}[cutover]\nmax_write_block = \"2s\"\n"));
+    let job = pair.job().configured(&format!("{PILOT}[cutover]\nmax_write_block = \"4s\"\n"));
     job.run(&["sync", "--until", "now"]).expect(0);
     let mut blocker = Blocker::start(&pair.source, "INSERT INTO walk (day) VALUES ('2024-02-02')");
     let neighbour = Neighbour::start(&pair.source);
@@ -290,7 +290,9 @@ fn the_fence_waits_for_writers_in_progress_and_gives_up_in_time() {
         "{}",
         ran.stderr
     );
-    takes(&pair.source);
+    pair.source
+        .psql("INSERT INTO pet (mood) VALUES ('sad'); INSERT INTO walk (day) VALUES ('2024-03-01')")
+        .unwrap();
     neighbour.goes_on();
     blocker.end();
     job.run(&["cutover", "--wave", "pilot"]).expect(0);

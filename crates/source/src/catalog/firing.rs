@@ -34,7 +34,7 @@ pub struct Firing {
     pub fires: Fires,
 }
 
-/// Reads the users' triggers and rules of these tables that are not disabled.
+/// Reads the users' triggers and rules of these tables that are not disabled; ours let our sessions pass.
 ///
 /// # Errors
 /// The connection failed.
@@ -43,6 +43,7 @@ pub async fn read_firing(client: &Client, tables: &[Oid]) -> Result<Vec<Firing>>
     let text = format!(
         "SELECT tgrelid, 'TRIGGER', tgname::text, tgenabled::text FROM pg_catalog.pg_trigger \
          WHERE NOT tgisinternal AND tgenabled <> 'D' AND tgrelid = ANY ({tables}) \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_proc f WHERE f.oid = tgfoid AND f.pronamespace = pg_catalog.to_regnamespace('tidemark')) \
          UNION ALL SELECT ev_class, 'RULE', rulename::text, ev_enabled::text FROM pg_catalog.pg_rewrite \
          WHERE rulename <> '_RETURN' AND ev_enabled <> 'D' AND ev_class = ANY ({tables}) ORDER BY 1, 2, 3"
     );
