@@ -9,7 +9,7 @@ use clap::CommandFactory as _;
 use tidemark_model::{CODES, Side};
 
 use crate::args::Cli;
-use crate::config::keys::{KEYS, Key, Kind, LATER, SECTIONS};
+use crate::config::keys::{KEYS, Key, Kind, SECTIONS};
 use crate::exit::{ExitCode, Failure};
 
 const GENERATED: &str =
@@ -48,12 +48,6 @@ pub fn configuration() -> String {
         for key in KEYS.iter().filter(|key| key.section() == section.name) {
             write_key(&mut text, key);
         }
-    }
-    text.push_str(
-        "\n## Not in this version\n\nKnown, but refused until the version that brings them:\n\n",
-    );
-    for path in LATER.iter().filter(|path| path.contains('.')) {
-        writeln!(text, "- `{path}`").ok();
     }
     text
 }

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, IsTerminal as _};
 use std::time::Duration;
 
-use tidemark_migrate::{Ended, Fence, How, Migration, Plan, Way};
+use tidemark_migrate::{Ended, Fence, Hook, How, Migration, Plan, Way};
 use tidemark_pipeline::Wave;
 use tidemark_report::Verdict;
 use tokio_util::sync::CancellationToken;
@@ -90,9 +90,16 @@ fn migration(config: &Config) -> Result<Migration, Failure> {
         fence: match cutover.fence {
             config::Fence::ReadOnly if config.part.is_some() => Fence::Tables,
             config::Fence::ReadOnly => Fence::ReadOnly,
-            config::Fence::Hooks(up, down) => Fence::Hooks { up, down },
+            config::Fence::Hooks(up, down) => {
+                Fence::Hooks { up: Hook::Command(up), down: Hook::Command(down) }
+            }
         },
-        switch_hook: cutover.switch_hook,
+        switch_hook: match cutover.switch {
+            config::Switch::Nobody => Hook::None,
+            config::Switch::Command(words) => Hook::Command(words),
+            config::Switch::Url(url) => Hook::Url(url.reveal().to_owned()),
+        },
+        hook_timeout: cutover.hook_timeout,
     };
     Ok(Migration { job, plan })
 }

@@ -16,7 +16,13 @@ const SECRET_KEYWORDS: [&str; 5] =
 
 /// A connection string or URL without its secrets.
 pub fn connection(text: &str) -> String {
-    let text = hide_parameters(text);
+    let text = match text.find(['?', '#']) {
+        // Of a web server's parameters nobody knows which is a secret.
+        Some(end) if ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme)) => {
+            format!("{}?{HIDDEN}", &text[..end])
+        }
+        _ => hide_parameters(text),
+    };
     hide_user_information(&text)
 }
 
@@ -144,6 +150,7 @@ mod tests {
             (r"host=h password = 'S3 cr\'3t' user=u", "host=h password = *** user=u"),
             (r"password=S3\ cr3t user=u", "password=*** user=u"),
             ("password='S3cr3t user=u", "password=***"),
+            ("https://u:S3cr3t@h/switch?token=S3cr3t", "https://u:***@h/switch?***"),
             ("PASSWORD=S3cr3t", "PASSWORD=***"),
             ("postgres://u@h/db", "postgres://u@h/db"),
             ("s3://bucket/prefix", "s3://bucket/prefix"),

@@ -12,6 +12,8 @@ use tidemark_pipeline::{Error, Kind, Result};
 use tidemark_wire::{Client, ConnectSpec};
 use tokio::time::Instant;
 
+use crate::hook::Hook;
+
 /// Sessions that were told to end are waited for so long.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -32,9 +34,9 @@ pub enum Fence {
     /// Commands of the user's do it.
     Hooks {
         /// Keeps them out.
-        up: Vec<String>,
+        up: Hook,
         /// Lets them in again.
-        down: Vec<String>,
+        down: Hook,
     },
 }
 

@@ -1,15 +1,18 @@
-//! Commands of the user's that are run at a step.
+//! Commands and URLs of the user's that are told at a step.
 
 use std::process::Stdio;
+use std::time::Duration;
 
+use futures::future::Either;
+use serde::Serialize;
 use tidemark_pipeline::{Error, Kind, Result};
 use tokio::process::Command;
 
 /// What is kept of what a hook prints.
 const KEPT_BYTES: usize = 4096;
 
-/// What a hook is told, in its environment.
-#[derive(Debug, Clone)]
+/// What a hook is told, in its environment or as JSON.
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct Told<'a> {
     pub(crate) job: &'a str,
     /// Empty where all tables go over together.
@@ -22,12 +25,42 @@ pub(crate) struct Told<'a> {
     pub(crate) lsn: String,
 }
 
-/// Runs a command to its end; gives what it printed.
+/// How somebody is told that it is their turn.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Hook {
+    /// Nobody is.
+    #[default]
+    None,
+    /// A command with its arguments is run.
+    Command(Vec<String>),
+    /// A POST to this URL, which may hold a secret, with JSON as its body.
+    Url(String),
+}
+
+/// Runs a hook to its end; gives what it printed or answered.
 ///
 /// # Errors
-/// It could not be started, or ended with something else than 0.
-pub(crate) async fn run(command: &[String], told: &Told<'_>) -> Result<String> {
-    let Some((program, arguments)) = command.split_first() else { return Ok(String::new()) };
+/// It could not be started or reached, ended with something else than success, or took too long.
+pub(crate) async fn run(hook: &Hook, told: &Told<'_>, patience: Duration) -> Result<String> {
+    let (name, running) = match hook {
+        Hook::None => return Ok(String::new()),
+        Hook::Command(words) => {
+            let Some((program, arguments)) = words.split_first() else { return Ok(String::new()) };
+            (program.as_str(), Either::Left(command(program, arguments, told)))
+        }
+        Hook::Url(url) => (shown(url), Either::Right(call(url, told))),
+    };
+    let said = tokio::time::timeout(patience, running).await.map_err(|_| {
+        let message = format!(
+            "the hook {name} was not done after {} s (cutover.hook_timeout)",
+            patience.as_secs()
+        );
+        Error::new(Kind::Unavailable, message).hint("mend it, and run the same command again")
+    })?;
+    said.map(|said| said.chars().take(KEPT_BYTES).collect())
+}
+
+async fn command(program: &str, arguments: &[String], told: &Told<'_>) -> Result<String> {
     let ran = Command::new(program)
         .args(arguments)
         .env("TIDEMARK_JOB", told.job)
@@ -45,10 +78,57 @@ pub(crate) async fn run(command: &[String], told: &Told<'_>) -> Result<String> {
     })?;
     let mut said = String::from_utf8_lossy(&ran.stdout).into_owned();
     said.push_str(&String::from_utf8_lossy(&ran.stderr));
-    let kept: String = said.chars().take(KEPT_BYTES).collect();
-    if ran.status.success() {
-        return Ok(kept);
+    match ran.status.success() {
+        true => Ok(said),
+        false => Err(refused(program, &ran.status.to_string(), &said)),
     }
-    let message = format!("the hook {program} ended with {}: {}", ran.status, kept.trim_end());
-    Err(Error::new(Kind::Unavailable, message).hint("mend it, and run the same command again"))
+}
+
+async fn call(url: &str, told: &Told<'_>) -> Result<String> {
+    let name = shown(url);
+    let failed = |attempt: &str, cause: reqwest::Error| {
+        // The URL in its text may hold a secret.
+        Error::new(Kind::Unavailable, format!("{attempt} the hook {name}"))
+            .because(cause.without_url())
+            .hint("mend it, and run the same command again")
+    };
+    let policy = reqwest::redirect::Policy::none();
+    let client = reqwest::Client::builder().redirect(policy).build();
+    let client = client.map_err(|cause| failed("prepare to call", cause))?;
+    let body = serde_json::to_string(told).expect("it is plain data");
+    let request = client.post(url).header("content-type", "application/json").body(body);
+    let answer = request.send().await.map_err(|cause| failed("call", cause))?;
+    let status = answer.status();
+    let said = answer.text().await.map_err(|cause| failed("read the answer of", cause))?;
+    match status.is_success() {
+        true => Ok(said),
+        false => Err(refused(name, &status.to_string(), &said)),
+    }
+}
+
+fn refused(name: &str, ended: &str, said: &str) -> Error {
+    let said: String = said.chars().take(KEPT_BYTES).collect();
+    let message = format!("the hook {name} ended with {ended}: {}", said.trim_end());
+    Error::new(Kind::Unavailable, message).hint("mend it, and run the same command again")
+}
+
+/// A URL without what may be a secret.
+fn shown(url: &str) -> &str {
+    let end = url.find(['?', '#']).unwrap_or(url.len());
+    let shown = &url[..end];
+    match (shown.split_once("://"), shown.rsplit_once('@')) {
+        (Some(_), Some((_, behind))) => behind,
+        _ => shown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_shown_without_its_secrets() {
+        assert_eq!(shown("https://a.example/x?token=1#y"), "https://a.example/x");
+        assert_eq!(shown("https://me:secret@a.example/x"), "a.example/x");
+    }
 }

@@ -29,6 +29,7 @@ mod wave_fence;
 
 pub use fence::Fence;
 pub use follow::sync;
+pub use hook::Hook;
 pub use runbook::{Attempt, Direction, Entry, Event, State, Step, Way, state};
 pub use sides::{
     active, ask_status, job_of, jobs, place, refuse_begun, refuse_under_way, stored_status,

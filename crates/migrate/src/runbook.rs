@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tidemark_ledger::{Journal, JournalEntry, LedgerReader};
+use tidemark_model::Lsn;
 use tidemark_pipeline::Result;
 
 /// What the journal calls our lines.
@@ -185,6 +186,14 @@ impl Attempt {
     /// Whether the other side may take writes by now: from here on there is only forward.
     pub fn is_beyond_return(&self) -> bool {
         self.has_begun(Step::Open)
+    }
+
+    /// The barrier that it was drained to, if it was.
+    pub fn drained_to(&self) -> Option<Lsn> {
+        let is_drained =
+            |entry: &&Entry| (entry.step, entry.event) == (Some(Step::Drain), Event::Done);
+        let drained = self.entries.iter().rfind(is_drained)?;
+        drained.detail["lsn"].as_str()?.parse().ok()
     }
 
     /// When the fence began to be put up, if it was.

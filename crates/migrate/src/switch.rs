@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fence::{self, Fence, Fenced};
 use crate::follow::sync;
-use crate::hook::{self, Told};
+use crate::hook::{self, Hook, Told};
 use crate::runbook::{Attempt, Direction, Event, Runbook, State, Step, Way, state};
 use crate::sequences;
 use crate::sides::{active, adopting, job_of};
@@ -52,7 +52,9 @@ pub struct Plan {
     /// How writes are kept out of the side that is left.
     pub fence: Fence,
     /// Tells the application.
-    pub switch_hook: Vec<String>,
+    pub switch_hook: Hook,
+    /// A hook has so long.
+    pub hook_timeout: Duration,
 }
 
 /// A migration of one job.
@@ -310,6 +312,7 @@ impl<'a> Switch<'a> {
         way: Way,
         stop: &'a CancellationToken,
     ) -> Self {
+        let lsn = runbook.state.attempt.as_ref().and_then(Attempt::drained_to);
         Self {
             migration,
             runbook,
@@ -319,7 +322,7 @@ impl<'a> Switch<'a> {
             stop,
             is_followed: false,
             changes: None,
-            lsn: None,
+            lsn,
             deadline: None,
             verdict: Verdict::Identical,
             proving: Duration::ZERO,
@@ -455,12 +458,16 @@ impl<'a> Switch<'a> {
             Step::Open => self.open().await,
             Step::Switch => {
                 let told = self.told("switch", self.way.to());
-                let said = hook::run(&self.migration.plan.switch_hook, &told).await?;
+                let said = self.hook(&self.migration.plan.switch_hook, &told).await?;
                 Ok(Stepped::Done(json!({ "said": said })))
             }
             Step::Turn => Ok(Stepped::Done(json!({ "late_changes": self.late_changes().await }))),
             Step::Retire => self.retire().await,
         }
+    }
+
+    async fn hook(&self, hook: &Hook, told: &Told<'_>) -> Result<String> {
+        hook::run(hook, told, self.migration.plan.hook_timeout).await
     }
 
     /// `direction`: of the stream that comes from the side that a hook is about.
@@ -582,7 +589,7 @@ impl<'a> Switch<'a> {
             }
             Fence::Hooks { up, .. } => {
                 let told = self.told("fence", self.way.from());
-                json!({ "said": hook::run(up, &told).await? })
+                json!({ "said": self.hook(up, &told).await? })
             }
         }))
     }
@@ -597,6 +604,7 @@ impl<'a> Switch<'a> {
     /// Brings the other side to a barrier, and sees that nothing of the application comes behind it.
     async fn drain(&mut self) -> Result<Stepped> {
         let lsn = self.pass_barrier().await?;
+        self.lsn = Some(lsn);
         self.changes = Some(self.applied_changes().await?);
         self.refuse_writers().await?;
         Ok(Stepped::Done(json!({ "lsn": lsn })))
@@ -609,7 +617,6 @@ impl<'a> Switch<'a> {
         let lsn = emit_barrier(&client, "tidemark", self.way.word()).await?;
         held.up_to(lsn).await?;
         held.open();
-        self.lsn = Some(lsn);
         Ok(lsn)
     }
 
@@ -659,7 +666,7 @@ impl<'a> Switch<'a> {
     async fn open(&self) -> Result<Stepped> {
         if let Fence::Hooks { down, .. } = &self.migration.plan.fence {
             let told = self.told("open", self.way.to());
-            return Ok(Stepped::Done(json!({ "said": hook::run(down, &told).await? })));
+            return Ok(Stepped::Done(json!({ "said": self.hook(down, &told).await? })));
         }
         if self.migration.plan.fence == Fence::Tables {
             wave_fence::open(&self.to.source, &self.migration.job.name).await?;
@@ -709,7 +716,7 @@ impl<'a> Switch<'a> {
         if has_begun(Step::Fence) {
             match (&self.migration.plan.fence, self.known_fence()) {
                 (Fence::Hooks { down, .. }, _) => {
-                    drop(hook::run(down, &self.told("abort", self.way.from())).await?);
+                    drop(self.hook(down, &self.told("abort", self.way.from())).await?);
                 }
                 (Fence::ReadOnly, Some(fenced)) => {
                     fence::open(&self.from.source, &fenced).await?;

@@ -14,6 +14,9 @@ const HEAD: &str = "\
 # this file. Sizes are written 64MiB, durations 5s. A key that begins with # is shown, not set.
 ";
 
+/// Without these two nothing runs.
+const NEEDED: [&str; 2] = ["source.url", "target.url"];
+
 /// The file.
 pub fn text() -> String {
     let mut text = HEAD.to_owned();
@@ -48,8 +51,8 @@ fn write_key(text: &mut String, section: &Section, key: &Key) {
     if key.default.is_none() {
         comment(text, &format!("Default: {}.", key.otherwise));
     }
-    // A key with a literal default may stand as it is; so must the two without which nothing runs.
-    let live = key.default.is_some() || key.kind == Kind::Url;
+    // A key with a literal default may stand as it is; so must those that are needed.
+    let live = key.default.is_some() || NEEDED.contains(&key.path);
     let mark = if live && !section.repeated { "" } else { "#" };
     writeln!(text, "{mark}{} = {}", key.name(), key.example).ok();
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, Place};
-use super::keys::{KEYS, LATER, SECTIONS, section};
+use super::keys::{KEYS, SECTIONS, section};
 use super::raw::RawConfig;
 
 /// A parsed file.
@@ -150,10 +150,6 @@ fn wrong_shape(repeated: bool, name: &str, place: Place) -> ConfigError {
 const LIST: &str = "`tidemark config example` prints every key";
 
 fn unknown_section(name: &str, place: Place) -> ConfigError {
-    if LATER.contains(&name) {
-        let message = format!("[{name}] is known, but comes with a later version");
-        return ConfigError::At { place, message, hint: Some(format!("remove [{name}]")) };
-    }
     let mut message = format!("unknown key {name:?}");
     let sections = SECTIONS.iter().map(|section| section.name);
     if let Some(near) = nearest(name, sections) {
@@ -165,11 +161,6 @@ fn unknown_section(name: &str, place: Place) -> ConfigError {
 }
 
 fn unknown_key(section: &str, name: &str, place: Place) -> ConfigError {
-    let path = format!("{section}.{name}");
-    if LATER.contains(&path.as_str()) {
-        let message = format!("{path} is known, but comes with a later version");
-        return ConfigError::At { place, message, hint: Some(format!("remove {path}")) };
-    }
     let in_section = || KEYS.iter().filter(|key| key.section() == section).map(|key| key.name());
     let elsewhere = KEYS.iter().find(|key| key.name() == name);
     let message = match (nearest(name, in_section()), elsewhere) {

@@ -520,6 +520,22 @@ pub const KEYS: &[Key] = &[
         why: "A command with its arguments that tells the application where to write, once the other side is open. If it fails, --resume runs it again.",
     },
     Key {
+        path: "cutover.switch_url",
+        kind: Kind::Url,
+        default: None,
+        otherwise: "nobody is told",
+        example: r#""https://deploy.example/switch?token=${SWITCH_TOKEN}""#,
+        why: "Instead of cutover.switch_hook: a URL that is told by a POST, once the other side is open. The body is JSON with job, wave, way, step, side and lsn; an answer of 200 to 299 means that it is done. If it fails, --resume asks again. Redirects are not followed.",
+    },
+    Key {
+        path: "cutover.hook_timeout",
+        kind: Kind::Duration,
+        default: Some("60s"),
+        otherwise: "",
+        example: r#""60s""#,
+        why: "A hook that takes longer is ended and has failed.",
+    },
+    Key {
         path: "delta.new",
         kind: Kind::Choice(DELTA),
         default: Some("apply"),
@@ -568,9 +584,6 @@ pub const KEYS: &[Key] = &[
         why: "ADDRESS:PORT for /metrics (Prometheus), /status (JSON) and /healthz while sync runs. There is no login: keep it on the loopback address or behind a firewall. A port of 0 takes a free one.",
     },
 ];
-
-/// Keys and sections of the design that come with a later version: refused, but not as a misspelling.
-pub const LATER: &[&str] = &["cutover.switch_url"];
 
 /// The key of that path.
 pub fn key(path: &str) -> Option<&'static Key> {

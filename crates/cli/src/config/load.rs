@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use tidemark_model::{Unrepresentable, names};
+use tidemark_model::{Secret, Unrepresentable, names};
 use tidemark_wire::ConnectSpec;
 
 use super::error::ConfigError;
@@ -23,8 +23,9 @@ use super::raw::{
 };
 use super::{
     Allow, Compression, Config, Cutover, Ddl, Delta, DeltaAction, Fence, InForce, Job, Level,
-    Limits, OnFull, Origin, Parquet, Redact, SchemaMode, Snapshot, Source, Stream, Table, Target,
-    TargetUrl, Triggers, Verify, Wave, check_job_name, check_name, fitted_job_name, units, url,
+    Limits, OnFull, Origin, Parquet, Redact, SchemaMode, Snapshot, Source, Stream, Switch, Table,
+    Target, TargetUrl, Triggers, Verify, Wave, check_job_name, check_name, fitted_job_name, units,
+    url,
 };
 use crate::args::Global;
 use crate::redact;
@@ -578,7 +579,9 @@ impl Resolver<'_> {
         })?;
         let up = self.hook("cutover.fence_hook", raw.fence_hook)?;
         let down = self.hook("cutover.open_hook", raw.open_hook)?;
-        let switch_hook = self.hook("cutover.switch_hook", raw.switch_hook)?;
+        let hook_timeout =
+            self.duration("cutover.hook_timeout", raw.hook_timeout, seconds(1, 86_400))?;
+        let switch = self.switch(raw.switch_hook, raw.switch_url)?;
         if is_hook && (up.is_empty() || down.is_empty()) {
             let (key, text) = ("cutover.fence".to_owned(), String::new());
             let why = "hook needs cutover.fence_hook and cutover.open_hook";
@@ -586,7 +589,30 @@ impl Resolver<'_> {
         }
         // Without it the hooks are only shown.
         let fence = if is_hook { Fence::Hooks(up, down) } else { Fence::ReadOnly };
-        Ok(Cutover { max_lag, max_write_block, sequence_margin, fence, switch_hook })
+        Ok(Cutover { max_lag, max_write_block, sequence_margin, fence, hook_timeout, switch })
+    }
+
+    fn switch(
+        &mut self,
+        words: Option<Vec<String>>,
+        url: Option<String>,
+    ) -> Result<Switch, ConfigError> {
+        let words = self.hook("cutover.switch_hook", words)?;
+        let Some(url) = self.value("cutover.switch_url", None, url)? else {
+            return Ok(if words.is_empty() { Switch::Nobody } else { Switch::Command(words) });
+        };
+        if !words.is_empty() {
+            return Err(self.wrong(
+                &url,
+                "cutover.switch_hook is given, too: the application is told in one way",
+            ));
+        }
+        match url.text.split_once("://") {
+            Some(("http" | "https", rest)) if !rest.is_empty() => {
+                Ok(Switch::Url(Secret::new(url.text)))
+            }
+            _ => Err(self.wrong(&url, "it is no http:// or https:// URL")),
+        }
     }
 
     fn hook(&mut self, key: &str, words: Option<Vec<String>>) -> Result<Vec<String>, ConfigError> {

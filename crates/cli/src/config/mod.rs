@@ -102,8 +102,21 @@ pub struct Cutover {
     pub sequence_margin: u64,
     /// How writes are kept out.
     pub fence: Fence,
-    /// Tells the application.
-    pub switch_hook: Vec<String>,
+    /// A hook has so long.
+    pub hook_timeout: Duration,
+    /// How the application is told.
+    pub switch: Switch,
+}
+
+/// How the application is told where to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Switch {
+    /// Somebody else does it.
+    Nobody,
+    /// By a command.
+    Command(Vec<String>),
+    /// By a POST to this URL.
+    Url(Secret),
 }
 
 /// How writes are kept out of the side that is left.

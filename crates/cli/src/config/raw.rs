@@ -56,8 +56,12 @@ pub struct RawCutover {
     pub fence_hook: Option<Vec<String>>,
     /// `open_hook`
     pub open_hook: Option<Vec<String>>,
+    /// `hook_timeout`
+    pub hook_timeout: Option<String>,
     /// `switch_hook`
     pub switch_hook: Option<Vec<String>>,
+    /// `switch_url`
+    pub switch_url: Option<String>,
 }
 
 /// `[verify]`

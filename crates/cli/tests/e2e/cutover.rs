@@ -70,16 +70,20 @@ pub(crate) fn has_all(side: &Database, committed: &BTreeSet<String>) {
 
 impl Drop for Migration {
     fn drop(&mut self) {
-        // A database that is read-only by default cannot be dropped by whoever does not say otherwise.
-        for side in [&self.pair.source, &self.pair.target] {
-            let name = side.name();
-            let reset = format!(
-                "SET default_transaction_read_only = off; ALTER DATABASE {name} RESET default_transaction_read_only; \
-                SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE database = current_database() AND active_pid IS NOT NULL; \
-                SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database() AND NOT active"
-            );
-            side.psql(&reset).ok();
-        }
+        unfence(&self.pair);
+    }
+}
+
+/// A database that is read-only by default cannot be dropped by whoever does not say otherwise.
+fn unfence(pair: &Pair) {
+    for side in [&pair.source, &pair.target] {
+        let name = side.name();
+        let reset = format!(
+            "SET default_transaction_read_only = off; ALTER DATABASE {name} RESET default_transaction_read_only; \
+            SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE database = current_database() AND active_pid IS NOT NULL; \
+            SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database() AND NOT active"
+        );
+        side.psql(&reset).ok();
     }
 }
 
@@ -442,6 +446,69 @@ fn a_fence_of_the_users_own_is_put_up_and_taken_away() {
         "{said}"
     );
     assert!(!is_read_only(&pair.source), "the fence is not ours");
+}
+
+/// Answers one request after the other, each with the next of these, and gives their bodies.
+fn deployment(answers: &'static [&'static str]) -> (String, JoinHandle<Vec<Value>>) {
+    use std::io::{Read as _, Write as _};
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/switch?token=S3cr3t", listener.local_addr().unwrap());
+    let serve = move |answer: &&str| {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = Vec::new();
+        let mut part = [0; 4096];
+        // The body is one JSON object, which ends it.
+        while !request.ends_with(b"}") {
+            let read = stream.read(&mut part).unwrap();
+            assert!(read > 0, "{}", String::from_utf8_lossy(&request));
+            request.extend_from_slice(&part[..read]);
+        }
+        let text = String::from_utf8(request).unwrap();
+        assert!(text.starts_with("POST /switch?token=S3cr3t "), "{text}");
+        let end =
+            format!("HTTP/1.1 {answer}\r\ncontent-length: 4\r\nconnection: close\r\n\r\nfine");
+        stream.write_all(end.as_bytes()).unwrap();
+        told(text.split_once("\r\n\r\n").unwrap().1)
+    };
+    (url, std::thread::spawn(move || answers.iter().map(serve).collect()))
+}
+
+#[test]
+fn a_deployment_is_told_by_a_post_until_it_says_that_it_is_done() {
+    let pair = Pair::new("posted");
+    let (url, requests) = deployment(&["503 Service Unavailable", "302 Found", "200 OK"]);
+    let job = pair.job().configured(&format!("[cutover]\nswitch_url = {url:?}\n"));
+    job.run(&["sync", "--until", "now"]).expect(0);
+    for (way, says) in [(&["cutover"][..], "503"), (&["cutover", "--resume"], "302")] {
+        let ran = job.run(way).expect(8);
+        assert!(ran.stderr.contains(says) && ran.stderr.contains("--resume"), "{}", ran.stderr);
+        assert!(!ran.stderr.contains("S3cr3t"), "{}", ran.stderr);
+    }
+    job.run(&["cutover", "--resume"]).expect(0);
+    let requests = requests.join().unwrap();
+    assert!(requests.iter().all(|request| *request == requests[0]), "{requests:?}");
+    let field = |name: &str| requests[0][name].as_str().unwrap().to_owned();
+    assert_eq!(
+        (field("job"), field("way"), field("side")),
+        ("posted".into(), "cutover".into(), "target".into())
+    );
+    assert!(field("lsn").contains('/'), "{requests:?}");
+    unfence(&pair);
+}
+
+#[test]
+fn a_hook_that_hangs_is_ended() {
+    let pair = Pair::new("hangs");
+    let hangs = "[cutover]\nhook_timeout = \"1s\"\nswitch_hook = [\"sleep\", \"600\"]\n";
+    let job = pair.job().configured(hangs);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    job.run(&["cutover"]).expect(8).says(&[
+        "sleep was not done after 1 s",
+        "hook_timeout",
+        "--resume",
+    ]);
+    unfence(&pair);
 }
 
 /// A writer that comes after the last look has its rows on both sides, once.

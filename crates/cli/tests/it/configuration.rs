@@ -18,6 +18,8 @@ fn the_example_is_valid_as_it_is_and_with_everything_set() {
 
     let set: Vec<&str> = example
         .lines()
+        // The application is told in one way.
+        .filter(|line| !line.starts_with("#switch_url"))
         .map(|line| match line.strip_prefix('#') {
             Some(rest) if rest.starts_with(|c: char| !c.is_whitespace()) => rest,
             _ => line,
@@ -80,9 +82,15 @@ fn a_misspelt_key_is_named_with_its_place_and_the_one_that_was_meant() {
 }
 
 #[test]
-fn a_key_of_a_later_version_is_no_misspelling() {
-    let text = error_of("[cutover]\nswitch_url = \"x\"\n");
-    assert_says(&text, &["cutover.switch_url", "later version", "tidemark.toml:"]);
+fn the_application_is_told_in_one_way() {
+    for (more, says) in [
+        ("switch_url = \"deploy.example\"\n", "no http:// or https:// URL"),
+        ("switch_url = \"file:///etc\"\n", "no http:// or https:// URL"),
+        ("switch_url = \"https://a.example\"\nswitch_hook = [\"./s\"]\n", "in one way"),
+        ("hook_timeout = \"0s\"\n", "cutover.hook_timeout"),
+    ] {
+        assert_says(&error_of(&format!("[cutover]\n{more}")), &[says, "tidemark.toml:"]);
+    }
 }
 
 #[test]
