@@ -142,11 +142,11 @@ impl Drop for Neighbour {
 const WRITES: [&str; 8] = [
     "INSERT INTO pet (mood) VALUES ('sad')",
     "UPDATE pet SET legs = 3 WHERE id = 7",
-    "DELETE FROM pet WHERE id = 7",
+    "DELETE FROM pet WHERE id = 700",
     "TRUNCATE walk",
     "INSERT INTO walk (day) VALUES ('2024-03-01')",
-    "INSERT INTO walk_2024 (day) VALUES ('2024-03-01')",
-    "COPY walk_2025 (day) FROM PROGRAM 'echo 2025-01-01'",
+    "INSERT INTO walk_2024 (id, day) VALUES (9000, '2024-03-01')",
+    "COPY walk_2025 (id, day) FROM PROGRAM 'printf \"9001\\t2025-01-01\"'",
     "WITH w AS (UPDATE walk_2025 SET id = id RETURNING 1) SELECT count(*) FROM w",
 ];
 
@@ -282,9 +282,12 @@ fn the_fence_waits_for_writers_in_progress_and_gives_up_in_time() {
     let pair = &waves.pair;
     let job = pair.job().configured(&format!("{PILOT}[cutover]\nmax_write_block = \"4s\"\n"));
     job.run(&["sync", "--until", "now"]).expect(0);
-    let mut blocker = Blocker::start(&pair.source, "INSERT INTO walk (day) VALUES ('2024-02-02')");
     let neighbour = Neighbour::start(&pair.source);
-    let ran = job.run(&["cutover", "--wave", "pilot"]).expect(8);
+    // The proof before the fence waits for transactions, too: this one comes after it.
+    let failpoint = ("TIDEMARK_FAILPOINT", "cutover:prove:done");
+    job.run_with(failpoint, &["cutover", "--wave", "pilot"]).expect(128 + 9);
+    let mut blocker = Blocker::start(&pair.source, "INSERT INTO walk (day) VALUES ('2024-02-02')");
+    let ran = job.run(&["cutover", "--wave", "pilot", "--resume"]).expect(8);
     assert!(
         ran.stderr.contains("max_write_block") && ran.stderr.contains("of postgres"),
         "{}",
@@ -342,11 +345,11 @@ fn where_triggers_fire_the_stream_back_passes_the_fence() {
     job.run(&["sync", "--until", "now"]).expect(0);
     job.run(&["cutover", "--wave", "pilot"]).expect(0);
     refuses(&pair.source);
-    let sql = "INSERT INTO walk (day) VALUES ('2024-03-01'); UPDATE walk_2025 SET day = '2025-12-31' WHERE id = 300; DELETE FROM pet WHERE id = 9";
+    let sql = "INSERT INTO walk (day) VALUES ('2024-03-01'); UPDATE walk_2025 SET day = '2025-12-31' WHERE id = 300; DELETE FROM pet WHERE id = 900";
     pair.target.psql(sql).unwrap();
     job.run(&["sync", "--until", "now"]).expect(0);
     job.run(&["verify"]).expect(0);
-    let rows = "SELECT (SELECT count(*) FROM walk), (SELECT count(*) FROM pet WHERE id = 9)";
+    let rows = "SELECT (SELECT count(*) FROM walk), (SELECT count(*) FROM pet WHERE id = 900)";
     assert_eq!(pair.source.psql(rows).unwrap(), "401|0");
 }
 

@@ -61,7 +61,7 @@ pub(super) struct Beside {
 }
 
 impl Beside {
-    /// Where another wave has made the schema already.
+    /// Where another wave has made the schema already: of one that is over, whose record is gone, the tables tell it.
     ///
     /// # Errors
     /// One has died while it did.
@@ -71,6 +71,7 @@ impl Beside {
         start: &SnapshotStart,
     ) -> Result<Option<Self>> {
         let Some(wave) = &options.wave else { return Ok(None) };
+        let Some(beside) = Self::of(options, client, start).await? else { return Ok(None) };
         let rows = client
             .query(
                 "SELECT job, schema_state FROM tidemark.progress WHERE job = ANY ($1) AND wave = '' AND schema_state <> 'none' ORDER BY 2",
@@ -78,18 +79,15 @@ impl Beside {
             )
             .await
             .map_err(|cause| server_error("read what the other waves have made", None, cause))?;
-        if rows.iter().any(|row| row.get::<_, &str>(1) == "made") {
-            return Self::of(options, client, start).await;
+        let is_made = rows.iter().any(|row| row.get::<_, &str>(1) == "made");
+        match rows.first().map(|row| row.get::<_, String>(0)) {
+            Some(other) if !is_made && !beside.there.is_empty() => Err(died(&other)),
+            _ if is_made => Ok(Some(beside)),
+            _ => {
+                let is_there = start.excluded.values().any(|name| beside.there.contains(name));
+                Ok(is_there.then_some(beside))
+            }
         }
-        let Some(other) = rows.first().map(|row| row.get::<_, String>(0)) else { return Ok(None) };
-        if relations_there(client).await?.is_empty() {
-            return Ok(None);
-        }
-        let attempt = format!(
-            "make the schema beside that of job {other:?}, which has died while it made its part"
-        );
-        Err(Error::new(Disposition::Usage, attempt)
-            .hint("let that wave go on first: run the same command again, with --wave if this one comes first again"))
     }
 
     /// Where this is a wave.
@@ -113,6 +111,15 @@ impl Beside {
     pub(super) fn part(&self) -> Part<'_> {
         Part { only: Some(&self.own), there: Some(&self.there) }
     }
+}
+
+fn died(other: &str) -> Error {
+    let attempt = format!(
+        "make the schema beside that of job {other:?}, which has died while it made its part"
+    );
+    Error::new(Disposition::Usage, attempt).hint(
+        "let that wave go on first: run the same command again, with --wave if this one comes first again",
+    )
 }
 
 /// Whether another wave still makes what an event trigger would fire on.

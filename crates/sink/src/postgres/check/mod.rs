@@ -53,7 +53,7 @@ pub(super) async fn check(
     let there = relations_there(&client).await?;
     let own_record = super::read_job_record(&options.spec, &options.job).await?;
     let create = options.schema == SchemaMode::Create && options.not_empty == NotEmpty::Refuse;
-    let in_the_way = in_the_way(&client, options, &there, tables).await?;
+    let in_the_way = in_the_way(options, &there, tables);
     if let (true, None, Some(first)) = (create, &own_record, in_the_way.first()) {
         findings.push(
             Finding::new(
@@ -82,19 +82,15 @@ pub(super) async fn check(
     Ok(findings)
 }
 
-/// Relations that are in the way of a schema that is to be made. What other waves have made is not.
-async fn in_the_way<'a>(
-    client: &Client,
+/// Relations that are in the way of a schema that is to be made. What is there beside a wave's own tables may be what other
+/// waves have made: that is told apart when the schema is made.
+fn in_the_way<'a>(
     options: &PostgresOptions,
     there: &'a [RelationName],
     tables: &[TablePlan],
-) -> Result<Vec<&'a RelationName>> {
-    let mut others = false;
-    for other in options.wave.iter().flat_map(|wave| &wave.others) {
-        others |= super::record::heartbeat_of(client, other).await?.is_some();
-    }
+) -> Vec<&'a RelationName> {
     let is_chosen = |name: &&RelationName| tables.iter().any(|plan| plan.relation.name == **name);
-    Ok(there.iter().filter(|name| !others || is_chosen(name)).collect())
+    there.iter().filter(|name| options.wave.is_none() || is_chosen(name)).collect()
 }
 
 /// The role as a GRANT names it.
