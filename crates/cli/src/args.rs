@@ -252,12 +252,15 @@ Examples:
     /// back to the source is made ready; only then is the switch hook run. If something goes wrong before that, or takes longer
     /// than cutover.max_write_block, everything is taken back and the application writes where it did.
     ///
+    /// Of a wave (--wave) only its tables take no more writes, and no session is ended.
+    ///
     /// Each step is journaled: what was killed goes on with --resume. Needs a job that follows; tidemark sync that runs beside
     /// it goes on with the stream back by itself.
     #[command(after_help = "\
 Examples:
   tidemark cutover --dry-run
   tidemark cutover
+  tidemark cutover --wave pilot
   tidemark cutover --resume
   tidemark cutover --abort")]
     Cutover(SwitchArgs),
