@@ -146,8 +146,8 @@ fn can_be_chosen(relation: &Relation) -> bool {
 /// Moved with the wrong wave, a table would be taken over at the wrong time: nobody is to be surprised by that.
 fn in_two_waves(table: &RelationName, ours: &Pattern, other: &Pattern) -> Error {
     Error::new(Disposition::Usage, "part the tables into waves: this one is in two of them")
-        .on(&table.plain())
-        .hint(&format!(
+        .on(table.plain())
+        .hint(format!(
             "{:?} of one wave and {:?} of another match it: mend wave.tables so that one of them does; tables that no wave names are the wave \"rest\"",
             ours.text, other.text
         ))
