@@ -334,7 +334,7 @@ fn a_wave_that_comes_after_a_cutover_makes_its_part_beside_what_is_in_use() {
         .filter(|f| f["code"] == "foreign-key-across-waves")
         .collect();
     assert_eq!(across.len(), 1, "{across:?}");
-    assert_eq!(across[0]["object"], "public.stall.stall_pet_id_fkey");
+    assert_eq!(across[0]["object"], "\"public\".\"stall\".\"stall_pet_id_fkey\"");
     assert!(across[0]["fix"].as_str().unwrap().contains("ADD CONSTRAINT"), "{across:?}");
 }
 
