@@ -144,7 +144,7 @@ mod tests {
         let (pet, walk) =
             (RelationName::new("public", "pet"), RelationName::new("public", "walk_1"));
         assert_eq!(special(&parts[0]), [pet, walk.clone()]);
-        assert_eq!(special(&parts[1]), [walk.clone()]);
+        assert_eq!(special(&parts[1]), std::slice::from_ref(&walk));
         assert_eq!(special(&parts[2]), [walk]);
     }
 }

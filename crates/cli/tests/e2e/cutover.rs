@@ -531,6 +531,36 @@ fn what_comes_through_the_fence_at_the_last_moment_goes_round_in_no_circle() {
     job.run(&["verify"]).expect(0);
 }
 
+/// Nothing but its origin tells the stream back that such a row came from the side that it goes to. It is told also where the
+/// origin is gone by then: the server reads its catalogs as they were when the row was written.
+#[test]
+fn what_comes_after_the_last_look_into_a_table_without_a_key_is_there_once() {
+    let pair = Pair::new("lastrow");
+    let mut job = pair.job();
+    let hook = job.path().join("late.sh");
+    let psql = pair.source.cluster().psql_command(pair.source.name());
+    let mut script = "#!/bin/sh\n".to_owned();
+    for (name, value) in psql.get_envs().filter_map(|(name, value)| Some((name, value?))) {
+        script.push_str(&format!("export {}='{}'\n", name.display(), value.display()));
+    }
+    let words = std::iter::once(psql.get_program()).chain(psql.get_args());
+    words.for_each(|word| script.push_str(&format!("'{}' ", word.display())));
+    script.push_str("-c \"SET default_transaction_read_only = off\" -c \"INSERT INTO keyless VALUES ('2024-01-01', 'late')\"\n");
+    fs::write(&hook, script).unwrap();
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    job = job.configured(&format!("[cutover]\nswitch_hook = [{:?}]\n", hook.display().to_string()));
+    job.run(&["sync", "--until", "now"]).expect(0);
+    // Nobody has followed the stream back yet when the old one is removed.
+    job.run_with(("TIDEMARK_FAILPOINT", "cutover:turn:done"), &["cutover"]).expect(128 + 9);
+    job.run(&["cutover", "--resume"]).expect(0);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let rows = "SELECT count(*) FROM keyless k WHERE k::text LIKE '%late%'";
+    for side in [&pair.source, &pair.target] {
+        assert_eq!(side.psql(rows).unwrap(), "1", "{}", side.name());
+    }
+    unfence(&pair);
+}
+
 #[test]
 fn a_job_that_does_not_follow_is_not_taken_over() {
     let migration = Migration::new("early", "");

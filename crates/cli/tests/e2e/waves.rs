@@ -216,8 +216,8 @@ fn a_pilot_goes_over_and_back_and_over_again_while_the_others_stream() {
     job.run(&["verify"]).expect(0).says(&["wave pilot", "wave rest"]);
     let written = neighbour.stop();
     waves.switch("cutover", "rest");
-    passes(&mut running, &pair.target, &pair.source);
     let committed = application.stop();
+    passes(&mut running, &pair.target, &pair.source);
     for one in [&pair.source, &pair.target] {
         has_all(one, &committed);
         let stalls = format!("SELECT count(*) = {written} + 50 FROM stall");
