@@ -165,9 +165,11 @@ impl<'a> Blocker<'a> {
 
     pub(crate) fn end(&mut self) {
         // Its backend would sleep on without its client.
-        let ends = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'blocker' AND datname = current_database()";
-        self.database.psql(ends).unwrap();
+        let backend = "FROM pg_stat_activity WHERE application_name = 'blocker' AND datname = current_database()";
+        self.database.psql(&format!("SELECT pg_terminate_backend(pid) {backend}")).unwrap();
         self.child.wait().ok();
+        let is_left = format!("SELECT count(*) {backend}");
+        wait_until("the blocker has let go", || self.database.psql(&is_left).unwrap() == "0");
     }
 }
 
