@@ -163,6 +163,14 @@ pub trait TakeRows: Sized + Send + 'static {
     /// What was attempted with them, not of which table.
     fn add(&mut self, tuples: &Tuples) -> Result<()>;
 
+    /// All rows are there: what is left to do that is too much for the thread that reads.
+    ///
+    /// # Errors
+    /// There is no room for what is kept of them.
+    fn close(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// So many rows it has taken.
     fn rows(&self) -> u64;
 }
@@ -200,12 +208,20 @@ struct Scan<'a, T> {
 
 impl<T: Take> Scan<'_, T> {
     async fn work(&self) -> Result<()> {
-        let mut reader = None;
+        let (mut reader, mut last) = (None, None);
         while let Some((pair, spec)) = self.next() {
-            let chunk = self.piece(&mut reader, pair, &spec).await?;
-            self.taker.end(self.view.which, pair, chunk)?;
+            // What is left to do with a chunk is done while the next one is read.
+            let read = self.piece(&mut reader, pair, &spec);
+            let (chunk, ()) = tokio::try_join!(read, self.close(last.take()))?;
+            last = Some((pair, chunk));
         }
-        Ok(())
+        self.close(last).await
+    }
+
+    async fn close(&self, read: Option<(usize, T::Chunk)>) -> Result<()> {
+        let Some((pair, mut chunk)) = read else { return Ok(()) };
+        let closed = self.tools.cpu.run(move || chunk.close().map(|()| chunk)).await?;
+        self.taker.end(self.view.which, pair, closed)
     }
 
     fn next(&self) -> Option<Piece> {

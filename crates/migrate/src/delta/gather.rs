@@ -113,10 +113,7 @@ impl Take for Gather<'_> {
         })
     }
 
-    fn end(&self, _: Which, pair: usize, mut chunk: Gathering) -> Result<()> {
-        if chunk.rows.bytes() > BETWEEN_CHUNKS {
-            chunk.rows.flush()?;
-        }
+    fn end(&self, _: Which, pair: usize, chunk: Gathering) -> Result<()> {
         let table = &mut self.tables.lock().expect("no holder panics")[pair];
         table.count += chunk.count;
         table.bytes += chunk.bytes;
@@ -152,6 +149,10 @@ impl TakeRows for Gathering {
         });
         named.map_err(|cause| Error::new(Kind::Internal, "hash the rows").because(cause))?;
         put
+    }
+
+    fn close(&mut self) -> Result<()> {
+        if self.rows.bytes() > BETWEEN_CHUNKS { self.rows.flush() } else { Ok(()) }
     }
 
     fn rows(&self) -> u64 {
