@@ -126,14 +126,17 @@ pub(super) struct Base {
     pub(super) place: Option<u64>,
 }
 
-/// A row that is read again and put into the target, in the order of the source's places.
+/// A row that is read again and put into the target: first those that take the place of another one, which may free something
+/// unique, in the order of the source's places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Put {
+    /// Whether the target is known to have none of this key.
+    pub(super) is_new: bool,
     pub(super) place: u64,
     pub(super) code: u128,
     pub(super) class: Class,
-    /// The hash of what the target has in its place.
-    pub(super) before: Option<u128>,
+    /// The hash of what the target has in its place, if it has something.
+    pub(super) before: u128,
 }
 
 /// A row that goes.
@@ -226,8 +229,14 @@ impl<F: Found> Classify<'_, F> {
         self.counts.rows += 1;
         self.counts.found[class as usize] += 1;
         if self.actions.of(class) == Action::Apply {
-            let before = known.filter(|known| known.is_there).map(|known| known.hash);
-            self.found.put(Put { place: row.place, code: row.code, class, before })?;
+            let before = known.filter(|known| known.is_there);
+            self.found.put(Put {
+                is_new: before.is_none(),
+                place: row.place,
+                code: row.code,
+                class,
+                before: before.map_or(0, |known| known.hash),
+            })?;
             return self.found.keep(row.code, row.hash);
         }
         match known {
@@ -264,44 +273,51 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 impl Record for Row {
-    const BYTES: usize = 16 + 16 + 1 + 8;
+    const BYTES: usize = 1 + 16 + 16 + 8;
 
-    fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.code.to_be_bytes());
+    /// Of the code, how far it is behind the last one, without the zeros that begin it: their number is in the first byte.
+    fn write(&self, last: Option<&Self>, out: &mut Vec<u8>) {
+        let step = self.code.wrapping_sub(last.map_or(0, |last| last.code));
+        let zeros = step.leading_zeros() as usize / 8;
+        out.push((self.passes as u8) << 5 | zeros as u8);
+        out.extend_from_slice(&step.to_be_bytes()[zeros..]);
         out.extend_from_slice(&self.hash.to_be_bytes());
-        out.push(self.passes as u8);
         out.extend_from_slice(&self.place.to_be_bytes());
     }
 
-    fn read(bytes: &[u8]) -> Self {
-        let passes = [Passes::Both, Passes::Now, Passes::Before][usize::from(bytes[32])];
-        let (code, hash) = (u128_at(bytes, 0), u128_at(bytes, 16));
-        Self { code, hash, passes, place: u64_at(bytes, 33) }
+    fn read(last: Option<&Self>, bytes: &[u8]) -> (Self, usize) {
+        let (zeros, mut step) = (usize::from(bytes[0] & 0x1f), [0; 16]);
+        let passes = [Passes::Both, Passes::Now, Passes::Before][usize::from(bytes[0] >> 5)];
+        step[zeros..].copy_from_slice(&bytes[1..][..16 - zeros]);
+        let code = last.map_or(0, |last| last.code).wrapping_add(u128::from_be_bytes(step));
+        let at = 17 - zeros;
+        let (hash, place) = (u128_at(bytes, at), u64_at(bytes, at + 16));
+        (Self { code, hash, passes, place }, at + 24)
     }
 }
 
 impl Record for Put {
-    const BYTES: usize = 8 + 16 + 1 + 1 + 16;
+    const BYTES: usize = 1 + 8 + 16 + 1 + 16;
 
-    fn write(&self, out: &mut Vec<u8>) {
+    fn write(&self, _: Option<&Self>, out: &mut Vec<u8>) {
+        out.push(u8::from(self.is_new));
         out.extend_from_slice(&self.place.to_be_bytes());
         out.extend_from_slice(&self.code.to_be_bytes());
         out.push(self.class as u8);
-        out.push(u8::from(self.before.is_some()));
-        out.extend_from_slice(&self.before.unwrap_or_default().to_be_bytes());
+        out.extend_from_slice(&self.before.to_be_bytes());
     }
 
-    fn read(bytes: &[u8]) -> Self {
-        let before = (bytes[25] == 1).then(|| u128_at(bytes, 26));
-        let class = Class::ALL[usize::from(bytes[24])];
-        Self { place: u64_at(bytes, 0), code: u128_at(bytes, 8), class, before }
+    fn read(_: Option<&Self>, bytes: &[u8]) -> (Self, usize) {
+        let (is_new, class) = (bytes[0] == 1, Class::ALL[usize::from(bytes[25])]);
+        let (place, code) = (u64_at(bytes, 1), u128_at(bytes, 9));
+        (Self { is_new, place, code, class, before: u128_at(bytes, 26) }, Self::BYTES)
     }
 }
 
 impl Record for Gone {
     const BYTES: usize = 16 + 16 + 1 + 1 + 8;
 
-    fn write(&self, out: &mut Vec<u8>) {
+    fn write(&self, _: Option<&Self>, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.code.to_be_bytes());
         out.extend_from_slice(&self.hash.to_be_bytes());
         out.push(self.class as u8);
@@ -309,10 +325,10 @@ impl Record for Gone {
         out.extend_from_slice(&self.place.unwrap_or_default().to_be_bytes());
     }
 
-    fn read(bytes: &[u8]) -> Self {
+    fn read(_: Option<&Self>, bytes: &[u8]) -> (Self, usize) {
         let place = (bytes[33] == 1).then(|| u64_at(bytes, 34));
         let class = Class::ALL[usize::from(bytes[32])];
-        Self { code: u128_at(bytes, 0), hash: u128_at(bytes, 16), class, place }
+        (Self { code: u128_at(bytes, 0), hash: u128_at(bytes, 16), class, place }, Self::BYTES)
     }
 }
 
@@ -445,21 +461,30 @@ mod tests {
 
     #[test]
     fn records_come_back_from_a_file() {
-        fn again<T: Record>(record: T) -> T {
+        fn again<T: Record>(last: Option<T>, record: T) -> T {
             let mut bytes = Vec::new();
-            record.write(&mut bytes);
-            assert_eq!(bytes.len(), T::BYTES);
-            T::read(&bytes)
+            record.write(last.as_ref(), &mut bytes);
+            let length = bytes.len();
+            assert!(length <= T::BYTES);
+            bytes.extend([255; 50]);
+            let (found, read) = T::read(last.as_ref(), &bytes);
+            assert_eq!(read, length);
+            found
         }
         for passes in [Passes::Both, Passes::Now, Passes::Before] {
-            let row = row(u128::MAX - 5, 7 << 100, passes);
-            assert_eq!(again(row), row);
+            let last = row(u128::MAX - 5, 7 << 100, passes);
+            assert_eq!(again(None, last), last);
+            for code in [u128::MAX - 5, u128::MAX - 4, u128::MAX] {
+                let row = Row { place: u64::MAX, ..row(code, 3, passes) };
+                assert_eq!(again(Some(last), row), row);
+            }
+            assert_eq!(again(Some(row(0, 0, passes)), last), last);
         }
         for class in Class::ALL {
-            let put = Put { place: 7 << 16 | 3, code: 9, class, before: Some(4) };
-            assert_eq!(again(put), put);
+            let put = Put { is_new: true, place: 7 << 16 | 3, code: 9, class, before: 4 };
+            assert_eq!(again(None, put), put);
             let gone = Gone { code: 1, hash: 2, class, place: None };
-            assert_eq!(again(gone), gone);
+            assert_eq!(again(None, gone), gone);
         }
     }
 }

@@ -21,6 +21,7 @@ mod runs;
 mod write;
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -34,13 +35,14 @@ use tidemark_sink::postgres::DeltaTarget;
 use tidemark_verify::{
     Bounds, Lines, Pair, Paired, Piece, Progress, Side, Spill, Tools, View, Which, pair, scan,
 };
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use classify::{Base, Classify, Counts, Found, Gone, Passes, Put, Row};
 use gather::{Gather, Gathered, place_column};
 use plan::{Planning, Table, left_out};
 use runs::{Sorted, Sorter};
-use write::{Findings, Work};
+use write::{Findings, GONE_AT_ONCE, Goes, Work, Writing};
 
 pub use classify::{Action, Actions, Class};
 pub use report::{ClassDelta, ComparedWith, DeltaReport, TableDelta};
@@ -299,8 +301,10 @@ impl<'a> Delta<'a> {
         let pairs = std::slice::from_ref(pair);
         let gather = Gather::new(pairs, &self.tools.key, &self.spill, self.of_chunk());
         scan(&self.tools, view, self.pieces(view, pairs, &[0]), &gather).await?;
-        let rows = gather.finish().pop().map(|gathered| gathered.rows.sorted());
-        rows.ok_or_else(|| Error::new(Kind::Internal, "read the target's table: nothing came"))?
+        let gathered = gather.finish().pop();
+        let nothing = || Error::new(Kind::Internal, "read the target's table: nothing came");
+        let Gathered { rows, .. } = gathered.ok_or_else(nothing)?;
+        blocking(move || rows.sorted()).await?
     }
 
     async fn table(
@@ -325,34 +329,60 @@ impl<'a> Delta<'a> {
             true => None,
             false => Some(self.files.begin(pair.name(), &generation, &table.head.text())?),
         };
-        let share = self.request.job.memory / 16;
-        let told_of = ToldOf {
-            file,
-            refused: Vec::new(),
-            puts: Sorter::new(&self.spill, share),
-            gone: Sorter::new(&self.spill, share),
-            is_any: false,
-        };
+        let (classify, goes, looked_up) =
+            self.classify((pair, table.with), (gathered, base), file).await?;
+        there = there.or(looked_up);
         let actions = self.request.actions;
-        let classified = blocking(move || classified(actions, gathered, base, told_of));
-        let (counts, found) = classified.await??;
-        let ToldOf { file, refused, puts, gone, is_any } = found;
-        told.found(&counts, &actions, row_bytes);
-        let Some(rows) = file else { return self.end_reading(there).await };
-        let is_other_filter =
-            table.before.as_ref().is_some_and(|_| actions.unfiltered == Action::Apply);
-        if table.with == ComparedWith::Ledger && !is_other_filter && !is_any {
-            drop(rows);
-            self.files.keep_only(pair.name(), table.generation.as_deref())?;
-            return self.end_reading(there).await;
+        let (budget, spill) = (&self.tools.budget, &self.spill);
+        let work = Work { pair, table, source: view, budget, spill };
+        let target = &mut self.target;
+        let done = async {
+            let mut writing = Writing::new(target);
+            // Those that are found to be gone go while the others are looked at.
+            let (found, taken) = tokio::join!(classify, work.take(&mut writing, goes));
+            let (taken, (counts, found)) = (taken?, found?);
+            told.found(&counts, &actions, row_bytes);
+            let ToldOf { file, refused, puts, is_any, .. } = found;
+            let Some(rows) = file else { return Ok(None) };
+            let is_other_filter =
+                table.before.as_ref().is_some_and(|_| actions.unfiltered == Action::Apply);
+            if table.with == ComparedWith::Ledger && !is_other_filter && !is_any {
+                return Ok(Some(table.generation.as_deref()));
+            }
+            let findings = Findings { puts, taken, rows, refused };
+            work.write(writing, findings, (&generation, told)).await?;
+            Ok(Some(Some(generation.as_str())))
+        };
+        match Box::pin(done).await {
+            Ok(None) => {}
+            Ok(Some(generation)) => self.files.keep_only(pair.name(), generation)?,
+            Err(error) => self.refused((pair, table), error, told).await?,
         }
-        let mut gone = gone.sorted()?;
-        if table.with != ComparedWith::Target && !pair.has_verbatim_key() {
-            (there, gone) = self.find(pair, gone).await?;
-        }
-        let findings = Findings { puts, gone, rows, refused };
-        self.write((pair, table), view, findings, (&generation, told)).await?;
         self.end_reading(there).await
+    }
+
+    /// Compares; gives what tells of all rows once it is known, where those come from meanwhile that go, and the view that they
+    /// were looked up in, if they were.
+    async fn classify(
+        &self,
+        (pair, with): (&Pair, ComparedWith),
+        (gathered, base): (Gathered, Known),
+        file: Option<NewRows>,
+    ) -> Result<(Classified, Goes, Option<View>)> {
+        let share = self.request.job.memory / 16;
+        let (send, gone) = mpsc::channel(1);
+        let (refused, puts) = (Vec::new(), Sorter::new(&self.spill, share));
+        let (gone, goes) = (Some(send), Goes::Found(gone));
+        let found = ToldOf { file, refused, puts, gone, going: Vec::new(), is_any: false };
+        let actions = self.request.actions;
+        let classify =
+            async move { blocking(move || classified(actions, gathered, base, found)).await? };
+        if with == ComparedWith::Target || pair.has_verbatim_key() {
+            return Ok((Box::pin(classify), goes, None));
+        }
+        let (found, gone) = tokio::join!(classify, goes.all(Sorter::new(&self.spill, share)));
+        let (there, goes) = self.find(pair, gone?.sorted()?).await?;
+        Ok((Box::pin(std::future::ready(found)), goes, there))
     }
 
     async fn target_view(&self, pair: &Pair) -> Result<View> {
@@ -368,13 +398,11 @@ impl<'a> Delta<'a> {
 
     /// Finds on the target the places of rows that go, whose keys are known by their hashes only; the view is to be held
     /// until they are gone, so that no other row can come to be in their places.
-    async fn find(
-        &self,
-        pair: &Pair,
-        mut gone: Sorted<Gone>,
-    ) -> Result<(Option<View>, Sorted<Gone>)> {
+    async fn find(&self, pair: &Pair, mut gone: Sorted<Gone>) -> Result<(Option<View>, Goes)> {
         let mut found = Sorter::new(&self.spill, self.request.job.memory / 16);
-        let Some(mut wanted) = gone.next()? else { return Ok((None, found.sorted()?)) };
+        let Some(mut wanted) = gone.next()? else {
+            return Ok((None, Goes::Sorted(found.sorted()?)));
+        };
         let in_key =
             |name: &String| pair.key.iter().any(|at| pair.source.columns[*at].name == *name);
         let known_by = match pair.key.is_empty() {
@@ -398,34 +426,29 @@ impl<'a> Delta<'a> {
                 }
             }
         }
-        Ok((Some(view), found.sorted()?))
+        Ok((Some(view), Goes::Sorted(found.sorted()?)))
     }
 
-    async fn write(
-        &mut self,
+    /// What the target refuses of a table as a whole is told of; any other error ends the run.
+    async fn refused(
+        &self,
         (pair, table): (&Pair, &Table),
-        source: &View,
-        findings: Findings,
-        (generation, told): (&str, &mut TableDelta),
+        error: Error,
+        told: &mut TableDelta,
     ) -> Result<()> {
-        let (budget, spill) = (&self.tools.budget, &self.spill);
-        let work = Work { pair, table, source, budget, spill };
-        match work.write(&mut self.target, findings, (generation, told)).await {
-            Ok(()) => self.files.keep_only(pair.name(), Some(generation)).map_err(Error::from),
-            Err(error) if error.kind == Kind::TargetRefused => {
-                tracing::error!(table = %pair.name(), %error, "the target refuses the table; the others go on");
-                self.target.roll_back().await?;
-                self.files.keep_only(pair.name(), table.generation.as_deref())?;
-                told.classes.iter_mut().for_each(|class| class.moved = 0);
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                told.failed = Some(match cause {
-                    Some(cause) => format!("{error}: {cause}"),
-                    None => error.to_string(),
-                });
-                Ok(())
-            }
-            Err(error) => Err(error),
+        if error.kind != Kind::TargetRefused {
+            return Err(error);
         }
+        tracing::error!(table = %pair.name(), %error, "the target refuses the table; the others go on");
+        self.target.roll_back().await?;
+        self.files.keep_only(pair.name(), table.generation.as_deref())?;
+        told.classes.iter_mut().for_each(|class| class.moved = 0);
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        told.failed = Some(match cause {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        });
+        Ok(())
     }
 }
 
@@ -485,12 +508,18 @@ impl Known {
     }
 }
 
+/// What a table's rows have become, once that is known.
+type Classified = Pin<Box<dyn Future<Output = Result<(Counts, ToldOf)>> + Send>>;
+
 /// What was found, on its way into the file and to the target.
 struct ToldOf {
     file: Option<NewRows>,
     refused: Vec<KnownRow>,
     puts: Sorter<Put>,
-    gone: Sorter<Gone>,
+    /// Until all are.
+    gone: Option<mpsc::Sender<Vec<Gone>>>,
+    /// Rows that go and are not handed over yet.
+    going: Vec<Gone>,
     /// Whether anything is to be written.
     is_any: bool,
 }
@@ -516,7 +545,20 @@ impl Found for ToldOf {
 
     fn take(&mut self, row: Gone) -> Result<()> {
         self.is_any = true;
-        if self.file.is_some() { self.gone.push(row) } else { Ok(()) }
+        if self.file.is_some() {
+            self.going.push(row);
+        }
+        if self.going.len() < GONE_AT_ONCE { Ok(()) } else { self.hand_over() }
+    }
+}
+
+impl ToldOf {
+    fn hand_over(&mut self) -> Result<()> {
+        let gone = std::mem::take(&mut self.going);
+        let Some(send) = self.gone.as_ref().filter(|_| !gone.is_empty()) else { return Ok(()) };
+        // Whoever takes them has failed, and says why.
+        let unheard = |_| Error::new(Kind::Internal, "hand over the rows that go");
+        send.blocking_send(gone).map_err(unheard)
     }
 }
 
@@ -526,8 +568,9 @@ fn classified(
     mut base: Known,
     mut found: ToldOf,
 ) -> Result<(Counts, ToldOf)> {
-    let mut rows = gathered.rows.sorted()?;
     let classify = Classify { actions, found: &mut found, counts: Counts::default() };
-    let counts = classify.run(|| rows.next(), || base.next())?;
+    let counts = gathered.rows.sorted()?.ahead(|rows| classify.run(rows, || base.next()))?;
+    found.hand_over()?;
+    found.gone = None;
     Ok((counts, found))
 }

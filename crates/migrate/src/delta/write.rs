@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 use tidemark_ledger::{KnownRow, NewRows};
-use tidemark_model::{Budget, ChunkRange};
+use tidemark_model::{Budget, ChunkRange, Reservation, Tuples};
 use tidemark_pipeline::{Error, Kind, Result, blocking};
 use tidemark_sink::postgres::{DeltaTarget, DeltaWriter, RefusedRow};
 use tidemark_source::Reader;
 use tidemark_verify::{Pair, Spill, View, Which};
+use tokio::sync::mpsc;
 
 use super::classify::{Gone, Put};
 use super::gather::{place_column, place_text, split_places};
@@ -20,13 +21,13 @@ use super::report::TableDelta;
 use super::runs::{Sorted, Sorter};
 
 /// Rows that one statement asks for.
-const ROWS_AT_ONCE: usize = 2000;
+const ROWS_AT_ONCE: usize = 8000;
 /// The same of rows that were refused: two of them may be in each other's way.
 const REFUSED_AT_ONCE: usize = 10_000;
 /// Bytes of rows that are written at once.
 const BYTES_AT_ONCE: usize = 4 << 20;
 /// Rows that go with one statement.
-const GONE_AT_ONCE: usize = 2000;
+pub(super) const GONE_AT_ONCE: usize = 8000;
 
 /// What is to be done with one table.
 pub(super) struct Work<'a> {
@@ -40,54 +41,121 @@ pub(super) struct Work<'a> {
 /// What was found, and the file of it that is being written.
 pub(super) struct Findings {
     pub(super) puts: Sorter<Put>,
-    pub(super) gone: Sorted<Gone>,
+    /// Rows that the target did not let go, and why.
+    pub(super) taken: Vec<(Gone, String)>,
     pub(super) rows: NewRows,
     pub(super) refused: Vec<KnownRow>,
 }
 
-impl Work<'_> {
+/// The target, where a table's transaction begins with the first thing that is written.
+pub(super) enum Writing<'t> {
+    Idle(Option<&'t mut DeltaTarget>),
+    Begun(DeltaWriter<'t>),
+}
+
+impl<'t> Writing<'t> {
+    pub(super) fn new(target: &'t mut DeltaTarget) -> Self {
+        Self::Idle(Some(target))
+    }
+
+    async fn writer(&mut self, table: &'t Table) -> Result<&mut DeltaWriter<'t>> {
+        if let Self::Idle(target) = self
+            && let Some(target) = target.take()
+        {
+            let writer = target.begin(&table.write, table.generation.as_deref()).await?;
+            *self = Self::Begun(writer);
+        }
+        match self {
+            Self::Begun(writer) => Ok(writer),
+            Self::Idle(_) => Err(Error::new(Kind::Internal, "write after a failure")),
+        }
+    }
+}
+
+/// Where rows come from that go.
+pub(super) enum Goes {
+    /// As they are found, some at a time.
+    Found(mpsc::Receiver<Vec<Gone>>),
+    Sorted(Sorted<Gone>),
+}
+
+impl Goes {
+    /// Some of them; none at the end.
+    async fn next(&mut self) -> Result<Vec<Gone>> {
+        match self {
+            Self::Found(found) => Ok(found.recv().await.unwrap_or_default()),
+            Self::Sorted(gone) => some_of(gone, GONE_AT_ONCE),
+        }
+    }
+
+    /// All of them.
+    pub(super) async fn all(mut self, mut into: Sorter<Gone>) -> Result<Sorter<Gone>> {
+        loop {
+            let some = self.next().await?;
+            if some.is_empty() {
+                return Ok(into);
+            }
+            some.into_iter().try_for_each(|gone| into.push(gone))?;
+        }
+    }
+}
+
+impl<'t> Work<'t> {
     /// Writes all of it and commits it as this generation.
     pub(super) async fn write(
         &self,
-        target: &mut DeltaTarget,
+        mut writing: Writing<'t>,
         findings: Findings,
         (generation, told): (&str, &mut TableDelta),
     ) -> Result<()> {
-        let Findings { puts, gone, rows, mut refused } = findings;
-        let mut writer = target.begin(&self.table.write, self.table.generation.as_deref()).await?;
-        self.take(&mut writer, gone, (&mut refused, told)).await?;
-        let mut reader = None;
-        let first = self.put(&mut writer, (puts, ROWS_AT_ONCE), &mut reader).await?;
-        // What was in the way of a row may have come after it.
-        writer.try_again();
-        let mut again = Sorter::new(self.spill, u64::MAX);
-        first.into_iter().try_for_each(|(put, _)| again.push(put))?;
-        for (put, why) in self.put(&mut writer, (again, REFUSED_AT_ONCE), &mut reader).await? {
+        let Findings { puts, taken, mut rows, mut refused } = findings;
+        for (Gone { code, hash, class, .. }, why) in taken {
+            told.refuse(class, &why);
+            refused.push(KnownRow { code, hash, is_there: true, is_refused: true });
+        }
+        let writer = writing.writer(self.table).await?;
+        // The disk has the time that the target takes.
+        let sync = async { Ok(blocking(move || rows.sync().map(|()| rows)).await??) };
+        let (rows, not_put) = tokio::try_join!(sync, self.put_all(writer, puts))?;
+        for (put, why) in not_put {
             told.refuse(put.class, &why);
-            let (hash, is_there) = (put.before.unwrap_or_default(), put.before.is_some());
-            refused.push(KnownRow { code: put.code, hash, is_there, is_refused: true });
+            let Put { code, before: hash, is_new, .. } = put;
+            refused.push(KnownRow { code, hash, is_there: !is_new, is_refused: true });
         }
         blocking(move || rows.finish(refused)).await??;
         Ok(writer.commit(generation).await?)
     }
 
-    async fn take(
+    /// Takes these rows out; gives those that were refused, and why.
+    pub(super) async fn take(
+        &self,
+        writing: &mut Writing<'t>,
+        mut goes: Goes,
+    ) -> Result<Vec<(Gone, String)>> {
+        let mut refused = Vec::new();
+        loop {
+            let part = goes.next().await?;
+            if part.is_empty() {
+                return Ok(refused);
+            }
+            let some = self.take_some(writing.writer(self.table).await?, &part).await?;
+            refused.extend(some.into_iter().map(|RefusedRow { row, why }| (part[row], why)));
+        }
+    }
+
+    /// Puts all of these rows; gives those that were refused in the end.
+    async fn put_all(
         &self,
         writer: &mut DeltaWriter<'_>,
-        mut gone: Sorted<Gone>,
-        (refused, told): (&mut Vec<KnownRow>, &mut TableDelta),
-    ) -> Result<()> {
-        loop {
-            let part = some_of(&mut gone, GONE_AT_ONCE)?;
-            if part.is_empty() {
-                return Ok(());
-            }
-            for RefusedRow { row, why } in self.take_some(writer, &part).await? {
-                let Gone { code, hash, class, .. } = part[row];
-                told.refuse(class, &why);
-                refused.push(KnownRow { code, hash, is_there: true, is_refused: true });
-            }
-        }
+        puts: Sorter<Put>,
+    ) -> Result<Vec<(Put, String)>> {
+        let mut reader = None;
+        let first = self.put(writer, (puts, ROWS_AT_ONCE), &mut reader).await?;
+        // What was in the way of a row may have come after it.
+        writer.try_again();
+        let mut again = Sorter::new(self.spill, u64::MAX);
+        first.into_iter().try_for_each(|(put, _)| again.push(put))?;
+        self.put(writer, (again, REFUSED_AT_ONCE), &mut reader).await
     }
 
     async fn take_some(
@@ -110,33 +178,54 @@ impl Work<'_> {
         Ok(writer.take_keys(&keys.ok_or_else(unknown)?).await?)
     }
 
-    /// Puts all of these rows; gives those that were refused.
+    /// Puts all of these rows, some while the next ones are read; gives those that were refused.
     async fn put(
         &self,
         writer: &mut DeltaWriter<'_>,
         (puts, at_once): (Sorter<Put>, usize),
         reader: &mut Option<Reader>,
     ) -> Result<Vec<(Put, String)>> {
-        let (mut puts, mut refused) = (puts.sorted()?, Vec::new());
+        let (send, mut receive) = mpsc::channel(1);
+        let read = self.read((puts, at_once), reader, send);
+        let write = async {
+            let mut refused = Vec::new();
+            while let Some(Batch { rows, puts, _held }) = receive.recv().await {
+                let is_new = puts.iter().all(|put| put.is_new);
+                let some = writer.put(&rows, is_new).await?;
+                refused.extend(some.into_iter().map(|RefusedRow { row, why }| (puts[row], why)));
+            }
+            Ok(refused)
+        };
+        let ((), refused) = tokio::try_join!(read, write)?;
+        Ok(refused)
+    }
+
+    async fn read(
+        &self,
+        (puts, at_once): (Sorter<Put>, usize),
+        reader: &mut Option<Reader>,
+        send: mpsc::Sender<Batch>,
+    ) -> Result<()> {
+        let mut puts = puts.sorted()?;
         loop {
             let part = some_of(&mut puts, at_once)?;
             if part.is_empty() {
-                return Ok(refused);
+                return Ok(());
             }
             let reader = match &mut *reader {
                 Some(reader) => reader,
                 none => none.insert(self.source.reader().await?),
             };
-            refused.extend(self.put_some(writer, part, reader).await?);
+            self.read_some(part, reader, &send).await?;
         }
     }
 
-    async fn put_some(
+    async fn read_some(
         &self,
-        writer: &mut DeltaWriter<'_>,
         part: Vec<Put>,
         reader: &mut Reader,
-    ) -> Result<Vec<(Put, String)>> {
+        send: &mpsc::Sender<Batch>,
+    ) -> Result<()> {
         let places: Vec<String> =
             part.iter().map(|put| format!("\"{}\"", place_text(put.place))).collect();
         let mut spec = self.pair.chunk(Which::Source, 0, ChunkRange::Whole);
@@ -153,22 +242,28 @@ impl Work<'_> {
             let message = format!("read the rows of {} that changed: {what}", self.pair.name());
             Error::new(Kind::Internal, message)
         };
-        let mut refused = Vec::new();
         let mut copy = reader.copy(&spec).await.map_err(|error| self.source.of(error))?;
         let of = |error: tidemark_wire::Error| self.source.of(error);
-        while let Some((tuples, _held)) = copy.next(BYTES_AT_ONCE, self.budget).await.map_err(of)? {
+        while let Some((tuples, held)) = copy.next(BYTES_AT_ONCE, self.budget).await.map_err(of)? {
             let (rows, places) =
                 split_places(&tuples).ok_or_else(|| defect("a row without its place"))?;
             let puts: Option<Vec<Put>> = places.iter().map(|place| wanted.remove(place)).collect();
             let puts = puts.ok_or_else(|| defect("a row that was not asked for"))?;
-            let some = writer.put(&rows).await?;
-            refused.extend(some.into_iter().map(|RefusedRow { row, why }| (puts[row], why)));
+            // Whoever writes has failed, and says why.
+            send.send(Batch { rows, puts, _held: held }).await.ok();
         }
         match wanted.is_empty() {
-            true => Ok(refused),
+            true => Ok(()),
             false => Err(defect("some are gone although the snapshot is held")),
         }
     }
+}
+
+/// Rows that were read again, on their way to the target.
+struct Batch {
+    rows: Tuples,
+    puts: Vec<Put>,
+    _held: Reservation,
 }
 
 fn some_of<T: super::runs::Record>(from: &mut Sorted<T>, at_most: usize) -> Result<Vec<T>> {

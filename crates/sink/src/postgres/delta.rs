@@ -135,9 +135,9 @@ impl DeltaTable {
         }
         let found = self.is_found("s");
         match way {
-            Way::Update => {
+            Way::Insert | Way::Update => {
                 write!(insert, " WHERE NOT EXISTS (SELECT FROM ONLY {table} t WHERE {found})").ok();
-                if self.set.is_empty() {
+                if way == Way::Insert || self.set.is_empty() {
                     return vec![(insert, true)];
                 }
                 let set = self.set.iter().map(|name| format!("{0} = s.{0}", Ident(name)));
@@ -160,6 +160,8 @@ impl DeltaTable {
 /// How a row takes the place of the one with its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
+    /// There is none, it is said.
+    Insert,
     Update,
     /// Two rows may have changed what is unique of each.
     Replace,
@@ -303,7 +305,8 @@ impl DeltaTarget {
             return Err(held(&self.job).on(name));
         }
         let together = if table.may_replace && !table.key.is_empty() { TOGETHER } else { 1 };
-        Ok(DeltaWriter { client: &self.client, job: &self.job, table, refused: 0, together })
+        let (client, job) = (&self.client, self.job.as_str());
+        Ok(DeltaWriter { client, job, table, refused: 0, together, were_there: false })
     }
 
     /// Takes back what a table's transaction has written.
@@ -346,13 +349,15 @@ pub struct DeltaWriter<'a> {
     table: &'a DeltaTable,
     refused: usize,
     together: usize,
+    /// Rows that were said to be new were not.
+    were_there: bool,
 }
 
 /// What is written in one go.
 #[derive(Clone, Copy)]
 enum Part<'a> {
-    /// Rows that are put in.
-    Rows(&'a Tuples),
+    /// Rows that are put in, and whether the target is known to have none of their keys.
+    Rows(&'a Tuples, bool),
     /// Rows that go, by the text of their keys: numbers and uuids.
     Keys(&'a [Vec<String>]),
     /// Rows that go, by their places.
@@ -362,7 +367,7 @@ enum Part<'a> {
 impl Part<'_> {
     fn len(&self) -> usize {
         match self {
-            Self::Rows(rows) => rows.row_count(),
+            Self::Rows(rows, _) => rows.row_count(),
             Self::Keys(keys) => keys.len(),
             Self::Places(places) => places.len(),
         }
@@ -372,16 +377,19 @@ impl Part<'_> {
 /// What became of a part.
 enum Tried {
     Done,
+    /// Only so many rows were written.
+    Fewer(u64),
     Refused(String),
 }
 
 impl DeltaWriter<'_> {
-    /// Puts rows into the table, each in the place of the one with its key. Gives those that the target refused.
+    /// Puts rows into the table, each in the place of the one with its key. Gives those that the target refused. `are_new`: the
+    /// target had none of their keys as far as is known, which saves a look, and need not be so.
     ///
     /// # Errors
     /// The connection is lost, or the target refuses for another reason than the rows; nothing of the table stays.
-    pub async fn put(&mut self, rows: &Tuples) -> Result<Vec<RefusedRow>> {
-        self.write(Part::Rows(rows)).await
+    pub async fn put(&mut self, rows: &Tuples, are_new: bool) -> Result<Vec<RefusedRow>> {
+        self.write(Part::Rows(rows, are_new)).await
     }
 
     /// Takes rows out by the text of their keys, which are numbers and uuids.
@@ -409,7 +417,7 @@ impl DeltaWriter<'_> {
     ///
     /// # Errors
     /// Without an answer it is not known whether it is: the generation tells.
-    pub async fn commit(self, generation: &str) -> Result<()> {
+    pub async fn commit(&mut self, generation: &str) -> Result<()> {
         let name = &self.table.name;
         let sql = format!(
             "INSERT INTO tidemark.delta (job, schema_name, relation_name, generation) VALUES ({}, {}, {}, {}) \
@@ -430,7 +438,14 @@ impl DeltaWriter<'_> {
             if range.is_empty() {
                 continue;
             }
-            let Tried::Refused(why) = self.attempt(part, range.clone()).await? else { continue };
+            let why = match self.attempt(part, range.clone()).await? {
+                Tried::Done => continue,
+                Tried::Refused(why) => why,
+                Tried::Fewer(moved) => format!(
+                    "{moved} rows were written instead of {}: a trigger or rule of the target",
+                    range.len()
+                ),
+            };
             let is_last = range.len() == 1 || is_of_others(&why) && range.len() <= self.together;
             if !is_last {
                 let middle = range.start + range.len() / 2;
@@ -453,13 +468,21 @@ impl DeltaWriter<'_> {
     }
 
     /// One part, one way and then the other.
-    async fn attempt(&self, part: Part<'_>, range: Range<usize>) -> Result<Tried> {
+    async fn attempt(&mut self, part: Part<'_>, range: Range<usize>) -> Result<Tried> {
         let table = self.table;
-        let first = if table.must_replace { Way::Replace } else { Way::Update };
-        let tried = self.attempt_in(part, range.clone(), first).await?;
+        let first = match part {
+            _ if table.must_replace => Way::Replace,
+            Part::Rows(_, true) if !self.were_there => Way::Insert,
+            _ => Way::Update,
+        };
+        let mut tried = self.attempt_in(part, range.clone(), first).await?;
+        if first == Way::Insert && matches!(tried, Tried::Fewer(_)) {
+            self.were_there = true;
+            tried = self.attempt_in(part, range.clone(), Way::Update).await?;
+        }
         match tried {
             Tried::Refused(why)
-                if first == Way::Update
+                if first != Way::Replace
                     && is_of_others(&why)
                     && table.may_replace
                     && !table.key.is_empty() =>
@@ -475,9 +498,7 @@ impl DeltaWriter<'_> {
         self.client.batch_execute("SAVEPOINT part").await.map_err(failed)?;
         let rows = range.len() as u64;
         let tried = match self.execute(part, range, way).await {
-            Ok(Some(moved)) if moved != rows => Tried::Refused(format!(
-                "{moved} rows were written instead of {rows}: a trigger or rule of the target"
-            )),
+            Ok(Some(moved)) if moved != rows => Tried::Fewer(moved),
             Ok(_) => {
                 self.client.batch_execute("RELEASE SAVEPOINT part").await.map_err(failed)?;
                 return Ok(Tried::Done);
@@ -501,13 +522,17 @@ impl DeltaWriter<'_> {
     ) -> std::result::Result<Option<u64>, tokio_postgres::Error> {
         let (client, table) = (self.client, self.table);
         match part {
-            Part::Rows(rows) => {
+            Part::Rows(rows, _) => {
+                let staged = range.len() as u64;
                 self.stage(("tidemark_rows", &table.columns), table.form, slice(rows, range))
                     .await?;
                 let mut moved = 0;
                 for (statement, puts) in table.statements(way) {
-                    let count = client.execute(&statement, &[]).await?;
-                    moved += if puts { count } else { 0 };
+                    // With all of them updated there is nothing left to insert.
+                    if moved < staged {
+                        let count = client.execute(&statement, &[]).await?;
+                        moved += if puts { count } else { 0 };
+                    }
                 }
                 // Of rows that are nothing but their keys those that are there already need nothing.
                 Ok((!table.set.is_empty() || table.key.is_empty()).then_some(moved))
