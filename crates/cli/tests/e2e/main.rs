@@ -8,6 +8,7 @@
 mod crash;
 mod cutover;
 mod delta;
+mod delta_exact;
 mod ending;
 mod existing;
 mod failover;

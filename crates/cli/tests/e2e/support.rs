@@ -230,6 +230,16 @@ impl Running {
         fs::read_to_string(self.output.path().join("err")).unwrap()
     }
 
+    /// Its end, and the most memory that it was seen to have.
+    pub(crate) fn end_and_peak(mut self) -> (Ran, u64) {
+        let mut peak = 0;
+        while !self.has_ended() {
+            peak = peak_memory(self.child.id()).unwrap_or(0).max(peak);
+            pause();
+        }
+        (self.end(), peak)
+    }
+
     pub(crate) fn end(mut self) -> Ran {
         let deadline = Instant::now() + DEADLINE;
         let status = loop {
@@ -248,6 +258,13 @@ impl Running {
             stderr: read("err"),
         }
     }
+}
+
+/// The most memory that a process has had so far, in bytes; nothing once it is gone.
+fn peak_memory(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
 impl Drop for Running {
