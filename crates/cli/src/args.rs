@@ -150,9 +150,11 @@ pub enum ProgressHow {
 /// The commands of this version.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show it: two throwaway clusters, live load, a copy to PostgreSQL and one to Parquet.
+    /// Show it: a whole migration on two throwaway clusters, while an application writes.
     ///
-    /// Needs PostgreSQL's server programs on this machine and nothing else; leaves nothing running.
+    /// Check, copies to PostgreSQL and to Parquet, following, verification, a pilot wave that goes over and back, the final
+    /// cutover, and a count of every row that the application wrote, on both sides. Ends with 0 only if nothing was lost and no
+    /// value of a sequence was given twice. Needs PostgreSQL's programs on this machine and nothing else; leaves nothing running.
     #[command(after_help = "\
 Examples:
   tidemark demo
@@ -320,10 +322,10 @@ pub struct DemoArgs {
     /// Size of the data: TPC-H's scale factor, where 1 is six million order lines.
     #[arg(long, value_name = "FACTOR", default_value = "0.1", env = "TIDEMARK_DEMO_SF", hide_env_values = true, value_parser = scale_factor)]
     pub scale: f64,
-    /// Directory for report.json and report.html.
+    /// Directory for demo.json and, for each wave, the reports of the migration and of the last verification.
     #[arg(long, value_name = "DIR", default_value = "tidemark-demo")]
     pub report: PathBuf,
-    /// At the end, leave the servers and files up until Ctrl-C, and say how to look around.
+    /// At the end, however it was, leave the servers and files up until Ctrl-C, and say how to look around.
     #[arg(long)]
     pub keep: bool,
 }

@@ -290,12 +290,6 @@ async fn snapshot(job: &Job, screen: &Screen) -> Result<Report, Failure> {
     shown(screen, async |progress, stop| pipeline::snapshot_only(job, progress, stop).await).await
 }
 
-/// Brings the target to where the source is now, with progress and signals.
-pub(crate) async fn sync_until_now(job: &Job, screen: &Screen) -> Result<SyncReport, Failure> {
-    let until = Some(pipeline::Until::Now);
-    shown(screen, async |progress, stop| pipeline::sync(job, progress, until, stop).await).await
-}
-
 /// Runs a job with progress and signals.
 async fn shown<T>(
     screen: &Screen,

@@ -27,6 +27,8 @@ use crate::exit::{ExitCode, Failure};
 pub(super) const USER: &str = "demo";
 /// The database on both servers.
 pub(super) const DATABASE: &str = "shop";
+/// Below the directory: a file for each of our commands that runs, its name is the process's number.
+pub(super) const RUNNING: &str = "running";
 /// How long a server may take to answer for the first time.
 const START_WITHIN: Duration = Duration::from_secs(30);
 /// Between two tries to connect.
@@ -38,6 +40,9 @@ const STARTS: u32 = 3;
 const WATCHDOG: &str = r#"
 trap '' HUP INT TERM QUIT
 read -r _
+for file in "$1"/running/*; do
+  [ -f "$file" ] && kill -KILL "${file##*/}" 2>/dev/null
+done
 for file in "$1"/*/data/postmaster.pid; do
   [ -f "$file" ] && kill -QUIT "$(head -n 1 "$file")" 2>/dev/null
 done
@@ -137,6 +142,8 @@ impl Place {
         // The servers' user must reach its own directories below.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o711))
             .map_err(|error| failed("open the temporary directory for the server", &error))?;
+        fs::create_dir(directory.path().join(RUNNING))
+            .map_err(|error| failed("make the directory of what runs", &error))?;
         let watchdog = Command::new("/bin/sh")
             .args(["-c", WATCHDOG, "tidemark-demo-watchdog"])
             .arg(directory.path())

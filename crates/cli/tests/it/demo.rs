@@ -4,6 +4,8 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use serde_json::{Value, json};
+
 use crate::{Place, assert_says, ran};
 
 /// A place whose temporary files are its own, so that what is left can be told from what others do.
@@ -20,47 +22,71 @@ fn place() -> (Place, PathBuf) {
     (place, temporary)
 }
 
-/// Command lines of processes that name a directory.
-fn processes_naming(directory: &Path) -> Vec<String> {
+/// Command lines of processes that name a directory, or work below it.
+fn processes_in(directory: &Path) -> Vec<String> {
     let name = directory.to_str().unwrap();
     let lines = std::fs::read_dir("/proc").unwrap().filter_map(|entry| {
-        let line = std::fs::read(entry.ok()?.path().join("cmdline")).ok()?;
-        Some(String::from_utf8_lossy(&line).replace('\0', " "))
+        let process = entry.ok()?.path();
+        let line = std::fs::read(process.join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        // Of one that has ended already there is no directory.
+        let place = std::fs::read_link(process.join("cwd")).unwrap_or_default();
+        (line.contains(name) || place.starts_with(directory)).then_some(line)
     });
-    lines.filter(|line| line.contains(name)).collect()
+    lines.collect()
 }
 
 fn assert_nothing_is_left(temporary: &Path) {
-    assert_eq!(processes_naming(temporary), Vec::<String>::new());
+    assert_eq!(processes_in(temporary), Vec::<String>::new());
     let files: Vec<_> = std::fs::read_dir(temporary).unwrap().collect();
     assert!(files.is_empty(), "{files:?}");
 }
 
+/// One of the reports that it leaves.
+fn report(place: &Place, file: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(place.path().join(file)).unwrap()).unwrap()
+}
+
 #[test]
-fn the_demo_copies_a_living_database_twice_and_leaves_only_its_report() {
+fn the_demo_migrates_a_living_database_and_loses_nothing() {
     let (place, temporary) = place();
     let ran = place.run(&["demo", "--scale", "0.002", "--progress", "plain"]);
     assert_eq!(ran.code, 0, "{}\n{}", ran.stderr, ran.stdout);
-    assert_says(ran.stdout.lines().last().unwrap(), &["identical", "tidemark-demo/report.html"]);
-    let json = std::fs::read(place.path().join("tidemark-demo/report.json")).unwrap();
-    let report: serde_json::Value = serde_json::from_slice(&json).unwrap();
-    assert_eq!(report["verdict"], "identical");
-    assert_eq!(report["copies"].as_array().unwrap().len(), 2);
-    let tables = report["copies"][0]["tables"].as_array().unwrap();
-    let lines = tables.iter().find(|table| table["table"] == "lineitem").unwrap();
-    assert!(lines["source_rows"].as_u64().unwrap() > 1000, "{lines}");
-    assert_eq!(lines["source_digest"], lines["target_digest"]);
-    assert!(report["copies"][0]["transactions_meanwhile"].as_u64().unwrap() > 0, "{report}");
-    assert!(report["writers"]["transactions"].as_u64().unwrap() > 0, "{report}");
-    for copy in report["copies"].as_array().unwrap() {
-        assert_eq!(copy["tables"][0]["source_rows"], copy["tables"][0]["target_rows"], "{copy}");
-        assert!(copy["followed"]["changes"].as_u64().unwrap() > 0, "{copy}");
-        assert!(copy["caught_up"]["changes"].as_u64().unwrap() > 0, "{copy}");
-        assert!(!copy["lag"].as_array().unwrap().is_empty(), "{copy}");
-        assert_ne!(copy["snapshot_lsn"], copy["lsn"]);
+    let last = ran.stdout.lines().last().unwrap();
+    assert_says(
+        last,
+        &["held: no row lost", "tidemark-demo/demo.json", "{pilot,rest}/{migration,report}.html"],
+    );
+    let told = report(&place, "tidemark-demo/demo.json");
+    assert_eq!((&told["verdict"], &told["problems"]), (&"held".into(), &json!([])));
+    let ways = told["switches"].as_array().unwrap().iter();
+    let ways: Vec<_> = ways.map(|switch| json!([switch["way"], switch["wave"]])).collect();
+    let wanted = json!([
+        ["cutover", "pilot"],
+        ["fallback", "pilot"],
+        ["cutover", "pilot"],
+        ["cutover", "rest"]
+    ]);
+    assert_eq!(json!(ways), wanted);
+    for switch in told["switches"].as_array().unwrap() {
+        assert!(switch["write_block_ms"].as_u64().unwrap() > 0, "{switch}");
+        assert_eq!(switch["others_refused"], 0, "{switch}");
     }
-    let html = std::fs::read_to_string(place.path().join("tidemark-demo/report.html")).unwrap();
-    assert_says(&html, &["<h1>identical</h1>", "public.lineitem"]);
+    for count in told["count"].as_array().unwrap() {
+        assert!(count["committed"].as_u64().unwrap() > 100, "{count}");
+        assert_eq!(count["given_twice"], 0, "{count}");
+        for side in count["sides"].as_array().unwrap() {
+            assert_eq!(side["rows"], count["committed"], "{count}");
+            for wrong in ["missing", "repeated", "unknown", "ids_twice", "not_whole"] {
+                assert_eq!(side[wrong], 0, "{wrong} {count}");
+            }
+        }
+    }
+    for wave in ["pilot", "rest"] {
+        let directory = format!("tidemark-demo/{wave}");
+        assert_eq!(report(&place, &format!("{directory}/report.json"))["verdict"], "identical");
+        assert_eq!(report(&place, &format!("{directory}/migration.json"))["stage"], "complete");
+    }
     assert_nothing_is_left(&temporary);
 }
 
@@ -75,8 +101,8 @@ fn a_demo_that_is_stopped_in_the_middle_leaves_nothing() {
         .unwrap();
     let stderr = BufReader::new(child.stderr.take().unwrap());
     let mut lines = stderr.lines().map(Result::unwrap);
-    assert!(lines.any(|line| line.contains("copy to PostgreSQL")), "it never came so far");
-    assert!(!processes_naming(&temporary).is_empty());
+    assert!(lines.any(|line| line.contains("copy it to PostgreSQL")), "it never came so far");
+    assert!(!processes_in(&temporary).is_empty());
     let pid = child.id().to_string();
     assert!(Command::new("/bin/kill").args(["-TERM", &pid]).status().unwrap().success());
     let rest: Vec<String> = lines.collect();
@@ -95,11 +121,16 @@ fn a_demo_that_is_killed_is_cleaned_up_after() {
         .unwrap();
     let stderr = BufReader::new(child.stderr.take().unwrap());
     let mut lines = stderr.lines().map(Result::unwrap);
-    assert!(lines.any(|line| line.contains("copy to PostgreSQL")), "it never came so far");
+    // Commands run in the background by then.
+    assert!(lines.any(|line| line.contains("s behind")), "it never came so far");
     child.kill().unwrap();
     child.wait().unwrap();
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
-    while std::fs::read_dir(&temporary).unwrap().next().is_some() {
+    let is_left = || {
+        std::fs::read_dir(&temporary).unwrap().next().is_some()
+            || !processes_in(&temporary).is_empty()
+    };
+    while is_left() {
         assert!(std::time::Instant::now() < deadline, "the watchdog did not clean up");
         std::thread::yield_now();
     }
