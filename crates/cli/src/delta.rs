@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{DeltaArgs, NotEmpty};
 use crate::config::{Config, DeltaAction};
 use crate::exit::{ExitCode, Failure};
-use crate::jobs::{runtime, stoppable};
 use crate::log::Screen;
+use crate::running::{runtime, stoppable};
 use crate::{job, output};
 
 /// Between two lines of progress.

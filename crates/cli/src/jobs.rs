@@ -19,11 +19,10 @@ use crate::job;
 use crate::log::Screen;
 use crate::output;
 use crate::progress as bars;
+use crate::running::{LOOK_EVERY, runtime, stoppable};
 use crate::serve::{Serving, serve};
 use crate::waves;
 
-/// Between two looks at the counters.
-pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Between two answers of `status --watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
@@ -211,7 +210,7 @@ pub fn status(config: &Config, args: &StatusArgs) -> Result<ExitCode, Failure> {
     runtime()?.block_on(async {
         loop {
             let status = match config.waves.is_empty() {
-                true => read_status(config).await?,
+                true => waves::read_status(config).await?,
                 false => waves::status(config).await?,
             };
             match (args.json, args.watch) {
@@ -276,15 +275,6 @@ fn cleanup_one(config: &Config) -> Result<ExitCode, Failure> {
     Ok(ExitCode::Done)
 }
 
-/// Of one job.
-pub(crate) async fn read_status(config: &Config) -> Result<Status, Failure> {
-    let state_dir = &config.job.state_dir;
-    match tidemark_migrate::ask_status(state_dir).await? {
-        Some(status) => Ok(status),
-        None => Ok(tidemark_migrate::stored_status(state_dir, &config.job.name)?),
-    }
-}
-
 /// Runs the snapshot with progress and signals.
 async fn snapshot(job: &Job, screen: &Screen) -> Result<Report, Failure> {
     shown(screen, async |progress, stop| pipeline::snapshot_only(job, progress, stop).await).await
@@ -310,64 +300,6 @@ pub(crate) fn with_findings(error: pipeline::Error, screen: &Screen) -> Failure 
         screen.say(&output::findings(&error.findings, screen.color_stderr));
     }
     error.into()
-}
-
-/// Runs `work` to its end, and looks every so often how far it is. A signal asks it to stop, a second one ends the process.
-pub(crate) async fn stoppable<T>(
-    work: impl Future<Output = pipeline::Result<T>>,
-    stop: &CancellationToken,
-    (every, mut look): (Duration, impl FnMut()),
-) -> Result<pipeline::Result<T>, Failure> {
-    tokio::pin!(work);
-    let mut signals = Signals::new()?;
-    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
-    loop {
-        tokio::select! {
-            biased;
-            ended = &mut work => return Ok(ended),
-            () = signals.next() => {
-                if stop.is_cancelled() {
-                    std::process::exit(i32::from(ExitCode::Interrupted.number()));
-                }
-                tracing::info!("stopping; once more ends at once");
-                stop.cancel();
-            }
-            _ = ticks.tick() => look(),
-        }
-    }
-}
-
-/// SIGINT and SIGTERM.
-pub(crate) struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    pub(crate) fn new() -> Result<Self, Failure> {
-        use tokio::signal::unix::{SignalKind, signal};
-
-        let failed =
-            |error: std::io::Error| Failure::internal("listen for signals").because(&error);
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
-            terminate: signal(SignalKind::terminate()).map_err(failed)?,
-        })
-    }
-
-    pub(crate) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::internal("start the threads that serve sockets").because(&error))
 }
 
 fn status_text(status: &Status) -> String {

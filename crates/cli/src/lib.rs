@@ -31,6 +31,7 @@ pub mod progress;
 pub mod redact;
 mod repair;
 mod report;
+mod running;
 mod selftest;
 mod serve;
 mod start;

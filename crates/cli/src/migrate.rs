@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{CleanupArgs, NotEmpty, SwitchArgs};
 use crate::config::{Allow, Config};
 use crate::exit::{ExitCode, Failure};
-use crate::jobs::{Signals, runtime, with_findings};
+use crate::jobs::with_findings;
 use crate::log::Screen;
+use crate::running::{Signals, runtime};
 use crate::{config, job, output, report, waves};
 
 /// `tidemark cutover` and `tidemark fallback`.

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{NotEmpty, RepairArgs};
 use crate::config::Config;
 use crate::exit::{ExitCode, Failure};
-use crate::jobs::{Signals, runtime};
 use crate::log::Screen;
+use crate::running::{Signals, runtime};
 use crate::{job, output, waves};
 
 /// Runs the command.

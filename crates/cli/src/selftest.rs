@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{NotEmpty, SelftestArgs};
 use crate::config::Config;
 use crate::exit::{ExitCode, Failure};
-use crate::jobs::{LOOK_EVERY, runtime, stoppable};
 use crate::log::Screen;
+use crate::running::{LOOK_EVERY, runtime, stoppable};
 use crate::{job, output};
 
 /// How the table that every mutation can be planted in is called.

@@ -27,9 +27,9 @@ use crate::config::{self, Allow, Config, Redact};
 use crate::exit::{ExitCode, Failure};
 use crate::files::{self, unfinished, unwritable};
 use crate::job;
-use crate::jobs::{runtime, stoppable};
 use crate::log::Screen;
 use crate::output::Examples;
+use crate::running::{runtime, stoppable};
 use crate::{output, redact};
 
 /// Between two lines of progress.

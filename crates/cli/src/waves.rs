@@ -16,10 +16,10 @@ use crate::args::NotEmpty;
 use crate::config::Config;
 use crate::exit::{ExitCode, Failure};
 use crate::job;
-use crate::jobs::{LOOK_EVERY, runtime, stoppable};
 use crate::log::Screen;
 use crate::output;
 use crate::progress::{self as bars, View};
+use crate::running::{LOOK_EVERY, runtime, stoppable};
 
 /// The wave that a command is about which takes one at a time; the configuration itself where there are none.
 ///
@@ -193,6 +193,15 @@ fn together(jobs: &[Job], progresses: &[Arc<Progress>]) -> View {
     sum
 }
 
+/// Of one job.
+pub(crate) async fn read_status(config: &Config) -> Result<Status, Failure> {
+    let state_dir = &config.job.state_dir;
+    match tidemark_migrate::ask_status(state_dir).await? {
+        Some(status) => Ok(status),
+        None => Ok(tidemark_migrate::stored_status(state_dir, &config.job.name)?),
+    }
+}
+
 /// The status of all waves: that of the slowest, with a line for each.
 ///
 /// # Errors
@@ -203,7 +212,7 @@ pub(crate) async fn status(config: &Config) -> Result<Status, Failure> {
         if !part.job.state_dir.exists() && name(&part) == REST && config.wave.is_none() {
             continue;
         }
-        let status = match crate::jobs::read_status(&part).await {
+        let status = match read_status(&part).await {
             Err(failure) if failure.code == ExitCode::Usage => Status {
                 job: part.job.name.clone(),
                 phase: Phase::Stopped,

@@ -12,6 +12,7 @@ use tidemark_pipeline::{
 };
 
 use crate::runbook::{Attempt, Direction, Event, State, Step, Way, state};
+use crate::sides::place;
 use crate::{sequences, story};
 
 /// What the process that follows has seen of the sequences.
@@ -19,11 +20,30 @@ const FILE: &str = "sequences.json";
 /// How often it looks.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
+/// What the process that keeps the sides in step says; `None` where none runs.
+///
+/// # Errors
+/// The journal cannot be read, or the answer makes no sense.
+pub async fn ask_status(state_dir: &Path) -> Result<Option<Status>> {
+    let (active, _) = place(state_dir, "")?;
+    let answer = tidemark_pipeline::ask_status(&active).await?;
+    answer.map(|status| of_migration(state_dir, status)).transpose()
+}
+
+/// The state of a job that no process runs.
+///
+/// # Errors
+/// It has never run, or a ledger cannot be read.
+pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
+    let (active, name) = place(state_dir, job)?;
+    of_migration(state_dir, tidemark_pipeline::stored_status(&active, &name)?)
+}
+
 /// The state of a job as that of its migration.
 ///
 /// # Errors
 /// The journal cannot be read.
-pub(crate) fn of_migration(state_dir: &Path, mut status: Status) -> Result<Status> {
+fn of_migration(state_dir: &Path, mut status: Status) -> Result<Status> {
     let state = state(state_dir)?;
     if let Some(attempt) = &state.attempt {
         status.phase = phase(attempt).unwrap_or(status.phase);

@@ -30,9 +30,8 @@ mod wave_fence;
 pub use fence::Fence;
 pub use follow::sync;
 pub use hook::Hook;
+pub use hypercare::{ask_status, stored_status};
 pub use runbook::{Attempt, Direction, Entry, Event, State, Step, Way, state};
-pub use sides::{
-    active, ask_status, job_of, jobs, place, refuse_begun, refuse_under_way, stored_status,
-};
+pub use sides::{active, job_of, jobs, place, refuse_begun, refuse_under_way};
 pub use story::{Verified, last_verdict, note_checked, note_verified, report};
 pub use switch::{Ended, How, Migration, Plan, abort, complete, run};

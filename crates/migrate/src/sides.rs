@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 
 use tidemark_model::names;
 use tidemark_pipeline::{
-    Error, Job, Kind, NotEmpty, PostgresTarget, Result, SchemaMode, Status, StreamJob, Target,
+    Error, Job, Kind, NotEmpty, PostgresTarget, Result, SchemaMode, StreamJob, Target,
 };
 
-use crate::hypercare::of_migration;
 use crate::runbook::{Direction, state};
 
 /// The part of the state directory that is the job's back.
@@ -117,25 +116,6 @@ pub fn place(state_dir: &Path, name: &str) -> Result<(PathBuf, String)> {
         Direction::Forward => (state_dir.to_owned(), name.to_owned()),
         Direction::Back => (back_of(state_dir), names::other_way(name)),
     })
-}
-
-/// What the process that keeps the sides in step says; `None` where none runs.
-///
-/// # Errors
-/// The journal cannot be read, or the answer makes no sense.
-pub async fn ask_status(state_dir: &Path) -> Result<Option<Status>> {
-    let (active, _) = place(state_dir, "")?;
-    let answer = tidemark_pipeline::ask_status(&active).await?;
-    answer.map(|status| of_migration(state_dir, status)).transpose()
-}
-
-/// The state of a job that no process runs.
-///
-/// # Errors
-/// It has never run, or a ledger cannot be read.
-pub fn stored_status(state_dir: &Path, job: &str) -> Result<Status> {
-    let (active, name) = place(state_dir, job)?;
-    of_migration(state_dir, tidemark_pipeline::stored_status(&active, &name)?)
 }
 
 /// The job that keeps the sides in step now.

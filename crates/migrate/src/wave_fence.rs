@@ -218,34 +218,28 @@ async fn writers(client: &Client, tables: &Tables) -> Result<String> {
 
 /// Lets writes through at once.
 pub(crate) async fn open(spec: &ConnectSpec, forward: &str) -> Result<()> {
+    let Some((client, function)) = locked(spec, forward).await? else { return Ok(()) };
+    let sql = definition(&function, "");
+    client.batch_execute(&sql).await.map_err(failed("open the fence of the wave"))
+}
+
+/// A session that nobody puts a fence up beside, and the name of the function; none where there is none.
+async fn locked(spec: &ConnectSpec, forward: &str) -> Result<Option<(Client, String)>> {
     let client = spec.connect().await?;
     let function = format!("tidemark.{}", Ident(&fence_function(forward)));
     // Whatever a killed process has sent is through by then.
     let lock = format!("SELECT pg_catalog.pg_advisory_lock({OUR_SCHEMA_LOCK})");
     client.batch_execute(&lock).await.map_err(failed("wait for a fence that is put up"))?;
-    if !is_there(&client, &function).await? {
-        return Ok(());
-    }
-    let sql = definition(&function, "");
-    client.batch_execute(&sql).await.map_err(failed("open the fence of the wave"))
-}
-
-async fn is_there(client: &Client, function: &str) -> Result<bool> {
     let sql = "SELECT pg_catalog.to_regprocedure($1) IS NOT NULL";
     let row = client.query_one(sql, &[&format!("{function}()")]).await;
-    Ok(row.map_err(failed("look for the fence of the wave"))?.get(0))
+    let is_there: bool = row.map_err(failed("look for the fence of the wave"))?.get(0);
+    Ok(is_there.then_some((client, function)))
 }
 
 /// Drops the triggers of a fence that is open. Readers of a table may keep us from it for longer than we wait: what is left
 /// does nothing, and goes with the next fence.
 pub(crate) async fn clear(spec: &ConnectSpec, forward: &str) -> Result<()> {
-    let client = spec.connect().await?;
-    let function = format!("tidemark.{}", Ident(&fence_function(forward)));
-    let lock = format!("SELECT pg_catalog.pg_advisory_lock({OUR_SCHEMA_LOCK})");
-    client.batch_execute(&lock).await.map_err(failed("wait for a fence that is put up"))?;
-    if !is_there(&client, &function).await? {
-        return Ok(());
-    }
+    let Some((client, function)) = locked(spec, forward).await? else { return Ok(()) };
     let sql = "SELECT tgrelid::regclass::text, quote_ident(tgname) FROM pg_catalog.pg_trigger \
                WHERE tgfoid = $1::text::regprocedure AND tgparentid = 0";
     let rows = client.query(sql, &[&format!("{function}()")]).await;

@@ -22,9 +22,9 @@ use std::time::Instant;
 
 use crate::args::{DemoArgs, ProgressHow};
 use crate::exit::{ExitCode, Failure};
-use crate::jobs::{self, Signals};
 use crate::log::Screen;
 use crate::output;
+use crate::running::{Signals, runtime};
 use server::{Place, Programs};
 use setting::Setting;
 
@@ -34,7 +34,7 @@ use setting::Setting;
 /// PostgreSQL's server programs are missing (exit code 2), a command failed (its exit code), or it was interrupted (130).
 pub(crate) fn run(args: &DemoArgs, screen: &Screen) -> Result<ExitCode, Failure> {
     let programs = Programs::find()?;
-    let runtime = jobs::runtime()?;
+    let runtime = runtime()?;
     let demo = Demo { args, screen, version: programs.version.clone(), started: Instant::now() };
     let mut place = Place::make(programs)?;
     let ended = runtime.block_on(demo.shown(&mut place));
