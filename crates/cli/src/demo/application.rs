@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::data::OPEN;
+use super::services::{SERVICES, Service, Side, told_in};
 use crate::exit::{ExitCode, Failure};
 
 /// A transaction of each writer, at most this often: a busy shop that leaves the machine room to copy.
@@ -27,91 +28,6 @@ const AGAIN: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at what the writers do.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-
-/// One of the two servers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    Source,
-    Target,
-}
-
-impl Side {
-    pub(super) fn word(self) -> &'static str {
-        match self {
-            Self::Source => "source",
-            Self::Target => "target",
-        }
-    }
-
-    pub(super) fn other(self) -> Self {
-        match self {
-            Self::Source => Self::Target,
-            Self::Target => Self::Source,
-        }
-    }
-}
-
-/// A part of the application, with tables of its own: a wave.
-#[derive(Debug)]
-pub(super) struct Service {
-    /// What it does.
-    pub(super) name: &'static str,
-    /// The wave of its tables.
-    pub(super) wave: &'static str,
-    /// Where each transaction leaves its receipt.
-    pub(super) receipts: &'static str,
-    /// Connections.
-    pub(super) writers: i32,
-    /// What else its transactions do, in turn. `$1` is a number that no other writer has.
-    work: &'static [&'static [&'static str]],
-    /// What goes with its receipts: a statement that gives 0 where it is there, whole and once.
-    pub(super) whole: (&'static str, &'static str),
-}
-
-/// The pilot's, then the others'.
-pub(super) const SERVICES: [Service; 2] = [
-    Service {
-        name: "payments",
-        wave: "pilot",
-        receipts: "live.receipt",
-        writers: 1,
-        work: &[&["CALL live.transfer()"]],
-        whole: (
-            "one transfer for each receipt, and no balance lost",
-            "SELECT abs((SELECT count(*) FROM live.ledger_copy) - (SELECT count(*) FROM live.receipt)) \
-             + (SELECT abs(sum(balance) - 1000 * count(*)) FROM live.account)::bigint",
-        ),
-    },
-    Service {
-        name: "orders",
-        wave: "rest",
-        receipts: "public.receipt",
-        writers: 2,
-        work: &[NEW_ORDER, SHIP, CANCEL],
-        whole: (
-            "one order for each receipt of one",
-            "SELECT count(*) FROM (SELECT 1000000000 + number / 3 * 2 + writer AS key FROM receipt WHERE number % 3 = 0) r \
-             FULL JOIN (SELECT o_orderkey AS key FROM orders WHERE o_orderkey >= 1000000000) o USING (key) \
-             WHERE r.key IS NULL OR o.key IS NULL",
-        ),
-    },
-];
-
-const NEW_ORDER: &[&str] = &[
-    "INSERT INTO orders SELECT 1000000000 + $1::bigint, c_custkey, 'O', 100 + $1::bigint % 900, current_date, '1-URGENT', \
-     'Clerk#000000001', 0, 'placed while it was moved' FROM customer WHERE c_custkey = 1 + $1::bigint % 15",
-    "INSERT INTO lineitem SELECT 1000000000 + $1::bigint, ps_partkey, ps_suppkey, row_number() OVER (), 1, 100, 0, 0.05, 'N', 'O', \
-     current_date, current_date, current_date, 'NONE', 'MAIL', 'new line' FROM partsupp WHERE ps_partkey = 1 + $1::bigint % 200",
-    "UPDATE customer SET c_acctbal = c_acctbal - 1 WHERE c_custkey = 1 + $1::bigint % 15",
-];
-const SHIP: &[&str] = &[
-    "UPDATE orders SET o_orderstatus = 'F' WHERE o_orderkey = 1000000000 + $1::bigint",
-    "UPDATE lineitem SET l_linestatus = 'F', l_comment = 'shipped' WHERE l_orderkey = 1000000000 + $1::bigint",
-];
-const CANCEL: &[&str] = &[
-    "DELETE FROM lineitem WHERE l_orderkey = 1 + $1::bigint",
-    "DELETE FROM orders WHERE o_orderkey = 1 + $1::bigint",
-];
 
 /// What a service has noted.
 #[derive(Debug, Default)]
@@ -199,7 +115,7 @@ impl Application {
     /// The last transaction of a service.
     pub(super) fn last_of(&self, service: usize) -> Option<(i32, i64)> {
         let book = locked(&self.books[service]);
-        let last = book.committed.keys().filter(|(writer, _)| *writer == 0).next_back();
+        let last = book.committed.keys().rfind(|(writer, _)| *writer == 0);
         last.copied()
     }
 
@@ -247,17 +163,6 @@ fn joined(ended: Result<Result<(), Failure>, tokio::task::JoinError>) -> Result<
 fn locked(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
     book.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-/// The file in which the switch hook tells where a wave is.
-fn told_in(wave: &str) -> String {
-    format!("side.{wave}")
-}
-
-/// The switch hook: it is run by `tidemark cutover` and `tidemark fallback`.
-pub(super) const HOOK: &str = "#!/bin/sh\n\
-    # Tells the service of a wave where to write from now on.\n\
-    echo \"$TIDEMARK_SIDE\" > \"side.$TIDEMARK_WAVE.new\" && mv \"side.$TIDEMARK_WAVE.new\" \"side.$TIDEMARK_WAVE\"\n\
-    echo \"$TIDEMARK_WAY: wave $TIDEMARK_WAVE writes to the $TIDEMARK_SIDE from $TIDEMARK_LSN on\"\n";
 
 /// One connection that writes.
 struct Writer {
@@ -325,7 +230,7 @@ impl Writer {
     async fn until_committed(&mut self, number: i64) -> Result<(), Failure> {
         let (begun, mut refused) = (Instant::now(), 0);
         loop {
-            let why = match self.attempt(number).await {
+            let (why, pause) = match self.attempt(number).await {
                 Ok((side, id)) => {
                     let mut book = locked(&self.book);
                     book.note((self.number, number), side, id);
@@ -337,12 +242,14 @@ impl Writer {
                 Err(Trouble::Wrong(failure)) => return Err(failure),
                 Err(Trouble::Taken) => {
                     locked(&self.book).given_twice += 1;
-                    "its key is taken".to_owned()
+                    ("its key is taken".to_owned(), Duration::ZERO)
                 }
-                Err(Trouble::Refused(why)) => why,
+                Err(Trouble::Refused(why)) => {
+                    self.session = None;
+                    (why, AGAIN)
+                }
             };
             refused += 1;
-            self.session = None;
             if self.stop.is_cancelled() {
                 return Ok(());
             }
@@ -350,7 +257,7 @@ impl Writer {
                 let attempt = format!("write for {}", self.service.name);
                 return Err(Failure::new(ExitCode::Unavailable, attempt).cause(why));
             }
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(pause).await;
         }
     }
 

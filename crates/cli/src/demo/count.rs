@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use tidemark_wire::ConnectSpec;
 
-use super::application::{Book, Service, Side};
+use super::application::Book;
 use super::data::OPEN;
 use super::server::query_failed;
+use super::services::{Service, Side};
 use crate::exit::Failure;
 use crate::output;
 

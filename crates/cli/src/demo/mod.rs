@@ -15,6 +15,7 @@ mod count;
 mod data;
 mod report;
 mod server;
+mod services;
 mod setting;
 mod story;
 

@@ -10,10 +10,10 @@ use std::time::Instant;
 use tidemark_wire::ConnectSpec;
 
 use super::Demo;
-use super::application::{HOOK, Side};
 use super::command::Tidemark;
 use super::data::{self, Loaded};
 use super::server::{DATABASE, Place, Server, USER};
+use super::services::{HOOK, Side};
 use crate::exit::{ExitCode, Failure};
 use crate::output;
 

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::application::{Application, Book, SERVICES, Side};
+use super::application::{Application, Book};
 use super::command::{Ran, Running};
 use super::count::{Count, count};
 use super::report::{self, Behind, CommandReport, DemoReport, Switch};
 use super::server::query_failed;
+use super::services::{SERVICES, Side};
 use super::setting::Setting;
 use super::{Demo, Told};
 use crate::exit::{ExitCode, Failure};
@@ -198,7 +199,10 @@ impl Story<'_> {
         tokio::time::sleep(WORKS).await;
         let (us, others) = (&SERVICES[service], 1 - service);
         let to = if way == "cutover" { Side::Target } else { Side::Source };
-        (self.application.waited(service), self.application.waited(others));
+        // What was before does not count.
+        for service in [PILOT, REST] {
+            self.application.waited(service);
+        }
         let before = self.application.committed();
         let ran = self.run(&[way, "--wave", us.wave, "--json"]).await?;
         self.application.writes_on(service, to).await?;
