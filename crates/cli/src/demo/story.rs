@@ -31,7 +31,7 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// The application works so long on a side before the next thing is done.
 const WORKS: Duration = Duration::from_secs(2);
 /// A copy follows, and a row arrives, within this.
-const COMES: Duration = Duration::from_secs(60);
+const COMES: Duration = Duration::from_secs(30);
 /// Between two looks for a row that is on its way.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
@@ -257,10 +257,9 @@ impl Story<'_> {
                 break;
             }
             if begun.elapsed() > COMES {
-                let problem =
-                    format!("a receipt of {} did not come to the {}", us.name, there.word());
-                self.wrong(&problem);
-                break;
+                let (name, there) = (us.name, there.word());
+                self.wrong(&format!("receipt {number} of {name} did not come to the {there}"));
+                return Ok(());
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
