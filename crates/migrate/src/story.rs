@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tidemark_ledger::{JournalEntry, LedgerReader, RunRecord, note};
 use tidemark_model::{Finding, Lsn, Severity};
-use tidemark_pipeline::{CHECKED, Error, Kind, Result};
+use tidemark_pipeline::{CHECKED, COPIED, Error, Kind, Result};
 use tidemark_report::{
     AttemptReport, FindingReport, Level, MIGRATION_VERSION, MigrationReport, MigrationSide,
     Settled, Stage, StepReport, Verdict, VerificationReport,
@@ -101,8 +101,8 @@ pub fn report(state_dir: &Path, job: &str) -> Result<MigrationReport> {
         stage: stage(&state, &run),
         source: Some(side(&run)),
         target: back_run.as_ref().map(side),
-        copied_from: Some(time(run.started_at_ms)),
-        copied_to: run.finished_at_ms.map(time),
+        copied_from: first(&journal, CHECKED).or_else(|| Some(time(run.started_at_ms))),
+        copied_to: first(&journal, COPIED),
         tables: ledger.relations()?.len() as u64,
         attempts: attempts(&state.entries),
         verifications: verifications(&journal, &state.entries),
@@ -110,6 +110,11 @@ pub fn report(state_dir: &Path, job: &str) -> Result<MigrationReport> {
         completed_at: completed.map(|entry| time(entry.at_ms)),
         checksum: None,
     })
+}
+
+/// When this was noted first: a fallback makes the run of the way there anew.
+fn first(journal: &[JournalEntry], event: &str) -> Option<String> {
+    journal.iter().find(|line| line.event == event).map(|line| time(line.at_ms))
 }
 
 fn stage(state: &State, run: &RunRecord) -> Stage {

@@ -34,7 +34,9 @@ pub use job::{
 };
 pub use progress::{ActiveTable, Phase, Progress, ProgressView};
 pub use reset::reset;
-pub use snapshot::{CHECKED, ChunkRunner, Report, TableReport, blocking, run_chunk, snapshot_only};
+pub use snapshot::{
+    CHECKED, COPIED, ChunkRunner, Report, TableReport, blocking, run_chunk, snapshot_only,
+};
 pub use status::{
     Hypercare, Lag, SequenceRoom, SnapshotStatus, Status, StreamStatus, WaveStatus, refuse_running,
     stored_status,

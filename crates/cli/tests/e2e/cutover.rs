@@ -237,6 +237,9 @@ fn tells_its_story(job: &Job) {
     // Each way has two proofs of its own, and was verified once afterwards; the last way twice.
     assert_eq!(report.verifications.len(), 3 * 3 + 1);
     assert!(report.completed_at.is_some() && report.target.is_some());
+    // Of the copy, and not of the stream that a fallback has begun.
+    let (copied, first) = (report.copied_to.as_ref().unwrap(), &report.attempts[0].began_at);
+    assert!(report.copied_from.as_ref().unwrap() <= copied && copied < first, "{report:?}");
     assert!(fs::read_to_string(kept.join(html)).unwrap().contains("Complete"));
     let other = job.path().join("filed");
     let ran = job.run(&["report", "--directory", other.to_str().unwrap(), "--json"]).expect(0);

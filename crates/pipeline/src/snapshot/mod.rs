@@ -162,6 +162,9 @@ impl Continuation {
 /// What the journal calls the findings of a look at both sides.
 pub const CHECKED: &str = "checked";
 
+/// What the journal calls the moment in which all rows are there.
+pub const COPIED: &str = "copied";
+
 /// One run from catalog to durable.
 pub(crate) struct Run<'a> {
     pub(crate) job: &'a Job,
@@ -401,6 +404,7 @@ impl Run<'_> {
                 return Ok(());
             }
             ledger.finish_run()?;
+            ledger.write_journal(COPIED, &serde_json::Value::Null)?;
             if follows { ledger.set_phase("follow") } else { Ok(()) }
         })
         .await??;

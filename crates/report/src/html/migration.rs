@@ -155,13 +155,19 @@ fn attempt(attempt: &AttemptReport) -> String {
 
 fn step(step: &StepReport) -> String {
     format!(
-        "<tbody><tr><td>{}</td><td>{}</td><td class=\"n\">{}</td><td>{}</td><td>{}</td></tr></tbody>\n",
+        "<tbody><tr><td class=\"line\">{}</td><td class=\"line\">{}</td><td class=\"n\">{}</td><td class=\"line\">{}</td><td>{}</td></tr></tbody>\n",
         Esc(&step.step),
-        Esc(&time(&step.began_at)),
+        Esc(clock(&step.began_at)),
         step.duration_ms.map_or_else(|| "\u{2013}".to_owned(), duration),
         step.outcome.word(),
         detail(&step.detail),
     )
+}
+
+/// The hour of a time; the day stands above.
+fn clock(rfc3339: &str) -> &str {
+    let time = rfc3339.split_once('T').map_or(rfc3339, |(_, time)| time);
+    time.split_once('.').map_or_else(|| time.trim_end_matches('Z'), |(seconds, _)| seconds)
 }
 
 /// A name and its value, one after the other.
@@ -175,7 +181,7 @@ fn detail(detail: &Value) -> String {
         };
         format!("{} <b>{}</b>", Esc(&name.replace('_', " ")), Esc(&value))
     });
-    told.collect::<Vec<_>>().join("<br>")
+    told.collect::<Vec<_>>().join(" \u{b7} ")
 }
 
 fn is_nothing(value: &Value) -> bool {
@@ -194,7 +200,7 @@ fn plain(value: &Value) -> String {
 fn verifications(all: &[VerificationReport]) -> String {
     let row = |one: &VerificationReport| {
         format!(
-            "<tbody class=\"{verdict}\"><tr><td>{}</td><td class=\"verdict\">{verdict}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td><code>{}</code></td><td>{}</td></tr></tbody>\n",
+            "<tbody class=\"{verdict}\"><tr><td class=\"line\">{}</td><td class=\"verdict\">{verdict}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td><code>{}</code></td><td>{}</td></tr></tbody>\n",
             Esc(&time(&one.at)),
             one.level.word(),
             count(one.tables),
