@@ -39,7 +39,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use classify::{Base, Classify, Counts, Found, Gone, Passes, Put, Row};
-use gather::{Gather, Gathered, place_column};
+use gather::{Gather, Gathered, ReadBy};
 use plan::{Planning, Table, left_out};
 use runs::{Sorted, Sorter};
 use write::{Findings, GONE_AT_ONCE, Goes, Work, Writing};
@@ -275,7 +275,7 @@ impl<'a> Delta<'a> {
             };
             let wanted = (0..pairs.len()).filter(|number| filter(*number).is_some());
             let wanted: Vec<usize> = wanted.collect();
-            let mut pieces = self.pieces(view, pairs, &wanted);
+            let mut pieces = self.pieces((Which::Source, view), pairs, &wanted);
             for (number, spec) in &mut pieces {
                 spec.filter = filter(*number).flatten();
             }
@@ -289,10 +289,19 @@ impl<'a> Delta<'a> {
         self.request.job.memory / 8 / self.request.job.readers.max(1) as u64
     }
 
-    fn pieces(&self, view: &View, pairs: &[Pair], wanted: &[usize]) -> Vec<Piece> {
+    fn pieces(
+        &self,
+        (which, view): (Which, &View),
+        pairs: &[Pair],
+        wanted: &[usize],
+    ) -> Vec<Piece> {
         let wanted = wanted.iter().map(|number| (*number, None));
         let mut pieces = tidemark_verify::plan(&self.reads, view, pairs, wanted);
-        pieces.iter_mut().for_each(|(_, spec)| spec.columns.push(place_column()));
+        for (number, spec) in &mut pieces {
+            if ReadBy::of(&pairs[*number]).wants_places(which) {
+                spec.columns.push(ReadBy::Place.column());
+            }
+        }
         pieces
     }
 
@@ -300,7 +309,7 @@ impl<'a> Delta<'a> {
     async fn gather_target(&self, view: &View, pair: &Pair) -> Result<Sorted<Row>> {
         let pairs = std::slice::from_ref(pair);
         let gather = Gather::new(pairs, &self.tools.key, &self.spill, self.of_chunk());
-        scan(&self.tools, view, self.pieces(view, pairs, &[0]), &gather).await?;
+        scan(&self.tools, view, self.pieces((Which::Target, view), pairs, &[0]), &gather).await?;
         let gathered = gather.finish().pop();
         let nothing = || Error::new(Kind::Internal, "read the target's table: nothing came");
         let Gathered { rows, .. } = gathered.ok_or_else(nothing)?;

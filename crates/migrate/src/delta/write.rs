@@ -1,7 +1,8 @@
 //! Moves what was found of one table.
 //!
 //! **Invariant:** rows, and the generation that names the file which knows of them, are one transaction of the target; the file
-//! is whole and synced before. A row is read again by its place under the snapshot in which it was found.
+//! is whole and synced before. A row is read again by its place, or by a key that is one integer, under the snapshot in which
+//! it was found.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use tidemark_verify::{Pair, Spill, View, Which};
 use tokio::sync::mpsc;
 
 use super::classify::{Gone, Put};
-use super::gather::{place_column, place_text, split_places};
+use super::gather::{ReadBy, place_text};
 use super::plan::Table;
 use super::report::TableDelta;
 use super::runs::{Sorted, Sorter};
@@ -226,28 +227,32 @@ impl<'t> Work<'t> {
         reader: &mut Reader,
         send: &mpsc::Sender<Batch>,
     ) -> Result<()> {
-        let places: Vec<String> =
-            part.iter().map(|put| format!("\"{}\"", place_text(put.place))).collect();
-        let mut spec = self.pair.chunk(Which::Source, 0, ChunkRange::Whole);
-        spec.columns = self.table.select.clone();
-        spec.columns.push(place_column());
-        spec.form = self.table.form;
-        spec.filter = Some(format!(
-            "ctid OPERATOR(pg_catalog.=) ANY ('{{{}}}'::pg_catalog.tid[])",
-            places.join(",")
-        ));
-        let mut wanted: FxHashMap<u64, Put> =
-            part.into_iter().map(|put| (put.place, put)).collect();
+        let by = ReadBy::of(self.pair);
         let defect = |what: &str| {
             let message = format!("read the rows of {} that changed: {what}", self.pair.name());
             Error::new(Kind::Internal, message)
         };
+        let known_by = |put: &Put| match by {
+            ReadBy::Place => Some(put.place),
+            ReadBy::Integer { .. } => {
+                let key = self.pair.key_texts(put.code)?.pop()?;
+                key.parse::<i64>().ok().map(i64::cast_unsigned)
+            }
+        };
+        let known: Option<Vec<u64>> = part.iter().map(known_by).collect();
+        let known = known.ok_or_else(|| defect("a key that is no number"))?;
+        let mut spec = self.pair.chunk(Which::Source, 0, ChunkRange::Whole);
+        spec.columns = self.table.select.clone();
+        spec.columns.push(by.column());
+        spec.form = self.table.form;
+        spec.filter = Some(by.condition(&known));
+        let mut wanted: FxHashMap<u64, Put> = known.into_iter().zip(part).collect();
         let mut copy = reader.copy(&spec).await.map_err(|error| self.source.of(error))?;
         let of = |error: tidemark_wire::Error| self.source.of(error);
         while let Some((tuples, held)) = copy.next(BYTES_AT_ONCE, self.budget).await.map_err(of)? {
-            let (rows, places) =
-                split_places(&tuples).ok_or_else(|| defect("a row without its place"))?;
-            let puts: Option<Vec<Put>> = places.iter().map(|place| wanted.remove(place)).collect();
+            let (rows, known) =
+                by.split(&tuples).ok_or_else(|| defect("a row that cannot be told"))?;
+            let puts: Option<Vec<Put>> = known.iter().map(|known| wanted.remove(known)).collect();
             let puts = puts.ok_or_else(|| defect("a row that was not asked for"))?;
             // Whoever writes has failed, and says why.
             send.send(Batch { rows, puts, _held: held }).await.ok();
