@@ -117,7 +117,8 @@ impl Known {
                 // Its expression can be changed without a trace in the rows.
                 return None;
             }
-            let scheme = format!("{of_source} | {of_target} | {}", pair.hashed_as());
+            let cut = pair.leaves.cut().map_or_else(String::new, |cut| cut.id());
+            let scheme = format!("{of_source} | {of_target} | {} | {cut}", pair.hashed_as());
             Some(Shape { copy, of_source, scheme })
         };
         Ok(Shapes(pairs.iter().map(shape).collect()))
@@ -139,9 +140,9 @@ impl Known {
         };
         for ((pair, state), shape) in run.paired.pairs.iter().zip(states).zip(&shapes.0) {
             let record = self.records.get(&pair.source.oid());
+            // Another verification may have cut the table anew meanwhile.
             let known = shape.as_ref().zip(record).filter(|(shape, record)| {
-                let leaves = cut_of(record).map_or(1, |cut| cut.bounds.len() + 1);
-                shape.copy == record.copy && leaves == pair.leaves.count()
+                shape.copy == record.copy && cut_of(record) == pair.leaves.cut()
             });
             state.is_kept = known.is_some();
             match known {

@@ -81,6 +81,12 @@ pub struct LeafCut {
 }
 
 impl LeafCut {
+    /// What tells it from other cuts.
+    pub fn id(&self) -> String {
+        let text = serde_json::to_vec(self).expect("a cut is plain data");
+        format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&text))
+    }
+
     /// The leaves among these columns; one where the column is not among them, or its bounds cannot be used.
     pub fn among(&self, columns: &[Column]) -> LeafBounds {
         let index = columns.iter().position(|column| column.name == self.column);

@@ -334,6 +334,22 @@ async fn tables_without_statistics_are_cut_by_the_first_verification_that_has_so
     assert!(one > 0 && one < 200_000 && other < 200_000, "{one} {other}");
 }
 
+/// Another verification may have cut the table anew while this one ran.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_proven_of_other_leaves_does_not_count() {
+    let mut leafy = Leafy::new("othercut", "").await;
+    leafy.prove().await;
+    let path = leafy.moving.pair.request.job.state_dir.join("ledger.sqlite");
+    let ledger = rusqlite::Connection::open(path).unwrap();
+    // The same number of them.
+    let moved = "UPDATE relation SET leaf_bounds = replace(leaf_bounds, '[\"1\",', '[\"0\",') WHERE name = 'leafy'";
+    assert_eq!(ledger.execute(moved, ()).unwrap(), 1);
+    let (found, [one, other]) = leafy.dirty().await;
+    assert_eq!(found.verdict, Verdict::Identical);
+    // What was copied of the source is of no cut that a verification has made.
+    assert!(other > 1_000_000, "{one} {other}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn leaves_follow_a_table_that_grows_when_everything_is_read() {
     let mut leafy = Leafy::new("grown", "").await;
