@@ -255,7 +255,7 @@ pub fn reset(config: &Config, tables: Vec<RelationName>) -> Result<ExitCode, Fai
 
 /// `tidemark cleanup --yes`.
 pub fn cleanup(config: &Config, screen: &Screen) -> Result<ExitCode, Failure> {
-    waves::each(config, screen, cleanup_one)
+    waves::each_that_has_run(config, screen, cleanup_one)
 }
 
 fn cleanup_one(config: &Config) -> Result<ExitCode, Failure> {

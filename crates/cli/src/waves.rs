@@ -115,6 +115,11 @@ pub(crate) fn with_tables(config: &Config) -> Result<Vec<Config>, Failure> {
             }
             if pipeline::has_tables(&job::job(part, NotEmpty::Refuse, true)?).await? {
                 kept.push(part.clone());
+            } else if part.job.state_dir.exists() {
+                tracing::warn!(
+                    wave = name(part),
+                    "it has no tables any more and is left out, and its slot keeps WAL: tidemark cleanup --wave W --yes drops it"
+                );
             }
         }
         Ok(if kept.is_empty() { parts } else { kept })

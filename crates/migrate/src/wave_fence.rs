@@ -25,6 +25,8 @@ use crate::fence::failed;
 /// Writers queue behind us for so long at most, before they go on and we try again: less than the time after which the server
 /// looks for a deadlock, and ends one of those who wait.
 const QUEUED: &str = "500ms";
+/// Where that time stands in the statements.
+const PATIENTLY: &str = "%PATIENTLY%";
 /// Between two tries to get the locks.
 const PAUSE: Duration = Duration::from_millis(100);
 /// What is left of a fence that does nothing any more is tried to be dropped for so long.
@@ -118,8 +120,8 @@ pub(crate) async fn put_up(job: &Job, forward: &str, wave: &Wave) -> Result<PutU
     let tables = tables(&client, job).await?;
     let function = fence_function(forward);
     let statements = statements(&client, &tables, &function, wave).await?;
-    let mut said = None;
-    while let Err(cause) = client.batch_execute(&statements).await {
+    let (mut said, mut patience) = (None, QUEUED.to_owned());
+    while let Err(cause) = client.batch_execute(&statements.replace(PATIENTLY, &patience)).await {
         let is_waiting = matches!(
             cause.code(),
             Some(
@@ -132,7 +134,10 @@ pub(crate) async fn put_up(job: &Job, forward: &str, wave: &Wave) -> Result<PutU
             return Err(failed("put the fence of the wave up")(cause));
         }
         client.batch_execute("ROLLBACK").await.map_err(failed("wait for writers"))?;
-        let writers = writers(&client, &tables).await?;
+        let (writers, is_autovacuum) = writers(&client, &tables).await?;
+        // The server ends an autovacuum for who has waited for as long as it looks for deadlocks.
+        patience =
+            if is_autovacuum { until_autovacuum_ends(&client).await? } else { QUEUED.to_owned() };
         if said.as_ref() != Some(&writers) {
             tracing::info!(
                 writers,
@@ -160,7 +165,7 @@ async fn statements(
     let locks = [roots.as_slice(), leaves.as_slice()].concat().join(", ONLY ");
     let mut text = format!(
         "BEGIN; SELECT pg_catalog.pg_advisory_xact_lock({OUR_SCHEMA_LOCK}); SET LOCAL client_min_messages = warning; \
-         CREATE SCHEMA IF NOT EXISTS tidemark; SET LOCAL statement_timeout = '{QUEUED}'; \
+         CREATE SCHEMA IF NOT EXISTS tidemark; SET LOCAL statement_timeout = '{PATIENTLY}'; \
          LOCK TABLE ONLY {locks} IN SHARE ROW EXCLUSIVE MODE; {};",
         definition(&function, &refusal(wave)),
     );
@@ -204,16 +209,26 @@ fn definition(function: &str, first: &str) -> String {
     )
 }
 
-/// Who has locks of a writer on the tables.
-async fn writers(client: &Client, tables: &Tables) -> Result<String> {
+/// A little longer than the server waits before it ends an autovacuum that is in the way.
+async fn until_autovacuum_ends(client: &Client) -> Result<String> {
+    let sql =
+        "SELECT setting::int8 + 500 FROM pg_catalog.pg_settings WHERE name = 'deadlock_timeout'";
+    let row = client.query_one(sql, &[]).await.map_err(failed("look how long it waits"))?;
+    Ok(format!("{}ms", row.get::<_, i64>(0)))
+}
+
+/// Who has locks on the tables that are in our way, and whether they are all autovacuum's.
+async fn writers(client: &Client, tables: &Tables) -> Result<(String, bool)> {
     let names: Vec<String> = tables.leaves.iter().map(ToString::to_string).collect();
-    let sql = "SELECT coalesce(string_agg(DISTINCT coalesce(l.pid::text || ' of ' || quote_ident(a.usename), 'a prepared transaction'), ', '), '') \
+    let sql = "SELECT coalesce(string_agg(DISTINCT CASE WHEN l.pid IS NULL THEN 'a prepared transaction' \
+                   ELSE l.pid::text || ' of ' || coalesce(quote_ident(a.usename), a.backend_type, 'somebody') END, ', '), ''), \
+                 coalesce(bool_and(coalesce(a.backend_type = 'autovacuum worker', false)), false) \
                FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a USING (pid) \
                WHERE l.granted AND l.locktype = 'relation' AND l.relation = ANY ($1::text[]::regclass[]::oid[]) \
                  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
                  AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')";
     let row = client.query_one(sql, &[&names]).await.map_err(failed("look who writes"))?;
-    Ok(row.get(0))
+    Ok((row.get(0), row.get(1)))
 }
 
 /// Lets writes through at once.

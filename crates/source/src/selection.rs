@@ -96,7 +96,7 @@ impl Selection {
     /// The wave's part of what was chosen.
     fn of_wave(&self, chosen: Vec<Relation>, catalog: &Catalog) -> Result<Vec<Relation>> {
         let (ours, theirs) = (patterns(&self.among)?, patterns(&self.apart)?);
-        let mut kept = Vec::new();
+        let (mut kept, mut others) = (Vec::new(), Vec::new());
         for relation in chosen {
             let mut names = vec![&relation.name];
             names.extend(catalog.ancestors(&relation));
@@ -108,8 +108,16 @@ impl Selection {
                 }
                 (Some(_), None) => kept.push(relation),
                 (None, None) if ours.is_empty() => kept.push(relation),
-                (None, _) => {}
+                (None, _) => others.push(relation),
             }
+        }
+        // Whoever makes the table above anew would take the other wave's partitions with it.
+        let of_other = |relation: &&Relation| {
+            relation.partition_root.is_some()
+                && others.iter().any(|other| other.partition_root == relation.partition_root)
+        };
+        if let Some(parted) = kept.iter().find(of_other) {
+            return Err(parted_table(parted));
         }
         let tables = || catalog.relations.iter().filter(|relation| can_be_chosen(relation));
         let is_unused = |pattern: &&Pattern| {
@@ -151,6 +159,18 @@ fn in_two_waves(table: &RelationName, ours: &Pattern, other: &Pattern) -> Error 
             "{:?} of one wave and {:?} of another match it: mend wave.tables so that one of them does; tables that no wave names are the wave \"rest\"",
             ours.text, other.text
         ))
+}
+
+fn parted_table(partition: &Relation) -> Error {
+    let root = partition.partition_root.as_ref().map(RelationName::plain).unwrap_or_default();
+    Error::new(
+        Disposition::Usage,
+        "part the tables into waves: its other partitions are in another one",
+    )
+    .on(partition.name.plain())
+    .hint(format!(
+        "partitions of one table go together: name {root} in wave.tables, or none of them"
+    ))
 }
 
 fn matches_nothing(pattern: &Pattern, catalog: &Catalog) -> Error {

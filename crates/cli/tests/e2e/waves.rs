@@ -277,6 +277,16 @@ fn a_wave_that_is_killed_at_every_step_goes_on_to_the_same_end_and_can_be_taken_
 }
 
 #[test]
+fn a_filter_of_another_waves_table_is_none_of_this_ones_business() {
+    let waves = Waves::new("wavepart", "");
+    let more = "[[table]]\nname = \"public.stall\"\ncolumns = [\"id\", \"mood\"]\n";
+    let job = waves.pair.job().configured(&format!("{PILOT}{more}"));
+    job.run(&["sync", "--until", "now"]).expect(0);
+    job.run(&["cutover", "--wave", "pilot", "--dry-run"]).expect(0);
+    job.run(&["cutover", "--wave", "rest", "--dry-run"]).expect(2).says(&["stall", "only a part"]);
+}
+
+#[test]
 fn the_fence_waits_for_writers_in_progress_and_gives_up_in_time() {
     let waves = Waves::new("wavewait", "");
     let pair = &waves.pair;

@@ -5,13 +5,14 @@
 
 mod steps;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::json;
 use tidemark_ledger::{LedgerReader, now_ms};
-use tidemark_model::Lsn;
+use tidemark_model::{Lsn, RelationName};
 use tidemark_pipeline::{
     Error, Job, Kind, Phase, Progress, Result, TableOptions, Target, ask_status, cleanup,
 };
@@ -150,7 +151,16 @@ fn not_taken_back(way: Way, mut error: Error, cause: &Error) -> Error {
 
 /// A stream back of a part of the rows or columns would do things to the rest.
 fn refuse_parts(job: &Job, way: Way) -> Result<()> {
-    let is_part = |table: &&TableOptions| table.filter.is_some() || table.columns.is_some();
+    let moved: HashSet<RelationName> = match LedgerReader::open(&job.state_dir) {
+        Ok(ledger) => ledger.relations()?.into_iter().map(|relation| relation.plan.name).collect(),
+        Err(tidemark_ledger::Error::Missing { .. }) => HashSet::new(),
+        Err(error) => return Err(error.into()),
+    };
+    // Those of another wave are none of this one's.
+    let is_ours = |table: &TableOptions| job.wave.is_none() || moved.contains(&table.name);
+    let is_part = |table: &&TableOptions| {
+        (table.filter.is_some() || table.columns.is_some()) && is_ours(table)
+    };
     let Some(table) = job.tables.iter().find(is_part) else { return Ok(()) };
     let what = format!("{}: of table {} the target has only a part", way.word(), table.name);
     Err(Error::new(Kind::Usage, what)

@@ -160,6 +160,11 @@ async fn each_table_is_in_one_wave_or_in_the_rest() {
         twice.way_out().unwrap().contains("\"public.mid\"")
             && twice.way_out().unwrap().contains("\"public.top\"")
     );
+    for (among, apart) in [(&["public.leaf"][..], &[][..]), (&[], &["public.leaf"])] {
+        let parted = choose(&[], among, apart).unwrap_err();
+        assert_eq!(parted.disposition(), Disposition::Usage);
+        assert!(parted.way_out().unwrap().contains("name public.top in wave.tables"), "{parted:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
