@@ -16,14 +16,13 @@ const SECRET_KEYWORDS: [&str; 5] =
 
 /// A connection string or URL without its secrets.
 pub fn connection(text: &str) -> String {
-    let text = match text.find(['?', '#']) {
-        // Of a web server's parameters nobody knows which is a secret.
-        Some(end) if ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme)) => {
-            format!("{}?{HIDDEN}", &text[..end])
-        }
-        _ => hide_parameters(text),
-    };
-    hide_user_information(&text)
+    // Of a web server's paths and parameters nobody knows which are secrets.
+    if let Some(("http" | "https", rest)) = text.split_once("://") {
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let host = rest[..end].rsplit_once('@').map_or(&rest[..end], |(_, host)| host);
+        return format!("{}{host}/{HIDDEN}", &text[..text.len() - rest.len()]);
+    }
+    hide_user_information(&hide_parameters(text))
 }
 
 /// Any text that may contain connection strings, such as an error message of a library. Each word is looked at by itself,
@@ -150,7 +149,7 @@ mod tests {
             (r"host=h password = 'S3 cr\'3t' user=u", "host=h password = *** user=u"),
             (r"password=S3\ cr3t user=u", "password=*** user=u"),
             ("password='S3cr3t user=u", "password=***"),
-            ("https://u:S3cr3t@h/switch?token=S3cr3t", "https://u:***@h/switch?***"),
+            ("https://u:S3cr3t@h/S3cr3t?token=S3cr3t", "https://h/***"),
             ("PASSWORD=S3cr3t", "PASSWORD=***"),
             ("postgres://u@h/db", "postgres://u@h/db"),
             ("s3://bucket/prefix", "s3://bucket/prefix"),

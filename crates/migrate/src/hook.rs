@@ -1,9 +1,12 @@
 //! Commands and URLs of the user's that are told at a step.
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use futures::future::Either;
+use rustix::process::{Pid, Signal};
 use serde::Serialize;
 use tidemark_pipeline::{Error, Kind, Result};
 use tokio::process::Command;
@@ -61,7 +64,7 @@ pub(crate) async fn run(hook: &Hook, told: &Told<'_>, patience: Duration) -> Res
 }
 
 async fn command(program: &str, arguments: &[String], told: &Told<'_>) -> Result<String> {
-    let ran = Command::new(program)
+    let child = Command::new(program)
         .args(arguments)
         .env("TIDEMARK_JOB", told.job)
         .env("TIDEMARK_WAVE", told.wave)
@@ -70,12 +73,20 @@ async fn command(program: &str, arguments: &[String], told: &Told<'_>) -> Result
         .env("TIDEMARK_SIDE", told.side)
         .env("TIDEMARK_LSN", &told.lsn)
         .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
         .kill_on_drop(true)
-        .output()
-        .await;
-    let ran = ran.map_err(|cause| {
+        .spawn();
+    let failed = |cause: std::io::Error| {
         Error::new(Kind::Usage, format!("run the hook {program}")).because(cause)
-    })?;
+    };
+    let child = child.map_err(failed)?;
+    let id = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+    let mut group = Group(id);
+    let ran = child.wait_with_output().await.map_err(failed)?;
+    // What it leaves running on purpose stays.
+    group.0 = None;
     let mut said = String::from_utf8_lossy(&ran.stdout).into_owned();
     said.push_str(&String::from_utf8_lossy(&ran.stderr));
     match ran.status.success() {
@@ -112,13 +123,44 @@ fn refused(name: &str, ended: &str, said: &str) -> Error {
     Error::new(Kind::Unavailable, message).hint("mend it, and run the same command again")
 }
 
-/// A URL without what may be a secret.
+/// A URL without what may be a secret: of a path nobody knows.
 fn shown(url: &str) -> &str {
-    let end = url.find(['?', '#']).unwrap_or(url.len());
-    let shown = &url[..end];
-    match (shown.split_once("://"), shown.rsplit_once('@')) {
-        (Some(_), Some((_, behind))) => behind,
-        _ => shown,
+    let (_, rest) = url.split_once("://").unwrap_or(("", url));
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    rest[..end].rsplit_once('@').map_or(&rest[..end], |(_, host)| host)
+}
+
+/// Whether a command can be started at all.
+///
+/// # Errors
+/// There is no such program.
+pub(crate) fn check(hook: &Hook) -> Result<()> {
+    let Hook::Command(words) = hook else { return Ok(()) };
+    let Some(program) = words.first() else { return Ok(()) };
+    let may_run = |path: &Path| {
+        path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = match program.contains('/') {
+        true => may_run(Path::new(program)),
+        false => std::env::split_paths(&path).any(|directory| may_run(&directory.join(program))),
+    };
+    match is_there {
+        true => Ok(()),
+        false => Err(Error::new(Kind::Preflight, format!("the hook {program} cannot be run"))
+            .hint("look at its name and whether it is executable (chmod +x)")),
+    }
+}
+
+/// A hook's processes, which are ended when nobody waits for them any more: what it has started would go on otherwise, behind
+/// whatever is done next.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            rustix::process::kill_process_group(group, Signal::KILL).ok();
+        }
     }
 }
 
@@ -128,7 +170,13 @@ mod tests {
 
     #[test]
     fn a_url_is_shown_without_its_secrets() {
-        assert_eq!(shown("https://a.example/x?token=1#y"), "https://a.example/x");
-        assert_eq!(shown("https://me:secret@a.example/x"), "a.example/x");
+        for url in [
+            "https://a.example:80/x?token=1#y",
+            "https://me:secret@a.example:80/x",
+            "http://a.example:80?t",
+        ] {
+            assert_eq!(shown(url), "a.example:80");
+        }
+        assert_eq!(shown("https://hooks.example/services/T0/SECRET"), "hooks.example");
     }
 }

@@ -500,18 +500,68 @@ fn a_deployment_is_told_by_a_post_until_it_says_that_it_is_done() {
     unfence(&pair);
 }
 
+/// An executable script of a job.
+fn script(job: &Job, name: &str, text: &str) -> String {
+    let path = job.path().join(name);
+    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
+}
+
 #[test]
-fn a_hook_that_hangs_is_ended() {
+fn a_hook_that_hangs_is_ended_with_all_that_it_has_started() {
     let pair = Pair::new("hangs");
-    let hangs = "[cutover]\nhook_timeout = \"1s\"\nswitch_hook = [\"sleep\", \"600\"]\n";
-    let job = pair.job().configured(hangs);
+    let job = pair.job();
+    let hangs = script(&job, "hangs.sh", "sleep 600 & echo $! > child; wait");
+    let job =
+        job.configured(&format!("[cutover]\nhook_timeout = \"1s\"\nswitch_hook = [{hangs:?}]\n"));
     job.run(&["sync", "--until", "now"]).expect(0);
     job.run(&["cutover"]).expect(8).says(&[
-        "sleep was not done after 1 s",
+        "hangs.sh was not done after 1 s",
         "hook_timeout",
         "--resume",
     ]);
+    let child = fs::read_to_string(job.path().join("child")).unwrap();
+    let state = format!("/proc/{}/stat", child.trim());
+    wait_until("what it has started is ended", || {
+        fs::read_to_string(&state).map_or(true, |stat| stat.contains(") Z "))
+    });
     unfence(&pair);
+}
+
+#[test]
+fn a_hook_that_cannot_be_run_is_found_before_the_fence() {
+    let pair = Pair::new("nohook");
+    let job = pair.job();
+    let plain = job.path().join("plain.sh");
+    fs::write(&plain, "#!/bin/sh\n").unwrap();
+    let cutover = |job: Job, hook: &str| {
+        let job = job.configured(&format!("[cutover]\nswitch_hook = [{hook:?}]\n"));
+        job.run(&["sync", "--until", "now"]).expect(0);
+        job.run(&["cutover"]).expect(5).says(&[hook, "cannot be run"]);
+        job
+    };
+    let job = cutover(job, &plain.display().to_string());
+    cutover(job, "no-such-program-of-tidemark");
+    assert!(!is_read_only(&pair.source));
+}
+
+/// Whoever took the fence away may have died before it ended the sessions that began behind it.
+#[test]
+fn sessions_behind_a_fence_that_is_away_by_now_are_ended() {
+    let migration = Migration::new("behind", "");
+    let (job, pair) = (&migration.job, &migration.pair);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    job.run_with(("TIDEMARK_FAILPOINT", "cutover:fence:done"), &["cutover"]).expect(128 + 9);
+    let _behind = Blocker::start(&pair.source, "SELECT 1");
+    let name = pair.source.name();
+    let reset = format!(
+        "SET default_transaction_read_only = off; ALTER DATABASE {name} RESET default_transaction_read_only"
+    );
+    pair.source.psql(&reset).unwrap();
+    job.run(&["cutover", "--abort"]).expect(0);
+    let there = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'blocker' AND datname = current_database()";
+    assert_eq!(pair.source.psql(there).unwrap(), "0");
 }
 
 /// A writer that comes after the last look has its rows on both sides, once.

@@ -117,6 +117,12 @@ impl Switch<'_> {
             Fence::Tables => wave_fence::check(&self.from).await?,
             Fence::Hooks { .. } => {}
         }
+        let plan = &self.migration.plan;
+        hook::check(&plan.switch_hook)?;
+        if let Fence::Hooks { up, down } = &plan.fence {
+            hook::check(up)?;
+            hook::check(down)?;
+        }
         let tables = self.tables_with_sequences().await?;
         sequences::check(&self.from.source, &self.to.source, tables.as_deref()).await?;
         let findings = tidemark_pipeline::check(&adopting(&self.to)).await?;
