@@ -2,7 +2,9 @@
 
 use tidemark_testkit::{Database, shared};
 
-use crate::support::{Job, assert_same, assert_source_clean, filled, markers, reached, side};
+use crate::support::{
+    Job, assert_same, assert_source_clean, filled, markers, reached, side, wait_until,
+};
 
 /// Waits in the server for a session and ends it: some live for milliseconds only. Whether there was one.
 fn end_session(database: &Database, which: &str) -> bool {
@@ -26,11 +28,23 @@ fn ended(name: &str, on_source: bool, which: &str, after_markers: u64, recovers:
     let (source, target) = (filled(), shared().unwrap());
     let job = Job::new(name, &source.url(), &target.url())
         .configured("[snapshot]\nreaders = 2\nchunk_bytes = \"512KiB\"\n");
-    let mut running = job.start_sync();
-    reached(&mut running, || markers(side(&target), name) >= after_markers);
     let database = if on_source { &source } else { &target };
-    assert!(end_session(database, which), "no such session: {}", running.stderr());
-    let ran = running.end();
+    let ran = std::thread::scope(|scope| {
+        // One of the beginning may be gone before a session that looks for it is there.
+        let early = (after_markers == 0).then(|| scope.spawn(|| end_session(database, which)));
+        if early.is_some() {
+            let looks = "SELECT count(*) > 1 FROM pg_stat_activity WHERE query LIKE '%DECLARE which%' AND datname = current_database()";
+            wait_until("it is looked for", || database.psql(looks).unwrap() == "t");
+        }
+        let mut running = job.start_sync();
+        reached(&mut running, || markers(side(&target), name) >= after_markers);
+        let is_ended = match early {
+            Some(early) => early.join().unwrap(),
+            None => end_session(database, which),
+        };
+        assert!(is_ended, "no such session: {}", running.stderr());
+        running.end()
+    });
     if recovers {
         ran.expect(0);
     } else if ran.code != 0 {
