@@ -76,6 +76,21 @@ impl Catalog {
 /// # Errors
 /// The connection failed or the server is older than 13.
 pub async fn read_catalog(client: &Client) -> Result<Catalog> {
+    for _ in 1..ATTEMPTS {
+        match read_once(client).await {
+            Err(error) if error.has_state(&[DROPPED_MEANWHILE]) => {}
+            read => return read,
+        }
+    }
+    read_once(client).await
+}
+
+/// Definitions are of now, and lists of the beginning of their statement: what somebody drops in between cannot be opened.
+const DROPPED_MEANWHILE: &str = "XX000";
+/// How often that may happen.
+const ATTEMPTS: u32 = 10;
+
+async fn read_once(client: &Client) -> Result<Catalog> {
     let server = read_server(client).await?;
     let found = relations::read(client, &server).await?;
     let sequences = read_sequences(client).await?;

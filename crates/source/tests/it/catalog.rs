@@ -219,3 +219,20 @@ async fn ten_thousand_tables_are_read_in_a_few_queries() {
     );
     assert!(took < Duration::from_secs(10), "{took:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_come_and_go_meanwhile_are_in_nobodys_way() {
+    let database = shared().unwrap();
+    let (cluster, name) = (database.cluster(), database.name().to_owned());
+    let busy = std::thread::spawn(move || {
+        let tables = "CREATE TABLE gone (id int PRIMARY KEY, a int UNIQUE, b int UNIQUE); COMMIT; DROP TABLE gone; COMMIT;";
+        cluster.psql(&name, &format!("DO $$ BEGIN FOR i IN 1..1500 LOOP {tables} END LOOP; END $$"))
+    });
+    let mut read = 0;
+    while !busy.is_finished() {
+        catalog(&database.url()).await;
+        read += 1;
+    }
+    busy.join().unwrap().unwrap();
+    assert!(read > 10, "{read}");
+}
