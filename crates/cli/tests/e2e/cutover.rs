@@ -396,6 +396,24 @@ fn writes_are_blocked_no_longer_than_is_allowed() {
     passes(&mut running, &pair.source, &pair.target);
 }
 
+/// Who goes on with a cutover and runs the job itself has the source fenced before the stream is there.
+#[test]
+fn a_resumed_cutover_waits_for_the_stream_no_longer_than_writes_may_be_blocked() {
+    let migration = Migration::new("waitsback", "max_write_block = \"4s\"\n");
+    let (job, pair) = (&migration.job, &migration.pair);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let failpoint = ("TIDEMARK_FAILPOINT", "cutover:drain:acted");
+    job.run_with(failpoint, &["cutover"]).expect(128 + 9);
+    assert!(is_read_only(&pair.source));
+    let mut blocker =
+        Blocker::start(&pair.target, "LOCK tidemark.progress IN ACCESS EXCLUSIVE MODE");
+    let ran = job.run(&["cutover", "--resume"]).expect(8);
+    assert!(ran.stderr.contains("does not follow yet"), "{}", ran.stderr);
+    assert!(!is_read_only(&pair.source));
+    blocker.end();
+    job.run(&["cutover"]).expect(0);
+}
+
 #[test]
 fn sequences_go_on_behind_what_was_handed_out() {
     let migration = Migration::new("sequences", "sequence_margin = 50\n");
@@ -612,6 +630,21 @@ fn what_comes_after_the_last_look_into_a_table_without_a_key_is_there_once() {
         assert_eq!(side.psql(rows).unwrap(), "1", "{}", side.name());
     }
     unfence(&pair);
+}
+
+#[test]
+fn a_stream_that_is_too_far_behind_is_not_taken_over() {
+    let migration = Migration::new("behind", "max_lag = \"500ms\"\n");
+    let (job, pair) = (&migration.job, &migration.pair);
+    let mut running = migration.followed();
+    let mut blocker = Blocker::start(&pair.target, "LOCK pet IN SHARE MODE");
+    pair.source.psql("UPDATE pet SET legs = legs + 1").unwrap();
+    let lag = || job.status().and_then(|status| status["lag"]["seconds"].as_f64());
+    wait_until("the target is behind", || lag().is_some_and(|seconds| seconds > 1.0));
+    job.run(&["cutover"]).expect(8).says(&["s behind", "cutover.max_lag"]);
+    assert!(!is_read_only(&pair.source));
+    blocker.end();
+    passes(&mut running, &pair.source, &pair.target);
 }
 
 #[test]

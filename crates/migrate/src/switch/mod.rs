@@ -31,6 +31,8 @@ use crate::wave_fence;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The process that runs the job turns within this.
 const TURNS: Duration = Duration::from_secs(30);
+/// A stream that is run here has so long to end in order when the work has failed.
+const LETS_GO: Duration = Duration::from_secs(2);
 
 /// What is asked of a cutover.
 #[derive(Debug, Clone)]
@@ -120,9 +122,16 @@ pub async fn run(
     let needs_one = !is_followed && switch.runbook.state.direction == way.from();
     let job = needs_one.then_some(&migration.job);
     if how == How::DryRun {
-        return Box::pin(with_follower(job, stop, switch.try_out())).await;
+        return Box::pin(with_follower(job, None, stop, switch.try_out())).await;
     }
-    match Box::pin(with_follower(job, stop, switch.work())).await {
+    let attempt = switch.runbook.state.attempt.as_ref();
+    if attempt.is_some_and(|it| it.has_begun(Step::Fence) && !it.is_beyond_return()) {
+        switch.block_begins();
+    }
+    // Nobody writes while the stream is waited for.
+    let waits =
+        switch.deadline.map(|deadline| (deadline, switch.too_long("the job does not follow yet")));
+    match Box::pin(with_follower(job, waits, stop, switch.work())).await {
         Ok(ended) => Ok(ended),
         Err(error) => Err(left_behind(migration, way, error).await),
     }
@@ -137,7 +146,7 @@ async fn left_behind(migration: &Migration, way: Way, error: Error) -> Error {
     if left.as_ref().is_none_or(is_over) {
         return error;
     }
-    match Box::pin(abort(migration, way)).await {
+    match Box::pin(abort_because(migration, way, &error.to_string())).await {
         Ok(()) => error,
         Err(cause) => not_taken_back(way, error, &cause),
     }
@@ -172,6 +181,10 @@ fn refuse_parts(job: &Job, way: Way) -> Result<()> {
 /// # Errors
 /// There is nothing to take back, or it is too late.
 pub async fn abort(migration: &Migration, way: Way) -> Result<()> {
+    abort_because(migration, way, "it was asked for").await
+}
+
+async fn abort_because(migration: &Migration, way: Way, because: &str) -> Result<()> {
     let runbook = Runbook::open(&migration.job.state_dir)?;
     let attempt = runbook.state.attempt.as_ref().filter(|attempt| attempt.way == way);
     let Some(attempt) = attempt else {
@@ -179,7 +192,7 @@ pub async fn abort(migration: &Migration, way: Way) -> Result<()> {
     };
     refuse_beyond_return(attempt)?;
     let stop = CancellationToken::new();
-    Switch::new(migration, runbook, way, &stop).take_back("it was asked for").await
+    Switch::new(migration, runbook, way, &stop).take_back(because).await
 }
 
 /// Ends the migration: there is no way back any more. Gives what was removed.
@@ -250,9 +263,11 @@ fn refuse_beyond_return(attempt: &Attempt) -> Result<()> {
     Err(Error::new(Kind::Usage, what).hint("go on with --resume"))
 }
 
-/// Runs the job here for as long as the work takes, if it is given.
+/// Runs the job here for as long as the work takes, if it is given. It has to follow by a moment if one is given; else that
+/// error is the end.
 async fn with_follower<T>(
     forward: Option<&Job>,
+    follows_by: Option<(Instant, Error)>,
     stop: &CancellationToken,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
@@ -261,8 +276,14 @@ async fn with_follower<T>(
     let running = sync(forward, &progress, None, &stop);
     let mut running = std::pin::pin!(running);
     let working = async {
-        while progress.view().phase != Phase::Follow {
-            tokio::time::sleep(LOOK_EVERY).await;
+        let follows = async {
+            while progress.view().phase != Phase::Follow {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        match follows_by {
+            Some((by, error)) => tokio::time::timeout_at(by, follows).await.map_err(|_| error)?,
+            None => follows.await,
         }
         work.await
     };
@@ -275,7 +296,12 @@ async fn with_follower<T>(
         }
     };
     stop.cancel();
-    if let Err(error) = running.await {
+    let ended = match &done {
+        Ok(_) => running.await,
+        // Nobody may be able to write meanwhile: one that waits for something itself is dropped.
+        Err(_) => tokio::time::timeout(LETS_GO, running).await.unwrap_or_else(|_| Err(gone())),
+    };
+    if let Err(error) = ended {
         tracing::warn!(%error, "the stream did not end in order; the next tidemark sync goes on with it");
     }
     done
@@ -370,8 +396,8 @@ impl<'a> Switch<'a> {
 
     /// One step, with its lines in the journal. Gives a verdict that is not good enough, after everything was taken back.
     async fn one(&mut self, step: Step) -> Result<Option<Verdict>> {
-        if step == Step::Fence {
-            self.deadline = Some(Instant::now() + self.migration.plan.max_write_block);
+        if step == Step::Fence && self.deadline.is_none() {
+            self.block_begins();
         }
         let detail = match step {
             // So that whoever goes on knows what there was before it was changed.
@@ -402,13 +428,23 @@ impl<'a> Switch<'a> {
         }
     }
 
+    /// From now on the application waits. What was before a process that goes on was not in its hands.
+    fn block_begins(&mut self) {
+        self.deadline = Some(Instant::now() + self.migration.plan.max_write_block);
+    }
+
+    fn has_begun(&self, step: Step) -> bool {
+        self.runbook.state.attempt.as_ref().is_some_and(|attempt| attempt.has_begun(step))
+    }
+
     /// Does a step; writes are not blocked for longer than is allowed.
     async fn in_time(&mut self, step: Step) -> Result<Stepped> {
         let Some(deadline) = self.deadline.filter(|_| step < Step::Open) else {
             return Box::pin(self.step(step)).await;
         };
         let stepped = tokio::time::timeout_at(deadline, Box::pin(self.step(step))).await;
-        stepped.unwrap_or_else(|_| Err(self.too_long(step)))
+        stepped
+            .unwrap_or_else(|_| Err(self.too_long(&format!("step {:?} is not done", step.word()))))
     }
 
     /// Takes everything back because a step went wrong, if that can be; what is to be said of it.
@@ -431,12 +467,11 @@ impl<'a> Switch<'a> {
         }
     }
 
-    fn too_long(&self, step: Step) -> Error {
+    fn too_long(&self, what: &str) -> Error {
         let message = format!(
-            "{}: writes were blocked for {} s, and step {:?} is not done",
+            "{}: writes were blocked for {} s, and {what}",
             self.way.word(),
             self.migration.plan.max_write_block.as_secs(),
-            step.word(),
         );
         Error::new(Kind::Unavailable, message).hint(
             "the application writes where it did before, and the stream goes on; raise cutover.max_write_block, or try at a quieter time",
@@ -447,9 +482,7 @@ impl<'a> Switch<'a> {
     async fn take_back(&mut self, because: &str) -> Result<()> {
         self.runbook.note(self.way, None, Event::TakingBack, json!({ "because": because }))?;
         failpoint(self.way, "abort", "begun");
-        let attempt = self.runbook.state.attempt.as_ref();
-        let has_begun = |step| attempt.is_some_and(|attempt| attempt.has_begun(step));
-        if has_begun(Step::Fence) {
+        if self.has_begun(Step::Fence) {
             match (&self.migration.plan.fence, self.known_fence()) {
                 (Fence::Hooks { down, .. }, _) => {
                     drop(self.hook(down, &self.told("abort", self.way.from())).await?);
@@ -464,7 +497,7 @@ impl<'a> Switch<'a> {
                 }
             }
         }
-        if has_begun(Step::Reverse) {
+        if self.has_begun(Step::Reverse) {
             removed(&self.to).await?;
         }
         self.runbook.note(self.way, None, Event::Aborted, json!({ "because": because }))
