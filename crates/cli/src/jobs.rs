@@ -58,7 +58,7 @@ fn found(config: &Config, follows: bool) -> Result<Vec<Finding>, Failure> {
                 }
             }
         }
-        findings.extend(pipeline::keys_across_waves(&all, config.wave.as_deref()).await?);
+        findings.extend(pipeline::ties_between_waves(&all, config.wave.as_deref()).await?);
         findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         Ok::<_, pipeline::Error>(findings)
     });

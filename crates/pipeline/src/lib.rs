@@ -25,7 +25,7 @@ mod status;
 mod stream;
 mod target;
 
-pub use check::{check, has_tables, keys_across_waves, limit_waits, patiently};
+pub use check::{check, has_tables, limit_waits, patiently, ties_between_waves};
 pub use cleanup::cleanup;
 pub use control::{CONTROL_VERSION, Held, ask_status};
 pub use error::{Error, Kind, Result};

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use rustix::process::Signal;
+use serde_json::Value;
 use tidemark_testkit::Database;
 
 use crate::crash::Blocker;
@@ -319,6 +320,8 @@ fn the_fence_waits_for_writers_in_progress_and_gives_up_in_time() {
 fn a_wave_that_comes_after_a_cutover_makes_its_part_beside_what_is_in_use() {
     let waves = Waves::new("wavelate", "");
     let (job, pair) = (&waves.job, &waves.pair);
+    let shared = "CREATE SEQUENCE tickets; ALTER TABLE walk ADD ticket bigint DEFAULT nextval('tickets'); ALTER TABLE stall ADD ticket bigint DEFAULT nextval('tickets')";
+    pair.source.psql(shared).unwrap();
     job.run(&["sync", "--wave", "pilot", "--until", "now"]).expect(0);
     let there = "SELECT string_agg(c.relname, ' ' ORDER BY 1) FROM pg_class c WHERE relnamespace = 'public'::regnamespace AND relname IN ('pet', 'walk', 'stall', 'stalled', 'glad')";
     assert_eq!(pair.target.psql(there).unwrap(), "glad pet walk");
@@ -337,16 +340,23 @@ fn a_wave_that_comes_after_a_cutover_makes_its_part_beside_what_is_in_use() {
     assert_eq!(pair.target.psql(triggers).unwrap(), "2");
     job.run(&["verify"]).expect(0);
     let found = job.run(&["check", "--json"]);
-    let across = told(&found.stdout);
-    let across: Vec<_> = across
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|f| f["code"] == "foreign-key-across-waves")
-        .collect();
+    let found = told(&found.stdout);
+    let of_code = |code: &str| -> Vec<Value> {
+        found.as_array().unwrap().iter().filter(|f| f["code"] == code).cloned().collect()
+    };
+    let across = of_code("foreign-key-across-waves");
     assert_eq!(across.len(), 1, "{across:?}");
     assert_eq!(across[0]["object"], "\"public\".\"stall\".\"stall_pet_id_fkey\"");
     assert!(across[0]["fix"].as_str().unwrap().contains("ADD CONSTRAINT"), "{across:?}");
+    // What one wave draws from alone is nobody else's business.
+    let shared = of_code("sequence-across-waves");
+    assert_eq!(shared.len(), 1, "{shared:?}");
+    assert_eq!(shared[0]["object"], "\"public\".\"tickets\"");
+    let message = shared[0]["message"].as_str().unwrap();
+    assert!(
+        message.contains("walk\" of wave pilot") && message.contains("stall\" of wave rest"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::{Error, Kind, Result};
 
 use sides::Sides;
 
-pub use waves::keys_across_waves;
+pub use waves::ties_between_waves;
 
 /// The SQLSTATE of a statement that gave a lock up.
 const LOCK_TIMEOUT: &str = "55P03";
