@@ -360,7 +360,7 @@ pub struct SyncArgs {
     /// What to do with tables of the target that hold rows.
     #[arg(long, value_name = "WHAT", default_value = "refuse")]
     pub target_not_empty: NotEmpty,
-    /// Agree to --target-not-empty truncate.
+    /// Agree to --target-not-empty truncate or reconcile.
     #[arg(long)]
     pub yes: bool,
     /// Print the summary as JSON.
@@ -393,6 +393,8 @@ pub enum NotEmpty {
     Append,
     /// Empty the chosen tables first; needs --yes.
     Truncate,
+    /// Compare every row with the source's, move only what differs, and follow from there; needs --yes.
+    Reconcile,
 }
 
 /// Arguments of `repair`.

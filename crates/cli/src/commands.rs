@@ -120,6 +120,20 @@ fn load(global: &Global, needs: Needs) -> Result<Config, Failure> {
 /// # Errors
 /// Exit code 2.
 pub fn demands_of_sync(args: &SyncArgs) -> Result<(), Failure> {
+    if args.target_not_empty == NotEmpty::Reconcile {
+        if args.snapshot_only {
+            return Err(Failure::usage(
+                "--target-not-empty reconcile: it begins a stream, and --snapshot-only has none",
+            )
+            .hint("tidemark delta --scan-target moves what differs without following"));
+        }
+        if !args.yes {
+            return Err(Failure::usage(
+                "--target-not-empty reconcile overwrites and deletes rows of the chosen tables that differ from the source's",
+            )
+            .hint("add --yes if that is meant; tidemark delta --scan-target --dry-run tells how many"));
+        }
+    }
     if args.target_not_empty == NotEmpty::Truncate && !args.yes {
         return Err(Failure::usage(
             "--target-not-empty truncate empties the chosen tables of the target",

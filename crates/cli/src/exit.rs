@@ -116,7 +116,9 @@ impl ExitCode {
             Self::Incomplete => "the output names what was skipped and why",
             Self::NotAllowed => "allow the finding in the policy, or change what is moved",
             Self::Blocked => "`tidemark check` prints each finding with what mends it",
-            Self::SourceLost => "a new snapshot is needed: run `tidemark sync` anew",
+            Self::SourceLost => {
+                "a new snapshot is needed: `tidemark sync --target-not-empty reconcile --yes` keeps what the target holds, `truncate` copies all of it again"
+            }
             Self::Refused => "mend the target as the message says and run again",
             Self::Unavailable => "bring the server, the network or the space back and run again",
             Self::Held => "wait for it, or stop it; `tidemark status` shows it",

@@ -50,7 +50,10 @@ pub fn job(config: &Config, not_empty: NotEmpty, follows: bool) -> Result<pipeli
         lock_timeout: config.snapshot.lock_timeout,
         memory: config.limits.memory,
         follows,
-        stream: stream_of(config, source),
+        stream: pipeline::StreamJob {
+            reconciles: not_empty == NotEmpty::Reconcile,
+            ..stream_of(config, source)
+        },
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         wave: config.part.as_ref().map(|part| pipeline::Wave {
             name: part.name.clone(),
@@ -83,6 +86,7 @@ fn stream_of(config: &Config, source: &config::Source) -> pipeline::StreamJob {
             config::OnFull::DropSlot => pipeline::OnFull::DropSlot,
         },
         adopts: false,
+        reconciles: false,
     }
 }
 
@@ -101,7 +105,8 @@ fn target_of(
     not_empty: NotEmpty,
 ) -> Result<pipeline::Target, Failure> {
     let not_empty = match not_empty {
-        NotEmpty::Refuse => pipeline::NotEmpty::Refuse,
+        // What is there is compared, which the stream asks for.
+        NotEmpty::Refuse | NotEmpty::Reconcile => pipeline::NotEmpty::Refuse,
         NotEmpty::Append => pipeline::NotEmpty::Append,
         NotEmpty::Truncate => pipeline::NotEmpty::Truncate,
     };

@@ -167,7 +167,10 @@ fn tell(report: SyncReport, screen: &Screen) -> Result<(), Failure> {
         Duration::from_millis(report.duration_ms).as_secs_f64(),
     );
     for report in [report.snapshot, report.joined].into_iter().flatten() {
-        output::print(&output::summary(&report.into(), screen.color_stdout))?;
+        output::print(&match report.reconciled.as_slice() {
+            [] => output::summary(&report.into(), screen.color_stdout),
+            tables => output::reconciled(tables, screen.color_stdout),
+        })?;
     }
     output::print(&text)
 }

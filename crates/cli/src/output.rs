@@ -11,6 +11,7 @@ use comfy_table::{
 };
 use serde::Serialize;
 use tidemark_model::{Finding, RelationName, Severity};
+use tidemark_pipeline::ReconciledTable;
 use tidemark_report::{
     DiffKind, Point, SchemaSeverity, ShownKey, TableReport, Verdict, VerifyReport,
 };
@@ -109,6 +110,29 @@ pub fn summary(summary: &Summary, color: bool) -> String {
         text.push_str(&format!("{values} values without a form in the target were replaced\n"));
     }
     text
+}
+
+/// What was moved where the target held rows already.
+pub fn reconciled(tables: &[ReconciledTable], color: bool) -> String {
+    let mut table = table(color);
+    let titles = ["table", "rows compared", "new", "modified", "deleted"];
+    table.set_header(titles.map(|title| header(title, color)));
+    let mut line = |name: String, of: [u64; 4]| {
+        table.add_row(std::iter::once(name).chain(of.map(count)).collect::<Vec<_>>());
+    };
+    let mut total = [0; 4];
+    for row in tables {
+        let numbers = [row.rows, row.new, row.modified, row.deleted];
+        line(row.relation.plain(), numbers);
+        total = std::array::from_fn(|at| total[at] + numbers[at]);
+    }
+    if tables.len() > 1 {
+        line(format!("{} tables", tables.len()), total);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    format!("{table}\n")
 }
 
 /// By the name of a table: some of the rows that differ, as the redaction lets them be seen.

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidemark_pipeline::{Error, Job, Kind, Progress, Result, SyncReport, Until, blocking};
+use tidemark_pipeline::{
+    Error, Job, Kind, Progress, Reconcile, Result, SyncReport, Until, blocking, sync_reconciled,
+};
 use tokio_util::sync::CancellationToken;
 
+use crate::delta::Reconciler;
 use crate::hypercare::watch_sequences;
 use crate::runbook::{Direction, state};
-use crate::sides::active;
+use crate::sides::{active, adopting};
 
 /// How often is looked whether the stream was turned.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -26,6 +29,7 @@ pub async fn sync(
     until: Option<Until>,
     stop: &CancellationToken,
 ) -> Result<SyncReport> {
+    let mut reconciles = forward.stream.reconciles;
     loop {
         let state_now = state(&forward.state_dir)?;
         if state_now.is_complete {
@@ -34,7 +38,15 @@ pub async fn sync(
                 .hint("a new migration has a state directory of its own (--state-dir)"));
         }
         let direction = state_now.direction;
-        let job = active(forward)?;
+        if let Some(attempt) = state_now.attempt.as_ref().filter(|_| reconciles) {
+            let what = format!("sync: a {} is under way", attempt.way.word());
+            return Err(Error::new(Kind::Usage, what)
+                .hint("end it by --resume or --abort before the target is compared"));
+        }
+        let mut job = active(forward)?;
+        if reconciles {
+            job = adopting(&job);
+        }
         let ended = stop.child_token();
         let turned = async {
             while !is_turned(forward, direction).await {
@@ -44,14 +56,20 @@ pub async fn sync(
             ended.cancel();
             std::future::pending::<()>().await;
         };
+        let reconcile: Option<&dyn Reconcile> = if reconciles { Some(&Reconciler) } else { None };
+        let run = sync_reconciled(&job, reconcile, (progress, until), &ended);
         let report = tokio::select! {
-            report = Box::pin(tidemark_pipeline::sync(&job, progress, until, &ended)) => report,
-            () = turned => continue,
+            report = Box::pin(run) => report,
+            () = turned => {
+                reconciles = false;
+                continue;
+            }
             never = watch_sequences(&forward.state_dir, &job), if direction == Direction::Back => match never {},
         };
         if stop.is_cancelled() || !is_turned(forward, direction).await {
             return report;
         }
+        reconciles = false;
     }
 }
 

@@ -103,8 +103,15 @@ impl Error {
 
     /// An error of a job with this target: a new snapshot, where the hint names one, takes more than that into a lake.
     pub(crate) fn of_target(mut self, target: &Target) -> Self {
-        if self.kind == Kind::SourceCannotContinue && matches!(target, Target::Lake(_)) {
-            let more = "a new snapshot replaces what the lake holds: tidemark cleanup --yes, then tidemark sync --target-not-empty truncate --yes; or name an empty directory as the target";
+        if self.kind == Kind::SourceCannotContinue {
+            let more = match target {
+                Target::Lake(_) => {
+                    "a new snapshot replaces what the lake holds: tidemark cleanup --yes, then tidemark sync --target-not-empty truncate --yes; or name an empty directory as the target"
+                }
+                Target::Postgres(_) => {
+                    "tidemark sync --target-not-empty reconcile --yes begins anew with what the target holds, and moves only what differs"
+                }
+            };
             self.hint = Some(self.hint.map_or(more.to_owned(), |hint| format!("{hint}; {more}")));
         }
         self

@@ -100,6 +100,9 @@ pub struct StreamJob {
     /// The target holds what the source holds already: the stream begins at the slot's consistent point, and nothing is
     /// copied. Only where that was proven, and nobody writes to either.
     pub adopts: bool,
+    /// The target holds rows already: they are compared with the source's, what differs is moved, and the stream goes on from
+    /// there.
+    pub reconciles: bool,
 }
 
 impl Default for StreamJob {
@@ -119,6 +122,7 @@ impl Default for StreamJob {
             spool: 64 << 30,
             on_full: OnFull::Wait,
             adopts: false,
+            reconciles: false,
         }
     }
 }

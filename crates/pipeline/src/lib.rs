@@ -19,6 +19,7 @@ mod error;
 mod job;
 mod plan;
 mod progress;
+mod reconcile;
 mod reset;
 mod snapshot;
 mod status;
@@ -33,6 +34,7 @@ pub use job::{
     DdlPolicy, Job, LakeTarget, OnFull, PostgresTarget, StreamJob, TableOptions, Target, Wave,
 };
 pub use progress::{ActiveTable, Phase, Progress, ProgressView};
+pub use reconcile::{Moment, Reconcile, ReconciledTable};
 pub use reset::reset;
 pub use snapshot::{
     CHECKED, COPIED, ChunkRunner, Report, TableReport, blocking, run_chunk, snapshot_only,
@@ -41,7 +43,7 @@ pub use status::{
     Hypercare, Lag, SequenceRoom, SnapshotStatus, Status, StreamStatus, WaveStatus, refuse_running,
     stored_status,
 };
-pub use stream::{SyncReport, Until, sync};
+pub use stream::{SyncReport, Until, sync, sync_reconciled};
 pub use tidemark_sink::NotEmpty;
 pub use tidemark_sink::parquet::Compression;
 pub use tidemark_sink::postgres::{SchemaMode, Triggers};

@@ -72,6 +72,15 @@ impl Side {
         taken.map(|snapshot| self.shows(snapshot)).map_err(|error| self.of(error))
     }
 
+    /// What this snapshot shows, which somebody else of this process holds.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or the snapshot is gone.
+    pub async fn view_of(&self, snapshot: &Snapshot) -> Result<View> {
+        let held = snapshot.held_again(&self.spec).await;
+        held.map(|snapshot| self.shows(snapshot)).map_err(|error| self.of(error))
+    }
+
     /// What a snapshot of these tables is taken with.
     pub(crate) fn options(&self, tables: Vec<Relation>) -> SnapshotOptions {
         let mut options = SnapshotOptions::new(tables, &self.application);

@@ -29,6 +29,7 @@ mod network;
 mod pooler;
 mod privileges;
 mod readiness;
+mod reconcile;
 mod selftest;
 mod sessions;
 mod standby;

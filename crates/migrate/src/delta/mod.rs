@@ -16,6 +16,7 @@
 mod classify;
 mod gather;
 mod plan;
+mod reconcile;
 mod report;
 mod runs;
 mod write;
@@ -45,6 +46,7 @@ use runs::{Sorted, Sorter};
 use write::{Findings, GONE_AT_ONCE, Goes, Work, Writing};
 
 pub use classify::{Action, Actions, Class};
+pub use reconcile::Reconciler;
 pub use report::{ClassDelta, ComparedWith, DeltaReport, TableDelta};
 
 /// What messages say before "the source".
@@ -142,7 +144,14 @@ async fn run(request: &Request) -> Result<DeltaReport> {
     let sides = open(job, to).await?;
     let mut delta = Delta::new(request, &sides, (target, files, key))?;
     let planned = delta.plan(to.triggers).await?;
-    let lsn = delta.tables(planned).await?;
+    let mut lsn = None;
+    if !planned.is_empty() {
+        let relations = planned.iter().map(|(pair, _)| pair.source.relation.clone()).collect();
+        let view = sides.source.view(relations).await?;
+        delta.tables(&view, planned).await?;
+        lsn = Some(view.moment().0.to_string());
+        view.release().await;
+    }
     delta.told.sort_by(|one, other| (&one.schema, &one.table).cmp(&(&other.schema, &other.table)));
     Ok(DeltaReport {
         job: job.name.clone(),
@@ -179,6 +188,10 @@ struct Delta<'a> {
     target: DeltaTarget,
     files: RowFiles,
     spill: Arc<Spill>,
+    /// Whether anything is written.
+    writes: bool,
+    /// Whether a file tells the next run what the target has.
+    remembers: bool,
     told: Vec<TableDelta>,
 }
 
@@ -197,7 +210,19 @@ impl<'a> Delta<'a> {
         let mut tools = Tools::new(&reads, &CancellationToken::new())?;
         tools.key = key;
         let spill = Spill::new(job.state_dir.clone());
-        Ok(Self { request, sides, reads, tools, target, files, spill, told: Vec::new() })
+        let (writes, told) = (!request.dry_run, Vec::new());
+        Ok(Self {
+            request,
+            sides,
+            reads,
+            tools,
+            target,
+            files,
+            spill,
+            writes,
+            remembers: writes,
+            told,
+        })
     }
 
     /// What is compared; tables that are left out are told of already.
@@ -240,28 +265,21 @@ impl<'a> Delta<'a> {
         self.told.push(told);
     }
 
-    /// Reads the source once and goes on table by table; gives the position.
-    async fn tables(&mut self, planned: Vec<(Pair, Table)>) -> Result<Option<String>> {
-        if planned.is_empty() {
-            return Ok(None);
-        }
+    /// Reads the source once and goes on table by table.
+    async fn tables(&mut self, view: &View, planned: Vec<(Pair, Table)>) -> Result<()> {
         let (pairs, tables): (Vec<Pair>, Vec<Table>) = planned.into_iter().unzip();
-        let relations = pairs.iter().map(|pair| pair.source.relation.clone()).collect();
-        let view = self.sides.source.view(relations).await?;
-        let gathered = self.gather(&view, &pairs, &tables).await?;
+        let gathered = self.gather(view, &pairs, &tables).await?;
         for ((pair, mut table), gathered) in pairs.iter().zip(tables).zip(gathered) {
             if !view.tables().iter().any(|relation| relation.oid == pair.source.relation.oid) {
                 self.skip(pair.name(), "it was dropped on the source meanwhile".to_owned());
                 continue;
             }
             let (mut told, began) = (TableDelta::new(pair.name()), Instant::now());
-            Box::pin(self.table((pair, &mut table), (&view, gathered), &mut told)).await?;
+            Box::pin(self.table((pair, &mut table), (view, gathered), &mut told)).await?;
             told.duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
             self.told.push(told);
         }
-        let lsn = view.moment().0.to_string();
-        view.release().await;
-        Ok(Some(lsn))
+        Ok(())
     }
 
     /// Every row of the source that this filter or the last one lets through.
@@ -324,7 +342,7 @@ impl<'a> Delta<'a> {
     ) -> Result<()> {
         told.compared_with = Some(table.with);
         let row_bytes = gathered.bytes / gathered.count.max(1);
-        let generation = format!("{:032x}", rand::random::<u128>());
+        let generation = self.remembers.then(|| format!("{:032x}", rand::random::<u128>()));
         let mut there = match table.with {
             ComparedWith::Target => Some(self.target_view(pair).await?),
             _ => None,
@@ -334,9 +352,11 @@ impl<'a> Delta<'a> {
             (None, Some(known)) => Known::File(Box::new(known)),
             (None, None) => Known::Nothing,
         };
-        let file = match self.request.dry_run {
-            true => None,
-            false => Some(self.files.begin(pair.name(), &generation, &table.head.text())?),
+        let file = match &generation {
+            None => None,
+            Some(generation) => {
+                Some(self.files.begin(pair.name(), generation, &table.head.text())?)
+            }
         };
         let (classify, goes, looked_up) =
             self.classify((pair, table.with), (gathered, base), file).await?;
@@ -351,16 +371,18 @@ impl<'a> Delta<'a> {
             let (found, taken) = tokio::join!(classify, work.take(&mut writing, goes));
             let (taken, (counts, found)) = (taken?, found?);
             told.found(&counts, &actions, row_bytes);
-            let ToldOf { file, refused, puts, is_any, .. } = found;
-            let Some(rows) = file else { return Ok(None) };
+            let ToldOf { file, writes, refused, puts, is_any, .. } = found;
+            if !writes {
+                return Ok(None);
+            }
             let is_other_filter =
                 table.before.as_ref().is_some_and(|_| actions.unfiltered == Action::Apply);
             if table.with == ComparedWith::Ledger && !is_other_filter && !is_any {
                 return Ok(Some(table.generation.as_deref()));
             }
-            let findings = Findings { puts, taken, rows, refused };
-            work.write(writing, findings, (&generation, told)).await?;
-            Ok(Some(Some(generation.as_str())))
+            let findings = Findings { puts, taken, file, refused };
+            work.write(writing, findings, (generation.as_deref(), told)).await?;
+            Ok(Some(generation.as_deref()))
         };
         match Box::pin(done).await {
             Ok(None) => {}
@@ -382,7 +404,8 @@ impl<'a> Delta<'a> {
         let (send, gone) = mpsc::channel(1);
         let (refused, puts) = (Vec::new(), Sorter::new(&self.spill, share));
         let (gone, goes) = (Some(send), Goes::Found(gone));
-        let found = ToldOf { file, refused, puts, gone, going: Vec::new(), is_any: false };
+        let writes = self.writes;
+        let found = ToldOf { file, writes, refused, puts, gone, going: Vec::new(), is_any: false };
         let actions = self.request.actions;
         let classify =
             async move { blocking(move || classified(actions, gathered, base, found)).await? };
@@ -523,6 +546,8 @@ type Classified = Pin<Box<dyn Future<Output = Result<(Counts, ToldOf)>> + Send>>
 /// What was found, on its way into the file and to the target.
 struct ToldOf {
     file: Option<NewRows>,
+    /// What is not moved need not be kept.
+    writes: bool,
     refused: Vec<KnownRow>,
     puts: Sorter<Put>,
     /// Until all are.
@@ -548,13 +573,12 @@ impl Found for ToldOf {
 
     fn put(&mut self, row: Put) -> Result<()> {
         self.is_any = true;
-        // What is not moved need not be remembered.
-        if self.file.is_some() { self.puts.push(row) } else { Ok(()) }
+        if self.writes { self.puts.push(row) } else { Ok(()) }
     }
 
     fn take(&mut self, row: Gone) -> Result<()> {
         self.is_any = true;
-        if self.file.is_some() {
+        if self.writes {
             self.going.push(row);
         }
         if self.going.len() < GONE_AT_ONCE { Ok(()) } else { self.hand_over() }

@@ -39,12 +39,12 @@ pub(super) struct Work<'a> {
     pub(super) spill: &'a Arc<Spill>,
 }
 
-/// What was found, and the file of it that is being written.
+/// What was found, and the file of it that is being written, if one is.
 pub(super) struct Findings {
     pub(super) puts: Sorter<Put>,
     /// Rows that the target did not let go, and why.
     pub(super) taken: Vec<(Gone, String)>,
-    pub(super) rows: NewRows,
+    pub(super) file: Option<NewRows>,
     pub(super) refused: Vec<KnownRow>,
 }
 
@@ -102,28 +102,33 @@ impl Goes {
 }
 
 impl<'t> Work<'t> {
-    /// Writes all of it and commits it as this generation.
+    /// Writes all of it and commits it, as this generation if a file tells of it.
     pub(super) async fn write(
         &self,
         mut writing: Writing<'t>,
         findings: Findings,
-        (generation, told): (&str, &mut TableDelta),
+        (generation, told): (Option<&str>, &mut TableDelta),
     ) -> Result<()> {
-        let Findings { puts, taken, mut rows, mut refused } = findings;
+        let Findings { puts, taken, mut file, mut refused } = findings;
         for (Gone { code, hash, class, .. }, why) in taken {
             told.refuse(class, &why);
             refused.push(KnownRow { code, hash, is_there: true, is_refused: true });
         }
         let writer = writing.writer(self.table).await?;
         // The disk has the time that the target takes.
-        let sync = async { Ok(blocking(move || rows.sync().map(|()| rows)).await??) };
-        let (rows, not_put) = tokio::try_join!(sync, self.put_all(writer, puts))?;
+        let sync = async {
+            let sync = move || file.as_mut().map_or(Ok(()), NewRows::sync).map(|()| file);
+            Ok(blocking(sync).await??)
+        };
+        let (file, not_put) = tokio::try_join!(sync, self.put_all(writer, puts))?;
         for (put, why) in not_put {
             told.refuse(put.class, &why);
             let Put { code, before: hash, is_new, .. } = put;
             refused.push(KnownRow { code, hash, is_there: !is_new, is_refused: true });
         }
-        blocking(move || rows.finish(refused)).await??;
+        if let Some(file) = file {
+            blocking(move || file.finish(refused)).await??;
+        }
         Ok(writer.commit(generation).await?)
     }
 

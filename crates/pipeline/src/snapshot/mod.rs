@@ -37,6 +37,7 @@ use crate::control::{self, Shared};
 use crate::job::{Job, Target};
 use crate::plan::{above, excluded_relations, refresh};
 use crate::progress::{Phase, Progress};
+use crate::reconcile::{Moment, Reconcile, ReconciledTable};
 use crate::target::sink;
 use crate::{Error, Kind, Result};
 
@@ -80,7 +81,7 @@ pub async fn snapshot_only(
     let mut run_number = 1;
     loop {
         let tools = Tools::new(job, progress)?;
-        let run = Run { job, progress, stop, ledger: &ledger, continuation: None };
+        let run = Run { job, progress, stop, ledger: &ledger, continuation: None, reconcile: None };
         let ended = Box::pin(run.once(&tools)).await;
         let error = match ended {
             Ok(report) => return Ok(report),
@@ -172,6 +173,8 @@ pub(crate) struct Run<'a> {
     pub(crate) stop: &'a CancellationToken,
     pub(crate) ledger: &'a Arc<Ledger>,
     pub(crate) continuation: Option<&'a Continuation>,
+    /// Brings what the target holds already to the snapshot.
+    pub(crate) reconcile: Option<&'a dyn Reconcile>,
 }
 
 impl Run<'_> {
@@ -380,17 +383,21 @@ impl Run<'_> {
         let copied = tokio::select! {
             biased;
             lost = snapshot.watch() => Err(Error::from(lost)),
-            copied = engine.run(self.job.readers) => copied,
+            copied = self.fill(&engine, &start, snapshot) => copied,
         };
-        if let Err(error) = copied {
-            engine.stop.cancel();
-            return Err(if self.stop.is_cancelled() { Error::interrupted() } else { error });
-        }
+        let reconciled = match copied {
+            Ok(reconciled) => reconciled,
+            Err(error) => {
+                engine.stop.cancel();
+                return Err(if self.stop.is_cancelled() { Error::interrupted() } else { error });
+            }
+        };
         let client = self.job.source.connect().await?;
         self.or_stop(names_still_mean_the_same(&client, &start)).await?;
         self.progress.enter(Phase::Snapshot, "finishing: foreign keys, sequences, views");
         let mut report = report_of(&engine, &start, self.job.readers);
         report.gone = snapshot.gone().to_vec();
+        report.reconciled = reconciled;
         let summary = SnapshotSummary {
             lsn: start.lsn,
             tables: report.tables.iter().map(|table| table.summary.clone()).collect(),
@@ -412,6 +419,22 @@ impl Run<'_> {
             self.progress.enter(Phase::Complete, "done");
         }
         Ok(report)
+    }
+
+    /// Gets the rows onto the target: all of them, or those that it does not have yet.
+    async fn fill(
+        &self,
+        engine: &Arc<Engine>,
+        start: &SnapshotStart,
+        snapshot: &Snapshot,
+    ) -> Result<Vec<ReconciledTable>> {
+        engine.run(self.job.readers).await?;
+        let Some(reconcile) = self.reconcile.filter(|_| self.joining().is_none()) else {
+            return Ok(Vec::new());
+        };
+        self.progress.enter(Phase::Snapshot, "comparing the target's rows with the source's");
+        let moment = Moment { snapshot, run: &start.run };
+        self.or_stop(reconcile.reconcile(self.job, moment)).await
     }
 
     async fn engine(

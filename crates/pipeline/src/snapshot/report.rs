@@ -9,6 +9,7 @@ use tidemark_model::{ChunkResult, Lsn, RelationName, RowSum, TablePlan};
 use tidemark_sink::{SnapshotStart, TableSummary};
 
 use super::engine::Engine;
+use crate::reconcile::ReconciledTable;
 
 /// What a finished snapshot says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,9 @@ pub struct Report {
     pub readers: usize,
     /// Tables that were dropped between being chosen and being locked: not copied.
     pub gone: Vec<RelationName>,
+    /// Where the target held rows already: what was moved of each table, instead of all of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reconciled: Vec<ReconciledTable>,
 }
 
 /// One table of the report.
@@ -59,6 +63,7 @@ pub(super) fn report_of(engine: &Engine, start: &SnapshotStart, readers: usize) 
         duration_ms: 0,
         readers,
         gone: Vec::new(),
+        reconciled: Vec::new(),
     }
 }
 

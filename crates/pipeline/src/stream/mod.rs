@@ -54,6 +54,7 @@ use tokio_util::sync::CancellationToken;
 use crate::control::{self, Shared};
 use crate::job::Job;
 use crate::progress::{Phase, Progress};
+use crate::reconcile::Reconcile;
 use crate::snapshot::{Continuation, Point, Report, Run, Tools, blocking, note_error};
 use crate::{Error, Kind, NotEmpty, Result, Target};
 
@@ -142,6 +143,22 @@ pub async fn sync(
     until: Option<Until>,
     stop: &CancellationToken,
 ) -> Result<SyncReport> {
+    sync_reconciled(job, None, (progress, until), stop).await
+}
+
+/// The same. With `reconcile` it begins anew, at a target that holds rows already: they are brought to a new snapshot.
+///
+/// # Errors
+/// As of [`sync`], and those of [`Reconcile::reconcile`].
+///
+/// # Cancel safety
+/// As of [`sync`].
+pub async fn sync_reconciled(
+    job: &Job,
+    reconcile: Option<&dyn Reconcile>,
+    (progress, until): (&Arc<Progress>, Option<Until>),
+    stop: &CancellationToken,
+) -> Result<SyncReport> {
     let started = Instant::now();
     let (state_dir, name) = (job.state_dir.clone(), job.name.clone());
     let source = job.source.clone().with_application_name(&names::application_name(&name));
@@ -151,7 +168,9 @@ pub async fn sync(
     let _control = control::listen(&job.state_dir, shared).await;
     let ladder = Arc::new(Ladder::default());
     let anew = AtomicBool::new(false);
-    let sync = Sync { job, progress, stop, ledger: &ledger, ladder: &ladder, until, anew };
+    let (ledger_of, ladder_of) = (&ledger, &ladder);
+    let sync =
+        Sync { job, reconcile, progress, stop, ledger: ledger_of, ladder: ladder_of, until, anew };
     let ended = Box::pin(sync.run()).await;
     let (reports, end_lsn) = match ended {
         Ok(ended) => ended,
@@ -192,6 +211,7 @@ struct Reports {
 /// One call of [`sync`].
 struct Sync<'a> {
     job: &'a Job,
+    reconcile: Option<&'a dyn Reconcile>,
     progress: &'a Arc<Progress>,
     stop: &'a CancellationToken,
     ledger: &'a Arc<Ledger>,
@@ -414,7 +434,7 @@ impl Sync<'_> {
             Target::Postgres(target) => target.not_empty,
             Target::Lake(target) => target.not_empty,
         };
-        not_empty == NotEmpty::Truncate
+        self.reconcile.is_some() || not_empty == NotEmpty::Truncate
     }
 
     /// The snapshot, with the stream received beside it.
@@ -476,6 +496,7 @@ impl Sync<'_> {
             stop: self.stop,
             ledger: self.ledger,
             continuation: Some(continuation),
+            reconcile: self.reconcile,
         }
     }
 

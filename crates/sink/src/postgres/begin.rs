@@ -334,7 +334,7 @@ fn refuse_foreign(left: &[RelationName], start: &SnapshotStart) -> Result<()> {
 pub(super) fn not_empty(name: &RelationName) -> Error {
     Error::new(Disposition::Usage, "load into a target that is not empty")
         .on(name)
-        .hint("use an empty database, or say --target-not-empty append, or --target-not-empty truncate --yes")
+        .hint("use an empty database, or say --target-not-empty truncate --yes, or append; or reconcile --yes, which compares what is there and moves only what differs")
 }
 
 pub(super) async fn relations_there(client: &Client) -> Result<Vec<RelationName>> {

@@ -1,7 +1,7 @@
 //! What `delta` writes: the rows of a table, and which local file knows of them, in one transaction.
 //!
-//! **Invariant:** the session that writes is the one that holds the job's advisory lock, so whoever has lost the lock can write
-//! nothing. The generation that names the file of a table is stored in the transaction that moves its rows: after any crash
+//! **Invariant:** the session that writes is the one that holds the job's advisory lock, or each of its transactions holds the
+//! job's record with the run that it belongs to: whoever has lost the job can write nothing. The generation that names the file of a table is stored in the transaction that moves its rows: after any crash
 //! the target says which file tells what it has. A row is put in the place of the one with its key, so it is never there
 //! twice, however often it comes.
 //!
@@ -45,6 +45,8 @@ pub struct DeltaTarget {
     client: Client,
     job: String,
     triggers: Triggers,
+    /// The run that it is a part of, whose process has the job; a delta by itself has it here.
+    of_run: Option<String>,
 }
 
 /// How the rows of one table are written.
@@ -181,6 +183,20 @@ pub struct RefusedRow {
 }
 
 impl DeltaTarget {
+    /// Connects for what a run of `sync` writes, whose process has the job and has made our tables. What it moves is known by
+    /// no file: the stream goes on with the rows.
+    ///
+    /// # Errors
+    /// The target cannot be reached.
+    pub async fn of_run(
+        spec: &ConnectSpec,
+        job: &str,
+        (triggers, run): (Triggers, &str),
+    ) -> Result<Self> {
+        let client = connect(spec, job).await?;
+        Ok(Self { client, job: job.to_owned(), triggers, of_run: Some(run.to_owned()) })
+    }
+
     /// Connects and takes the job; makes the table of generations unless nothing is to be written.
     ///
     /// # Errors
@@ -190,15 +206,7 @@ impl DeltaTarget {
         job: &str,
         (triggers, writes): (Triggers, bool),
     ) -> Result<Self> {
-        // Not the job's own name: sessions of that one are ended by whoever takes the job over.
-        let spec = spec.clone().with_application_name(&format!("{}:delta", application_name(job)));
-        let client = spec.connect().await.map_err(|cause| {
-            Error::new(
-                Disposition::Unavailable,
-                format!("connect to the target {}", spec.redacted()),
-            )
-            .because(cause)
-        })?;
+        let client = connect(spec, job).await?;
         take_lock(&client, job).await?;
         if writes {
             let quiet = triggers == Triggers::AsIs || may_replicate(&client).await?;
@@ -215,7 +223,7 @@ impl DeltaTarget {
                     .hint("the role needs CREATE on the target's database, and the target must not be read-only or a standby")
             })?;
         }
-        Ok(Self { client, job: job.to_owned(), triggers })
+        Ok(Self { client, job: job.to_owned(), triggers, of_run: None })
     }
 
     /// The generation of each table that the job has moved.
@@ -297,6 +305,13 @@ impl DeltaTarget {
             begin.push_str(&staged("tidemark_keys", &table.key));
         }
         self.client.batch_execute(&begin).await.map_err(failed)?;
+        if let Some(run) = &self.of_run {
+            // Until the commit, so that whoever takes the job over waits for it.
+            let sql = "SELECT FROM tidemark.progress WHERE job = $1 AND wave = '' AND run = $2 FOR KEY SHARE";
+            if self.client.query_opt(sql, &[&self.job, run]).await.map_err(failed)?.is_none() {
+                return Err(held(&self.job).on(&table.name));
+            }
+        }
         let sql = "SELECT generation FROM tidemark.delta WHERE job = $1 AND schema_name = $2 AND relation_name = $3 FOR UPDATE";
         let name = &table.name;
         let row = self.client.query_opt(sql, &[&self.job, &name.schema, &name.name]).await;
@@ -325,6 +340,15 @@ pub(super) async fn has_generations(client: &Client) -> Result<bool> {
     let row = client.query_one(sql, &[]).await;
     let failed = |cause| server_error("look for the generations of tables", None, cause);
     Ok(row.map_err(failed)?.get(0))
+}
+
+async fn connect(spec: &ConnectSpec, job: &str) -> Result<Client> {
+    // Not the job's own name: sessions of that one are ended by whoever takes the job over.
+    let spec = spec.clone().with_application_name(&format!("{}:delta", application_name(job)));
+    spec.connect().await.map_err(|cause| {
+        Error::new(Disposition::Unavailable, format!("connect to the target {}", spec.redacted()))
+            .because(cause)
+    })
 }
 
 async fn take_lock(client: &Client, job: &str) -> Result<()> {
@@ -413,21 +437,25 @@ impl DeltaWriter<'_> {
         (self.refused, self.together) = (0, 1);
     }
 
-    /// Makes all of it durable together with the generation.
+    /// Makes all of it durable together with the generation; without one no file tells of the table any more.
     ///
     /// # Errors
     /// Without an answer it is not known whether it is: the generation tells.
-    pub async fn commit(&mut self, generation: &str) -> Result<()> {
+    pub async fn commit(&mut self, generation: Option<&str>) -> Result<()> {
         let name = &self.table.name;
-        let sql = format!(
-            "INSERT INTO tidemark.delta (job, schema_name, relation_name, generation) VALUES ({}, {}, {}, {}) \
-             ON CONFLICT (job, schema_name, relation_name) DO UPDATE SET generation = excluded.generation, moved_at = now(); COMMIT",
-            Literal(self.job),
-            Literal(&name.schema),
-            Literal(&name.name),
-            Literal(generation),
-        );
-        let done = self.client.batch_execute(&sql).await;
+        let (job, schema, relation) =
+            (Literal(self.job), Literal(&name.schema), Literal(&name.name));
+        let sql = match generation {
+            Some(generation) => format!(
+                "INSERT INTO tidemark.delta (job, schema_name, relation_name, generation) VALUES ({job}, {schema}, {relation}, {}) \
+                 ON CONFLICT (job, schema_name, relation_name) DO UPDATE SET generation = excluded.generation, moved_at = now()",
+                Literal(generation),
+            ),
+            None => format!(
+                "DELETE FROM tidemark.delta WHERE job = {job} AND schema_name = {schema} AND relation_name = {relation}"
+            ),
+        };
+        let done = self.client.batch_execute(&format!("{sql}; COMMIT")).await;
         done.map_err(|cause| server_error("commit the rows that were moved", Some(name), cause))
     }
 

@@ -170,6 +170,26 @@ impl Snapshot {
         }
     }
 
+    /// The same snapshot, held once more by a session of its own; the locks stay the first one's.
+    ///
+    /// # Errors
+    /// The connection failed, or the snapshot is gone.
+    pub async fn held_again(&self, spec: &ConnectSpec) -> Result<Self> {
+        let holder = sql::connect(spec).await?;
+        begin(&holder).await?;
+        import(&holder, &self.id).await?;
+        let (id, read_snapshot) = export(&holder).await?;
+        Ok(Self {
+            holder,
+            id,
+            read_snapshot,
+            lsn: self.lsn,
+            tables: self.tables.clone(),
+            gone: self.gone.clone(),
+            sequences: self.sequences.clone(),
+        })
+    }
+
     /// The exported snapshot's identifier, for readers and for `pg_dump --snapshot`.
     pub fn id(&self) -> &str {
         &self.id

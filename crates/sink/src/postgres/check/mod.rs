@@ -62,7 +62,7 @@ pub(super) async fn check(
                 first.to_string(),
                 format!("the target already holds {} relations", in_the_way.len()),
             )
-            .with_fix("use an empty database, or target.schema = \"exists\", or --target-not-empty append|truncate"),
+            .with_fix("use an empty database, or target.schema = \"exists\", or --target-not-empty append|truncate|reconcile"),
         );
     }
     let all_there = || tables.iter().all(|plan| there.contains(&plan.relation.name));
