@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidemark_pipeline::{
-    Error, Job, Kind, Progress, Reconcile, Result, SyncReport, Until, blocking, sync_reconciled,
+    Error, Job, Kind, Progress, Reconcile, Result, SyncReport, Target, Until, blocking,
+    sync_reconciled,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +31,12 @@ pub async fn sync(
     stop: &CancellationToken,
 ) -> Result<SyncReport> {
     let mut reconciles = forward.stream.reconciles;
+    if reconciles && matches!(forward.target, Target::Lake(_)) {
+        let attempt = "begin with what a lake holds: its files are never written anew";
+        return Err(Error::new(Kind::Usage, attempt).hint(
+            "--target-not-empty truncate --yes copies all of it again, or name an empty directory",
+        ));
+    }
     loop {
         let state_now = state(&forward.state_dir)?;
         if state_now.is_complete {

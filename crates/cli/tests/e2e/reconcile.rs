@@ -170,6 +170,15 @@ fn a_row_that_the_target_refuses_or_a_table_that_it_lacks_lets_nothing_begin() {
     assert_eq!(pair.source.psql(slots).unwrap(), "0");
 }
 
+#[test]
+fn a_lake_is_refused_before_it_is_touched() {
+    let source = crate::support::filled();
+    let lake = tempfile::tempdir().unwrap();
+    let job = Job::new("reconlake", &source.url(), &format!("file://{}", lake.path().display()));
+    job.run(&ANEW).expect(2).says(&["begin with what a lake holds"]);
+    assert!(std::fs::read_dir(lake.path()).unwrap().next().is_none());
+}
+
 /// After a cutover it is the stream back whose slot may be lost, and with it the way back.
 #[test]
 fn a_lost_way_back_is_made_again() {

@@ -35,14 +35,11 @@ impl Reconcile for Reconciler {
 
 async fn reconcile(job: &Job, moment: Moment<'_>) -> Result<Vec<ReconciledTable>> {
     let Target::Postgres(to) = &job.target else {
-        return Err(Error::new(
-            Kind::Usage,
-            "compare with a lake: its files are never written anew",
-        )
-        .hint("--target-not-empty truncate --yes copies it again"));
+        return Err(Error::new(Kind::Internal, "compare rows with those of a lake"));
     };
     let request = Request {
-        job: job.clone(),
+        // The other half is the stream's, which is received meanwhile.
+        job: Job { memory: job.memory / 2, ..job.clone() },
         actions: Actions {
             new: Action::Apply,
             modified: Action::Apply,

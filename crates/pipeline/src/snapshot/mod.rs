@@ -202,7 +202,9 @@ impl Run<'_> {
             lock_timeout: job.lock_timeout,
         };
         let max_locks = looked.catalog.server.max_locks;
-        let opened = options.open_all(job.readers.max(1), &snapshot, max_locks);
+        // Where nothing is copied nobody reads.
+        let readers = if job.stream.adopts { 1 } else { job.readers.max(1) };
+        let opened = options.open_all(readers, &snapshot, max_locks);
         let readers = self.or_stop(opened).await?;
         if self.joining().is_none() {
             self.or_stop(nothing_came(job, &looked)).await?;
