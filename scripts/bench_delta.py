@@ -7,6 +7,7 @@ and 0.5 % deleted, scattered over the table; the run applies all of them.
     changes     as above
     nothing     nothing has changed
     target      the same changes, compared with the target's rows (--scan-target)
+    slot        the same changes while no slot was there: sync --target-not-empty reconcile beside a new copy of everything
 """
 
 import os
@@ -61,6 +62,12 @@ class DeltaBench:
         return measure([bench.TIDEMARK, "delta", "--source", self.source.url("shop"), "--target", self.copy.url("shop"), "--deleted", "apply",
                         "--job", "bench", "--state-dir", str(self.state), "--progress", "none", *more])
 
+    def sync(self, not_empty):
+        """Follows anew after the slot was lost, up to now."""
+        self.source.psql("shop", "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+        return measure([bench.TIDEMARK, "sync", "--source", self.source.url("shop"), "--target", self.copy.url("shop"), "--until", "now",
+                        "--job", "again", "--state-dir", str(self.work / "again"), "--progress", "none", "--target-not-empty", not_empty, "--yes"])
+
     def bare(self):
         return measure([str(BIN / "psql"), "-XAtq", "-o", "/dev/null", "-d", self.source.url("shop"), "-c", "COPY items TO STDOUT (FORMAT binary)"])
 
@@ -87,12 +94,22 @@ class DeltaBench:
     def nothing(self):
         return self.part("nothing", "nothing has changed", self.calm, self.delta)
 
+    def slot(self):
+        if self.round is None:
+            self.start()
+
+        def anew(not_empty):
+            self.change()
+            return self.check(self.sync(not_empty))
+        ways = {"a new copy (truncate)": lambda: anew("truncate"), "tidemark reconcile": lambda: anew("reconcile")}
+        return Part("slot", f"following again after a lost slot, {ROWS:,} rows", "a new copy (truncate)", ways).run()
+
     def target(self):
         return self.part("target", "the same changes, compared with the target", self.change, lambda: self.check(self.delta("--scan-target")))
 
 
 def main():
-    parts = bench.measured(["changes", "nothing", "target"], DeltaBench)
+    parts = bench.measured(["changes", "nothing", "target", "slot"], DeltaBench)
     bench.publish("delta", {"tidemark": bench.version_of([bench.TIDEMARK, "--version"])}, parts, rows=ROWS)
 
 
