@@ -64,6 +64,26 @@ fn after_a_lost_slot_only_what_differs_is_moved_and_the_stream_goes_on() {
     job.run(&["verify"]).expect(0);
 }
 
+/// Files of a delta tell what the target had before the stream went on.
+#[test]
+fn what_a_delta_knows_of_the_target_is_forgotten() {
+    let pair = Pair::new("reconforget");
+    let job = pair.job();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    lose_slot(&pair.source, "tidemark_reconforget");
+    pair.source.psql(MEANWHILE).unwrap();
+    job.run(&["delta", "--scan-target", "--deleted", "apply"]).expect(0);
+    let known = "SELECT count(*) > 0 FROM tidemark.delta WHERE relation_name = 'pet'";
+    let files = || {
+        let files = crate::support::files_below(&job.path().join("state/delta"));
+        files.iter().filter(|file| file.contains("pet")).count()
+    };
+    assert_eq!((pair.target.psql(known).unwrap().as_str(), files()), ("t", 1));
+    let report = anew(&job, &[]);
+    assert_eq!(moved(&report, None, "modified"), 0, "{report}");
+    assert_eq!((pair.target.psql(known).unwrap().as_str(), files()), ("f", 0));
+}
+
 /// Between the snapshot that is compared and the stream nothing is lost or comes twice.
 #[test]
 fn what_is_written_while_it_compares_arrives_once() {

@@ -324,6 +324,8 @@ struct Switch<'a> {
     verdict: Verdict,
     /// How long the last proof took.
     proving: Duration,
+    /// How long the preflight took.
+    looking: Duration,
     forecast: Option<Duration>,
 }
 
@@ -355,20 +357,20 @@ impl<'a> Switch<'a> {
             deadline: None,
             verdict: Verdict::Identical,
             proving: Duration::ZERO,
+            looking: Duration::ZERO,
             forecast: None,
         }
     }
 
     /// Everything that changes nothing.
     async fn try_out(mut self) -> Result<Ended> {
-        let began = Instant::now();
         self.step(Step::Check).await?;
-        let checking = began.elapsed();
         if let Stepped::Done(_) = Box::pin(self.step(Step::Prove)).await? {
             let began = Instant::now();
             self.pass_barrier().await?;
-            // Drained is with two of them; the stream back looks at both sides as the check does.
-            self.forecast = Some(began.elapsed() * 2 + self.proving + checking);
+            // Drained is with two of them. The stream back looks at both sides as the preflight does, and then makes what it
+            // needs there, which takes as long again.
+            self.forecast = Some(began.elapsed() * 2 + self.proving + self.looking * 2);
         }
         Ok(self.ended(false))
     }

@@ -83,7 +83,7 @@ impl Switch<'_> {
     }
 
     /// The stream is close enough.
-    async fn check(&self) -> Result<Stepped> {
+    async fn check(&mut self) -> Result<Stepped> {
         let mut status = ask_status(&self.from.state_dir).await?.ok_or_else(gone)?;
         // One that was started a moment ago is still looking where the target stands.
         let deadline = Instant::now() + COMES;
@@ -104,7 +104,9 @@ impl Switch<'_> {
                 "wait until it has caught up (tidemark status --watch), or raise cutover.max_lag",
             ));
         }
+        let began = Instant::now();
         self.preflight().await?;
+        self.looking = began.elapsed();
         Ok(Stepped::Done(
             json!({ "lag_ms": (behind * 1000.0) as u64, "lag_bytes": status.lag.bytes }),
         ))
