@@ -315,6 +315,46 @@ fn the_fence_waits_for_writers_in_progress_and_gives_up_in_time() {
     neighbour.stop();
 }
 
+/// The server ends an autovacuum only for those who wait longer than the fence does for writers.
+#[test]
+fn an_autovacuum_in_the_way_of_the_fence_is_waited_out() {
+    let waves = Waves::new("wavevacuum", "");
+    let (job, pair) = (&waves.job, &waves.pair);
+    let _running = waves.followed();
+    // One that takes minutes: it sleeps behind every page.
+    pair.source
+        .psql(
+            "ALTER TABLE pet SET (autovacuum_vacuum_threshold = 0, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_insert_threshold = 0, \
+               autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1); \
+             INSERT INTO pet (mood, legs) SELECT 'glad', 4 FROM generate_series(1, 100000); \
+             DELETE FROM pet WHERE id > 2000 AND id % 2 = 0",
+        )
+        .unwrap();
+    let vacuums = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'autovacuum worker' AND query LIKE 'autovacuum: VACUUM%public.pet%' AND datname = current_database()";
+    wait_until("an autovacuum of the pets", || pair.source.psql(vacuums).unwrap() == "1");
+    let patience = format!("ALTER DATABASE {} SET deadlock_timeout = '2s'", pair.source.name());
+    pair.source.psql(&patience).unwrap();
+    let ran = job.run(&["cutover", "--wave", "pilot"]).expect(0);
+    assert!(ran.stderr.contains("autovacuum worker"), "{}", ran.stderr);
+}
+
+/// A slot keeps WAL whether or not its wave has tables.
+#[test]
+fn what_a_wave_without_tables_has_left_is_cleaned_up_with_the_others() {
+    let waves = Waves::new("wavegone", "");
+    let pair = &waves.pair;
+    waves.job.run(&["sync", "--until", "now"]).expect(0);
+    let slots = "SELECT string_agg(slot_name, ' ' ORDER BY 1) FROM pg_replication_slots WHERE database = current_database()";
+    assert_eq!(
+        pair.source.psql(slots).unwrap(),
+        "tidemark_wavegone__pilot tidemark_wavegone__rest"
+    );
+    let empty = pair.job().state_at(&waves.job.path().join("state"));
+    let empty = empty.configured("[[wave]]\nname = \"pilot\"\ntables = [\"public.nowhere\"]\n");
+    empty.run(&["cleanup", "--yes"]).expect(0);
+    assert_eq!(pair.source.psql(slots).unwrap(), "");
+}
+
 /// The second wave finds what the first has made, and makes what reads both.
 #[test]
 fn a_wave_that_comes_after_a_cutover_makes_its_part_beside_what_is_in_use() {
