@@ -344,7 +344,7 @@ fn what_a_wave_without_tables_has_left_is_cleaned_up_with_the_others() {
     let waves = Waves::new("wavegone", "");
     let pair = &waves.pair;
     waves.job.run(&["sync", "--until", "now"]).expect(0);
-    let slots = "SELECT string_agg(slot_name, ' ' ORDER BY 1) FROM pg_replication_slots WHERE database = current_database()";
+    let slots = "SELECT string_agg(slot_name, ' ' ORDER BY slot_name) FROM pg_replication_slots WHERE database = current_database()";
     assert_eq!(
         pair.source.psql(slots).unwrap(),
         "tidemark_wavegone__pilot tidemark_wavegone__rest"
@@ -363,7 +363,7 @@ fn a_wave_that_comes_after_a_cutover_makes_its_part_beside_what_is_in_use() {
     let shared = "CREATE SEQUENCE tickets; ALTER TABLE walk ADD ticket bigint DEFAULT nextval('tickets'); ALTER TABLE stall ADD ticket bigint DEFAULT nextval('tickets')";
     pair.source.psql(shared).unwrap();
     job.run(&["sync", "--wave", "pilot", "--until", "now"]).expect(0);
-    let there = "SELECT string_agg(c.relname, ' ' ORDER BY 1) FROM pg_class c WHERE relnamespace = 'public'::regnamespace AND relname IN ('pet', 'walk', 'stall', 'stalled', 'glad')";
+    let there = "SELECT string_agg(c.relname, ' ' ORDER BY c.relname) FROM pg_class c WHERE relnamespace = 'public'::regnamespace AND relname IN ('pet', 'walk', 'stall', 'stalled', 'glad')";
     assert_eq!(pair.target.psql(there).unwrap(), "glad pet walk");
     job.run(&["cutover", "--wave", "pilot"]).expect(0);
     pair.target.psql("SELECT setval('numbers', 7000); SELECT nextval('pet_id_seq')").unwrap();

@@ -302,7 +302,7 @@ async fn triggers_that_fire_all_the_same_have_their_tables_in_the_first_lane() {
                CREATE TRIGGER f BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f(); ALTER TABLE t ENABLE ALWAYS TRIGGER f")
         .unwrap();
     let stream = open(&pair, 2).await;
-    let rules = "SELECT string_agg(relation_name || ' ' || lanes, ', ' ORDER BY 1) FROM (SELECT * FROM tidemark.relation ORDER BY relation_name) r";
+    let rules = "SELECT string_agg(relation_name || ' ' || lanes, ', ' ORDER BY relation_name) FROM (SELECT * FROM tidemark.relation ORDER BY relation_name) r";
     assert_eq!(
         pair.target.psql(rules).unwrap().trim(),
         r#"bag "whole", log "whole", t "first", uniq "whole""#
