@@ -131,7 +131,7 @@ pub fn demands_of_sync(args: &SyncArgs) -> Result<(), Failure> {
             return Err(Failure::usage(
                 "--target-not-empty reconcile overwrites and deletes rows of the chosen tables that differ from the source's",
             )
-            .hint("add --yes if that is meant; tidemark delta --scan-target --dry-run tells how many"));
+            .hint("add --yes if that is meant; before a cutover tidemark delta --scan-target --dry-run tells how many"));
         }
     }
     if args.target_not_empty == NotEmpty::Truncate && !args.yes {

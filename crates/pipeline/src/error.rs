@@ -8,8 +8,8 @@ use tidemark_model::{Finding, RelationName};
 use tidemark_sink as sink;
 use tidemark_source as source;
 
-use crate::Target;
 use crate::stream::SpoolError;
+use crate::{Job, Target};
 
 /// The result of a job's operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -101,19 +101,22 @@ impl Error {
             .hint("run the same command again: it goes on from the stored position")
     }
 
-    /// An error of a job with this target: a new snapshot, where the hint names one, takes more than that into a lake.
-    pub(crate) fn of_target(mut self, target: &Target) -> Self {
-        if self.kind == Kind::SourceCannotContinue {
-            let more = match target {
-                Target::Lake(_) => {
-                    "a new snapshot replaces what the lake holds: tidemark cleanup --yes, then tidemark sync --target-not-empty truncate --yes; or name an empty directory as the target"
-                }
-                Target::Postgres(_) => {
-                    "tidemark sync --target-not-empty reconcile --yes begins anew with what the target holds, and moves only what differs"
-                }
-            };
-            self.hint = Some(self.hint.map_or(more.to_owned(), |hint| format!("{hint}; {more}")));
+    /// An error of this job: where the source cannot go on, what a new beginning takes into this target.
+    pub(crate) fn of_job(mut self, job: &Job) -> Self {
+        if self.kind != Kind::SourceCannotContinue {
+            return self;
         }
+        let more = match &job.target {
+            Target::Lake(_) => "a new snapshot replaces what the lake holds: tidemark cleanup --yes, then tidemark sync --target-not-empty truncate --yes; or name an empty directory as the target".to_owned(),
+            Target::Postgres(_) => {
+                let wave = job.wave.as_ref().map(|wave| format!(" --wave {}", wave.name));
+                format!(
+                    "what the target holds need not be copied again: tidemark sync{} --target-not-empty reconcile --yes moves only what differs (behind tidemark cleanup --yes where the source is another server)",
+                    wave.unwrap_or_default()
+                )
+            }
+        };
+        self.hint = Some(self.hint.map_or(more.clone(), |hint| format!("{hint}; {more}")));
         self
     }
 

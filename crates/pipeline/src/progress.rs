@@ -169,8 +169,7 @@ impl Progress {
     pub(crate) fn keep<'a>(&self, tables: impl Iterator<Item = (&'a TablePlan, u64)>) {
         let kept = tables.map(|(plan, rows)| {
             let table = TableProgress::new(plan, 0);
-            table.rows.store(rows, Ordering::Relaxed);
-            table.done();
+            table.is_there(rows);
             (plan.relation.oid, Arc::new(table))
         });
         *self.kept.lock().expect("no holder panics") = kept.collect();
@@ -253,6 +252,12 @@ impl TableProgress {
 
     pub(crate) fn building(&self) {
         self.stage.store(2, Ordering::Relaxed);
+    }
+
+    /// All of its rows are on the target without having been copied.
+    pub(crate) fn is_there(&self, rows: u64) {
+        self.rows.store(rows, Ordering::Relaxed);
+        self.done();
     }
 
     pub(crate) fn done(&self) {

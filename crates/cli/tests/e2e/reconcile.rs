@@ -149,6 +149,26 @@ fn one_whose_job_was_taken_over_moves_nothing() {
     assert_eq!(pair.target.psql(legs).unwrap(), before);
 }
 
+/// What cannot be begun with must not cost the slot that the job may still go on from.
+#[test]
+fn what_is_refused_beforehand_keeps_the_slot() {
+    let pair = Pair::new("reconkeep");
+    let job = pair.job();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.target.psql("ALTER TABLE pet RENAME TO pets").unwrap();
+    job.run(&ANEW).expect(5).says(&["target-table-missing", "pet"]);
+    pair.target.psql("ALTER TABLE pets RENAME TO pet").unwrap();
+    // What a first copy that was killed has left has its rows, and not yet its keys.
+    let run = "UPDATE tidemark.progress SET phase = 'finish'";
+    pair.target.psql(run).unwrap();
+    job.run(&ANEW).expect(2).says(&["still owes keys", "tidemark sync goes on"]);
+    pair.target.psql("UPDATE tidemark.progress SET phase = 'follow'").unwrap();
+    pair.source.psql("UPDATE pet SET legs = legs + 1").unwrap();
+    let next = told(&job.run(&["sync", "--until", "now", "--json"]).expect(0).stdout);
+    assert!(next["snapshot"].is_null(), "{next}");
+    pair.assert_equal();
+}
+
 /// What another tool has brought over is followed without being copied again.
 #[test]
 fn a_target_that_something_else_has_filled_is_taken_over() {
@@ -185,6 +205,18 @@ fn a_row_that_the_target_refuses_or_a_table_that_it_lacks_lets_nothing_begin() {
     let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()";
     assert_eq!(pair.source.psql(slots).unwrap(), "0");
     pair.target.psql("ALTER TABLE pet DROP CONSTRAINT few").unwrap();
+    // A row that stays where it is, although it goes without an error.
+    pair.target
+        .psql(
+            "CREATE FUNCTION stay() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; \
+             CREATE TRIGGER stay BEFORE DELETE ON pet FOR EACH ROW EXECUTE FUNCTION stay(); \
+             ALTER TABLE pet ENABLE ALWAYS TRIGGER stay",
+        )
+        .unwrap();
+    pair.source.psql("DELETE FROM pet WHERE id = 9").unwrap();
+    let refused = job.run(&[&ANEW[..], &until].concat()).expect(7);
+    refused.says(&["pet", "0 rows were written instead of 1"]);
+    assert_eq!(pair.source.psql(slots).unwrap(), "0");
     pair.target.psql("DROP TABLE keyless CASCADE").unwrap();
     job.run(&[&ANEW[..], &until].concat()).expect(5).says(&["keyless"]);
     assert_eq!(pair.source.psql(slots).unwrap(), "0");

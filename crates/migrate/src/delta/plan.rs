@@ -96,7 +96,7 @@ impl Planning<'_> {
             .filter(|(one, other)| is_moved(one, other))
             .collect();
         if moved.is_empty() {
-            return Ok(Err("it has no columns to move".to_owned()));
+            return Ok(Err("it has no columns to move: leave it out (select.exclude)".to_owned()));
         }
         let (ours, theirs): (Vec<Column>, Vec<Column>) =
             moved.into_iter().map(|(one, other)| (one.clone(), other.clone())).unzip();

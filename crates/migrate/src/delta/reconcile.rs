@@ -100,13 +100,16 @@ fn reconciled(told: &[TableDelta], name: &RelationName) -> Result<ReconciledTabl
     }
     let moved =
         |class: Class| told.classes.iter().find(|of| of.class == class).map_or(0, |of| of.moved);
-    Ok(ReconciledTable {
+    let reconciled = ReconciledTable {
         relation: name.clone(),
         rows: told.rows,
         new: moved(Class::New),
         modified: moved(Class::Modified),
         deleted: moved(Class::Deleted),
-    })
+    };
+    let ReconciledTable { rows, new, modified, deleted, .. } = reconciled;
+    tracing::info!(table = %name, rows, new, modified, deleted, "compared, and brought to the source's rows");
+    Ok(reconciled)
 }
 
 fn not_brought(name: &RelationName, because: &str) -> Error {

@@ -431,12 +431,22 @@ impl Run<'_> {
         snapshot: &Snapshot,
     ) -> Result<Vec<ReconciledTable>> {
         engine.run(self.job.readers).await?;
-        let Some(reconcile) = self.reconcile.filter(|_| self.joining().is_none()) else {
+        if self.joining().is_some() || !self.job.stream.adopts {
             return Ok(Vec::new());
-        };
-        self.progress.enter(Phase::Snapshot, "comparing the target's rows with the source's");
-        let moment = Moment { snapshot, run: &start.run };
-        self.or_stop(reconcile.reconcile(self.job, moment)).await
+        }
+        let mut reconciled = Vec::new();
+        if let Some(reconcile) = self.reconcile {
+            self.progress.enter(Phase::Snapshot, "comparing the target's rows with the source's");
+            let moment = Moment { snapshot, run: &start.run };
+            reconciled = self.or_stop(reconcile.reconcile(self.job, moment)).await?;
+        }
+        let rows: HashMap<_, _> = reconciled.iter().map(|of| (&of.relation, of.rows)).collect();
+        for plan in start.tables.iter() {
+            let table = self.progress.table(plan.relation.oid);
+            let rows = rows.get(&plan.relation.name).copied().unwrap_or_default();
+            table.iter().for_each(|table| table.is_there(rows));
+        }
+        Ok(reconciled)
     }
 
     async fn engine(

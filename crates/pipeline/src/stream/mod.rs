@@ -44,6 +44,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tidemark_ledger::Ledger;
 use tidemark_model::{Lsn, RelationName, names};
+use tidemark_sink::postgres::{JobRecord, read_job_record};
 use tidemark_sink::{StoppedTable, Stored, StoredStage, StoredTable};
 use tidemark_source::{
     PublicationState, SlotOptions, drop_publication, drop_slot, emit_barrier, head, refuse_existing,
@@ -51,11 +52,14 @@ use tidemark_source::{
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::check::look;
 use crate::control::{self, Shared};
 use crate::job::Job;
 use crate::progress::{Phase, Progress};
 use crate::reconcile::Reconcile;
-use crate::snapshot::{Continuation, Point, Report, Run, Tools, blocking, note_error};
+use crate::snapshot::{
+    Continuation, Point, Report, Run, Tools, blocking, note_error, refuse_blocking,
+};
 use crate::{Error, Kind, NotEmpty, Result, Target};
 
 pub use ddl::DdlPolicy;
@@ -176,7 +180,7 @@ pub async fn sync_reconciled(
         Ok(ended) => ended,
         Err(error) => {
             note_error(&ledger, &error).await;
-            return Err(error.of_target(&job.target));
+            return Err(error.of_job(job));
         }
     };
     if !reports.stopped.is_empty() {
@@ -440,6 +444,9 @@ impl Sync<'_> {
     /// The snapshot, with the stream received beside it.
     async fn snapshot(&self, tools: &Tools, report: &mut Option<Report>) -> Result<Session> {
         resume::refuse_own_target(&self.job.source.connect().await?, &self.job.name).await?;
+        if self.reconcile.is_some() {
+            self.refuse_before_anything_goes(tools).await?;
+        }
         self.drop_own_leftovers().await?;
         let slot = resume::slot_name(self.job);
         let is_given = self.job.stream.slot.is_some();
@@ -486,6 +493,22 @@ impl Sync<'_> {
                 Err(error)
             }
         }
+    }
+
+    /// A target that cannot be begun with keeps the slot that it may still go on from.
+    async fn refuse_before_anything_goes(&self, tools: &Tools) -> Result<()> {
+        let Target::Postgres(to) = &self.job.target else { return Ok(()) };
+        let record = read_job_record(&to.spec, &self.job.name).await?;
+        let is_half_made = |record: &JobRecord| {
+            record.schema_mode == "create"
+                && matches!(record.phase.as_str(), "prepare" | "snapshot" | "finish")
+        };
+        if record.as_ref().is_some_and(is_half_made) {
+            let attempt = "begin with what the target holds: it is what a first copy of this job has left, which still owes keys, indexes and constraints";
+            return Err(Error::new(Kind::Usage, attempt)
+                .hint("tidemark sync goes on with that copy, or begins it anew"));
+        }
+        refuse_blocking(&look(self.job, tools.sink.as_ref()).await?)
     }
 
     /// A copy that the stream goes on from.

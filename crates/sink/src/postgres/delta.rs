@@ -470,7 +470,7 @@ impl DeltaWriter<'_> {
                 Tried::Done => continue,
                 Tried::Refused(why) => why,
                 Tried::Fewer(moved) => format!(
-                    "{moved} rows were written instead of {}: a trigger or rule of the target",
+                    "{moved} rows were written instead of {}: a trigger or rule of the target, or somebody else who writes there",
                     range.len()
                 ),
             };
@@ -541,7 +541,7 @@ impl DeltaWriter<'_> {
         Ok(tried)
     }
 
-    /// How many rows were put in; nothing of rows that go, which may be gone already.
+    /// How many rows were put in or taken out; nothing of rows that go by their keys, which may be gone already.
     async fn execute(
         &self,
         part: Part<'_>,
@@ -586,7 +586,8 @@ impl DeltaWriter<'_> {
                     table.name,
                     places.join(",")
                 );
-                client.execute(&delete, &[]).await.map(|_| None)
+                // They were seen there, in a view that is held.
+                client.execute(&delete, &[]).await.map(Some)
             }
         }
     }

@@ -62,7 +62,7 @@ pub(super) async fn check(
                 first.to_string(),
                 format!("the target already holds {} relations", in_the_way.len()),
             )
-            .with_fix("use an empty database, or target.schema = \"exists\", or --target-not-empty append|truncate|reconcile"),
+            .with_fix("use an empty database, or target.schema = \"exists\", or sync --target-not-empty append|truncate|reconcile"),
         );
     }
     let all_there = || tables.iter().all(|plan| there.contains(&plan.relation.name));
@@ -136,7 +136,7 @@ async fn server_findings(client: &Client) -> Result<Vec<Finding>> {
         block(
             "target-read-only",
             "transactions on the target are read-only by default",
-            "ALTER DATABASE or ALTER ROLE .. RESET default_transaction_read_only".to_owned(),
+            "ALTER DATABASE or ALTER ROLE .. RESET default_transaction_read_only, behind SET default_transaction_read_only = off in the same session".to_owned(),
         );
     }
     if !row.get::<_, bool>(2) {
