@@ -158,13 +158,16 @@ fn code_of(report: &SyncReport) -> ExitCode {
 }
 
 fn tell(report: SyncReport, screen: &Screen) -> Result<(), Failure> {
+    let is_reconciled = report.snapshot.as_ref().is_some_and(|copy| !copy.reconciled.is_empty());
     let text = format!(
-        "{} is at {}: {} transactions with {} changes followed in {:.1} s; the same command goes on from there\n",
+        "{} is at {}: {} transactions with {} changes followed in {:.1} s; {} goes on from there\n",
         report.job,
         report.end_lsn,
         output::count(report.transactions),
         output::count(report.changes),
         Duration::from_millis(report.duration_ms).as_secs_f64(),
+        // The other flags would have everything compared again.
+        if is_reconciled { "tidemark sync" } else { "the same command" },
     );
     for report in [report.snapshot, report.joined].into_iter().flatten() {
         output::print(&match report.reconciled.as_slice() {
@@ -264,11 +267,7 @@ pub fn cleanup(config: &Config, screen: &Screen) -> Result<ExitCode, Failure> {
 fn cleanup_one(config: &Config) -> Result<ExitCode, Failure> {
     let job = job::job(config, NotEmpty::Refuse, false)?;
     let done = runtime()?.block_on(async {
-        tidemark_migrate::refuse_under_way(&job)?;
-        let mut done = Vec::new();
-        for job in tidemark_migrate::jobs(&job)? {
-            done.extend(pipeline::cleanup(&job).await?);
-        }
+        let mut done = tidemark_migrate::cleanup(&job).await?;
         done.extend(tidemark_verify::cleanup_selftest(&job).await?);
         Ok::<_, pipeline::Error>(done)
     })?;

@@ -82,19 +82,73 @@ pub(crate) async fn end_again(spec: &ConnectSpec) -> Result<()> {
     end_all(&spec.connect().await?).await.map(drop)
 }
 
-/// Whether we may put a fence up here, and nothing is in its way.
-pub(crate) async fn check(spec: &ConnectSpec) -> Result<()> {
+/// Whether a database is still behind the fence; it is not if somebody took it away by hand.
+pub(crate) async fn is_up(spec: &ConnectSpec) -> Result<bool> {
+    let client = spec.connect().await?;
+    Ok(setting(&client).await?.as_deref().is_some_and(is_read_only))
+}
+
+/// Whether the application could not write here although no fence is up: `fenced` is what our own has changed, if one is up.
+///
+/// # Errors
+/// It could not.
+pub(crate) async fn refuse_read_only(
+    (spec, side): (&ConnectSpec, &str),
+    fenced: Option<Fenced>,
+) -> Result<()> {
+    let later = match fenced {
+        Some(fenced) => fenced.previous,
+        None => setting(&spec.connect().await?).await?,
+    };
+    if !later.as_deref().is_some_and(is_read_only) {
+        return Ok(());
+    }
+    let database = Ident(spec.database());
+    let message = format!(
+        "open the {side}: database {database} is read-only by default, and not by a fence of this migration"
+    );
+    Err(Error::new(Kind::Preflight, message).hint(format!(
+        "there, in one session: SET default_transaction_read_only = off; ALTER DATABASE {database} RESET default_transaction_read_only"
+    )))
+}
+
+fn is_read_only(setting: &str) -> bool {
+    matches!(setting.to_ascii_lowercase().as_str(), "on" | "true" | "yes" | "1")
+}
+
+/// Whether we may put a fence up on this side, and nothing is in its way.
+pub(crate) async fn check((spec, side): (&ConnectSpec, &str)) -> Result<()> {
     let client = spec.connect().await?;
     refuse_prepared(&client).await?;
+    refuse_not_ours(&client, (spec, side)).await?;
+    refuse_unendable(&client).await
+}
+
+/// Whether a fence could be put up on the side that is gone to, by which the application would come back one day.
+pub(crate) async fn check_way_back((spec, side): (&ConnectSpec, &str)) -> Result<()> {
+    let client = spec.connect().await?;
+    refuse_not_ours(&client, (spec, side)).await?;
+    let sql = "SELECT rolsuper OR pg_catalog.pg_has_role('pg_signal_backend', 'MEMBER') FROM pg_catalog.pg_roles WHERE rolname = current_user";
+    let row = client.query_one(sql, &[]).await.map_err(failed("look at our role"))?;
+    if !row.get::<_, bool>(0) {
+        tracing::warn!(
+            "our role on the {side} is no member of pg_signal_backend: on the way back it can end no sessions but those of roles that it is a member of"
+        );
+    }
+    Ok(())
+}
+
+async fn refuse_not_ours(client: &Client, (spec, side): (&ConnectSpec, &str)) -> Result<()> {
     let sql = "SELECT pg_catalog.pg_has_role(datdba, 'USAGE') FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()";
     let row = client.query_one(sql, &[]).await.map_err(failed("look whose the database is"))?;
     if !row.get::<_, bool>(0) {
+        let database = Ident(spec.database());
         let message =
-            format!("fence: database {} is not ours to be made read-only", Ident(spec.database()));
+            format!("fence the {side}: database {database} is not ours to be made read-only");
         return Err(Error::new(Kind::Preflight, message)
             .hint("make our role a member of its owner, or bring a fence of your own (cutover.fence = \"hook\")"));
     }
-    refuse_unendable(&client).await
+    Ok(())
 }
 
 /// Sessions of a superuser only a superuser can end, those of others their members and whoever may signal backends.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::delta::Reconciler;
 use crate::hypercare::watch_sequences;
 use crate::runbook::{Direction, state};
-use crate::sides::{active, adopting};
+use crate::sides::{active, adopting, refuse_opened_by_hand};
 
 /// How often is looked whether the stream was turned.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -50,6 +50,7 @@ pub async fn sync(
             return Err(Error::new(Kind::Usage, what)
                 .hint("end it by --resume or --abort before the target is compared"));
         }
+        refuse_opened_by_hand(forward, &state_now).await?;
         let mut job = active(forward)?;
         if reconciles {
             job = adopting(&job);
@@ -74,10 +75,25 @@ pub async fn sync(
             never = watch_sequences(&forward.state_dir, &job), if direction == Direction::Back => match never {},
         };
         if stop.is_cancelled() || !is_turned(forward, direction).await {
-            return report;
+            return report.map_err(|error| match direction {
+                Direction::Forward => error,
+                Direction::Back => of_the_way_back(error, forward),
+            });
         }
         reconciles = false;
     }
+}
+
+/// An error of the stream back: nothing of the source is to be thrown away for it.
+fn of_the_way_back(error: Error, forward: &Job) -> Error {
+    if error.kind != Kind::SourceCannotContinue {
+        return error;
+    }
+    let wave = forward.wave.as_ref().map(|wave| format!(" --wave {}", wave.name));
+    error.hint(format!(
+        "the way back is lost, and the application goes on on the target: tidemark sync{} --target-not-empty reconcile --yes makes it again, moving only what differs to the source",
+        wave.unwrap_or_default()
+    ))
 }
 
 async fn is_turned(forward: &Job, before: Direction) -> bool {

@@ -47,6 +47,7 @@ fn of_migration(state_dir: &Path, mut status: Status) -> Result<Status> {
     let state = state(state_dir)?;
     if let Some(attempt) = &state.attempt {
         status.phase = phase(attempt).unwrap_or(status.phase);
+        status.activity = at_step(attempt).unwrap_or(status.activity);
         return Ok(status);
     }
     if state.is_complete {
@@ -77,6 +78,17 @@ fn phase(attempt: &Attempt) -> Option<Phase> {
         Step::Open | Step::Switch | Step::Turn | Step::Retire => Phase::Switch,
     };
     Some(phase)
+}
+
+/// Who looks cannot tell whether the process that does it lives: what to do if it does not.
+fn at_step(attempt: &Attempt) -> Option<String> {
+    let step = attempt.entries.iter().rev().find_map(|entry| entry.step)?;
+    let (way, step) = (attempt.way.word(), step.word());
+    let out = match attempt.is_beyond_return() {
+        true => "--resume",
+        false => "--resume or --abort; writes may be blocked",
+    };
+    Some(format!("a {way} is at step {step}; if its process has died: tidemark {way} {out}"))
 }
 
 fn hypercare(state_dir: &Path, state: &State, status: &Status) -> Result<Hypercare> {

@@ -32,6 +32,6 @@ pub use follow::sync;
 pub use hook::Hook;
 pub use hypercare::{ask_status, stored_status};
 pub use runbook::{Attempt, Direction, Entry, Event, State, Step, Way, state};
-pub use sides::{active, job_of, jobs, place, refuse_begun, refuse_under_way};
+pub use sides::{active, cleanup, job_of, place, refuse_begun};
 pub use story::{Verified, last_verdict, note_checked, note_verified, report};
 pub use switch::{Ended, How, Migration, Plan, abort, complete, run};

@@ -10,7 +10,8 @@ use tidemark_pipeline::{
     Error, Job, Kind, NotEmpty, PostgresTarget, Result, SchemaMode, StreamJob, Target,
 };
 
-use crate::runbook::{Direction, state};
+use crate::runbook::{Direction, Event, Runbook, State, Way, state};
+use crate::{fence, wave_fence};
 
 /// The part of the state directory that is the job's back.
 const DIRECTORY: &str = "back";
@@ -86,11 +87,62 @@ pub fn refuse_begun(forward: &Job, what: &str) -> Result<()> {
     ))
 }
 
+/// Refuses to bring changes to a source that takes writes itself. Where somebody has taken its fence away by hand the
+/// application is there again, and what the target had would undo what it writes.
+///
+/// # Errors
+/// It takes writes.
+pub(crate) async fn refuse_opened_by_hand(forward: &Job, state: &State) -> Result<()> {
+    if state.direction == Direction::Forward || state.attempt.is_some() {
+        return Ok(());
+    }
+    let fence = state.last_fence(Direction::Forward);
+    let source = job_of(forward, Direction::Forward).source;
+    let is_up = match fence {
+        Some(fence) if fence.get("function").is_some() => {
+            wave_fence::is_up(&source, &forward.name).await
+        }
+        Some(fence) if fence.get("ended").is_some() => fence::is_up(&source).await,
+        // What a hook has done nobody but the hook knows.
+        _ => return Ok(()),
+    };
+    match is_up {
+        Ok(false) => {
+            let what = "follow the target: the application is there as far as is known here, and the fence of the source is away";
+            Err(Error::new(Kind::Usage, what).hint(
+                "if the application is on the source again, nothing of the target may come here: begin a new migration with another --job and --state-dir; if it is on the target, put the fence up again (ALTER DATABASE .. SET default_transaction_read_only = on; of a wave: tidemark fallback and cutover again)",
+            ))
+        }
+        // One that is away is for the stream to wait for.
+        _ => Ok(()),
+    }
+}
+
+/// Removes what the jobs of a migration have on the servers. While the application is on the target this is the end of the
+/// migration. Gives what was removed.
+///
+/// # Errors
+/// A cutover is under way, or a server cannot be reached.
+pub async fn cleanup(forward: &Job) -> Result<Vec<String>> {
+    refuse_under_way(forward)?;
+    let state = state(&forward.state_dir)?;
+    let mut done = Vec::new();
+    for job in jobs(forward)? {
+        done.extend(tidemark_pipeline::cleanup(&job).await?);
+    }
+    if state.direction == Direction::Back && !state.is_complete {
+        let mut runbook = Runbook::open(&forward.state_dir)?;
+        runbook.note(Way::Cutover, None, Event::Completed, serde_json::Value::Null)?;
+        done.push("the migration is complete: there is no way back any more".to_owned());
+    }
+    Ok(done)
+}
+
 /// Refuses to remove what a cutover that is under way needs.
 ///
 /// # Errors
 /// One is.
-pub fn refuse_under_way(forward: &Job) -> Result<()> {
+fn refuse_under_way(forward: &Job) -> Result<()> {
     let Some(attempt) = state(&forward.state_dir)?.attempt else { return Ok(()) };
     let what = format!("cleanup: a {} is under way", attempt.way.word());
     Err(Error::new(Kind::Usage, what).hint("go on with it by --resume, or take it back by --abort"))
@@ -100,7 +152,7 @@ pub fn refuse_under_way(forward: &Job) -> Result<()> {
 ///
 /// # Errors
 /// The journal cannot be read.
-pub fn jobs(forward: &Job) -> Result<Vec<Job>> {
+fn jobs(forward: &Job) -> Result<Vec<Job>> {
     Ok(match state(&forward.state_dir)?.has_begun() {
         true => vec![job_of(forward, Direction::Forward), job_of(forward, Direction::Back)],
         false => vec![forward.clone()],

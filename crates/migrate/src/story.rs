@@ -92,7 +92,14 @@ pub fn report(state_dir: &Path, job: &str) -> Result<MigrationReport> {
     let (back_run, back_journal) = back.unwrap_or_default();
     let completed = state.entries.iter().rev().find(|entry| entry.event == Event::Completed);
     let mut findings = findings(&journal);
-    findings.extend(self::findings(&back_journal));
+    // What is so on both sides is told once.
+    let is_told = |of: &FindingReport| {
+        let one = (&of.code, &of.object, &of.message);
+        findings.iter().any(|told| (&told.code, &told.object, &told.message) == one)
+    };
+    let of_back: Vec<_> =
+        self::findings(&back_journal).into_iter().filter(|of| !is_told(of)).collect();
+    findings.extend(of_back);
     Ok(MigrationReport {
         report_version: MIGRATION_VERSION,
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),

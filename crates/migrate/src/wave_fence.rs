@@ -238,6 +238,16 @@ pub(crate) async fn open(spec: &ConnectSpec, forward: &str) -> Result<()> {
     client.batch_execute(&sql).await.map_err(failed("open the fence of the wave"))
 }
 
+/// Whether the fence refuses writes; it does not if somebody took it away by hand.
+pub(crate) async fn is_up(spec: &ConnectSpec, forward: &str) -> Result<bool> {
+    let client = spec.connect().await?;
+    let function = format!("tidemark.{}()", Ident(&fence_function(forward)));
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid \
+                 WHERE p.oid = pg_catalog.to_regprocedure($1) AND p.prosrc LIKE '%RAISE EXCEPTION%' AND t.tgenabled <> 'D')";
+    let row = client.query_one(sql, &[&function]).await;
+    Ok(row.map_err(failed("look for the fence of the wave"))?.get(0))
+}
+
 /// A session that nobody puts a fence up beside, and the name of the function; none where there is none.
 async fn locked(spec: &ConnectSpec, forward: &str) -> Result<Option<(Client, String)>> {
     let client = spec.connect().await?;

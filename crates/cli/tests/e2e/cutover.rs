@@ -632,6 +632,48 @@ fn what_comes_after_the_last_look_into_a_table_without_a_key_is_there_once() {
     unfence(&pair);
 }
 
+/// After the target was lost, say: what it had must not undo what the application writes since.
+#[test]
+fn nothing_comes_back_to_a_source_that_was_opened_by_hand() {
+    let migration = Migration::new("opened", "");
+    let (job, pair) = (&migration.job, &migration.pair);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    job.run(&["cutover"]).expect(0);
+    pair.target.psql("UPDATE pet SET legs = 40 WHERE id = 7").unwrap();
+    let open = format!(
+        "SET default_transaction_read_only = off; ALTER DATABASE {} RESET default_transaction_read_only",
+        pair.source.name()
+    );
+    pair.source.psql(&open).unwrap();
+    pair.source.psql("UPDATE pet SET legs = 70 WHERE id = 7").unwrap();
+    let anew = ["sync", "--until", "now", "--target-not-empty", "reconcile", "--yes"];
+    for args in [&anew[..3], &anew, &["fallback"]] {
+        job.run(args).expect(2).says(&["the fence of the source is away", "--state-dir"]);
+    }
+    assert_eq!(pair.source.psql("SELECT legs FROM pet WHERE id = 7").unwrap(), "70");
+    // With what it has on the servers the migration ends, too.
+    let cleaned = job.run(&["cleanup", "--yes"]).expect(0).stdout;
+    assert!(cleaned.contains("no way back any more"), "{cleaned}");
+    for args in [&anew[..3], &anew] {
+        job.run(args).expect(2).says(&["the migration is complete"]);
+    }
+}
+
+#[test]
+fn a_target_that_the_application_could_not_write_to_is_not_gone_to() {
+    let migration = Migration::new("closed", "");
+    let (job, pair) = (&migration.job, &migration.pair);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    let close =
+        format!("ALTER DATABASE {} SET default_transaction_read_only = on", pair.target.name());
+    pair.target.psql(&close).unwrap();
+    let url = format!("{}?options=-c%20default_transaction_read_only%3Doff", pair.target.url());
+    let through =
+        Job::new(pair.name(), &pair.source.url(), &url).state_at(&job.path().join("state"));
+    through.run(&["cutover"]).expect(5).says(&["open the target", "RESET"]);
+    assert!(!is_read_only(&pair.source));
+}
+
 #[test]
 fn a_stream_that_is_too_far_behind_is_not_taken_over() {
     let migration = Migration::new("behind", "max_lag = \"500ms\"\n");

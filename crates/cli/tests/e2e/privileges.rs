@@ -261,9 +261,9 @@ fn going_over_and_back_needs_the_statements_of_the_guide_and_no_other() {
     rig.perform(&rig.target, &["target-create", "target-origin", "target-replica"]);
     job.run(&["sync", "--until", "now"]).expect(0);
     let mut refused = BTreeSet::new();
-    let mut grant = |cluster: &Cluster, way: &str, statements: &[String]| {
-        let _application = Idle::start(cluster);
-        for statement in statements {
+    let mut grant = |way: &str, left: &Cluster, statements: &[(&Cluster, &String)]| {
+        let _application = Idle::start(left);
+        for (cluster, statement) in statements {
             let ran = job.run(&[way, "--dry-run"]);
             assert_eq!(ran.code, 5, "{statement} mends nothing: {}", ran.stderr);
             refused.insert(ran.stderr);
@@ -271,17 +271,24 @@ fn going_over_and_back_needs_the_statements_of_the_guide_and_no_other() {
         }
         job.run(&[way]).expect(0);
     };
-    let of_target = guide("cutover-target");
-    let (replication, fence) = of_target.split_first().unwrap();
+    let (of_source, of_target) = (guide("cutover-source"), guide("cutover-target"));
+    let [replication, owner, sessions] = of_target.as_slice() else { panic!("{of_target:?}") };
     rig.target.psql("shop", replication).unwrap();
-    grant(&rig.source, "cutover", &guide("cutover-source"));
+    // What the fence of the way back needs is wanted before the way there.
+    let [own_source, end_sessions, back @ ..] = of_source.as_slice() else {
+        panic!("{of_source:?}")
+    };
+    let mut over =
+        vec![(&rig.source, own_source), (&rig.source, end_sessions), (&rig.target, owner)];
+    over.extend(back.iter().map(|statement| (&rig.source, statement)));
+    grant("cutover", &rig.source, &over);
     rig.target.psql("shop", "INSERT INTO app.customer (name) VALUES ('there')").unwrap();
-    grant(&rig.target, "fallback", fence);
+    grant("fallback", &rig.target, &[(&rig.target, sessions)]);
     let there = "SELECT count(*) FROM app.customer WHERE name = 'there'";
     assert_eq!(rig.source.psql("shop", there).unwrap(), "1");
     rig.target
         .psql("shop", "SET default_transaction_read_only = off; ALTER ROLE loader NOREPLICATION")
         .unwrap();
     refused.insert(job.run(&["cutover", "--dry-run"]).expect(5).stderr);
-    assert_eq!(refused.len(), 5, "each is told in its own words: {refused:#?}");
+    assert_eq!(refused.len(), 6, "each is told in its own words: {refused:#?}");
 }

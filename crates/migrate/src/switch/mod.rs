@@ -24,7 +24,7 @@ use crate::fence::{self, Fence};
 use crate::follow::sync;
 use crate::hook::Hook;
 use crate::runbook::{Attempt, Direction, Event, Runbook, State, Step, Way, state};
-use crate::sides::{active, job_of};
+use crate::sides::{active, job_of, refuse_opened_by_hand};
 use crate::wave_fence;
 
 /// Between two looks at the process that runs the job.
@@ -112,6 +112,7 @@ pub async fn run(
     refuse_parts(&migration.job, way)?;
     let runbook = Runbook::open(&migration.job.state_dir)?;
     refuse_wrong(&runbook.state, way, how)?;
+    refuse_opened_by_hand(&migration.job, &runbook.state).await?;
     refuse_other_than_following(&job_of(&migration.job, runbook.state.direction))?;
     let is_followed = ask_status(&active(&migration.job)?.state_dir).await?.is_some();
     let mut switch = Switch { is_followed, ..Switch::new(migration, runbook, way, stop) };
@@ -209,7 +210,10 @@ pub async fn complete(job: &Job) -> Result<Vec<String>> {
             .hint("tidemark cutover takes it there; --resume goes on with one that was begun"));
     }
     let back = job_of(job, Direction::Back);
-    tidemark_pipeline::refuse_running(&back).await?;
+    tidemark_pipeline::refuse_running(&back).await.map_err(|error| match error.kind {
+        Kind::Held => error.hint("stop tidemark sync first: what it follows is what goes"),
+        _ => error,
+    })?;
     let mut done = removed(&back).await?;
     done.extend(removed(&job_of(job, Direction::Forward)).await?);
     runbook.note(Way::Cutover, None, Event::Completed, json!({}))?;
@@ -231,7 +235,10 @@ fn refuse_wrong(state: &State, way: Way, how: How) -> Result<()> {
         (Some(attempt), How::Resume) if attempt.way == way => Ok(()),
         (Some(attempt), _) => refuse(
             format!("{}: a {} is under way", way.word(), attempt.way.word()),
-            "go on with it by --resume, or take it back by --abort",
+            match attempt.is_beyond_return() {
+                true => "go on with it by --resume: the other side is open already",
+                false => "go on with it by --resume, or take it back by --abort",
+            },
         ),
         (None, How::Resume) => {
             refuse(format!("{}: there is none to be resumed", way.word()), "leave --resume out")

@@ -60,10 +60,7 @@ impl Switch<'_> {
     /// `direction`: of the stream that comes from the side that a hook is about.
     pub(super) fn told(&self, step: &'static str, direction: Direction) -> Told<'_> {
         let lsn = self.lsn.map(|lsn| lsn.to_string()).unwrap_or_default();
-        let side = match direction {
-            Direction::Forward => "source",
-            Direction::Back => "target",
-        };
+        let side = side_of(direction);
         let job = &self.migration.job;
         let (job, wave) = match &job.wave {
             Some(wave) => (&wave.job, wave.name.as_str()),
@@ -115,10 +112,15 @@ impl Switch<'_> {
     /// What would be refused behind the fence is refused before it.
     async fn preflight(&self) -> Result<()> {
         match self.migration.plan.fence {
-            Fence::ReadOnly => fence::check(&self.from.source).await?,
+            Fence::ReadOnly => {
+                fence::check((&self.from.source, side_of(self.way.from()))).await?;
+                fence::check_way_back((&self.to.source, side_of(self.way.to()))).await?;
+            }
             Fence::Tables => wave_fence::check(&self.from).await?,
             Fence::Hooks { .. } => {}
         }
+        fence::refuse_read_only((&self.to.source, side_of(self.way.to())), self.to_be_opened())
+            .await?;
         let plan = &self.migration.plan;
         hook::check(&plan.switch_hook)?;
         if let Fence::Hooks { up, down } = &plan.fence {
@@ -133,7 +135,11 @@ impl Switch<'_> {
         if blocking.is_empty() {
             return Ok(());
         }
-        let message = format!("{}: the stream back could not begin", self.way.word());
+        let (from, to) = (side_of(self.way.from()), side_of(self.way.to()));
+        let message = format!(
+            "{}: the stream back could not begin; it goes from the {to} to the {from}, which is called its target here",
+            self.way.word()
+        );
         let mut error = Error::new(Kind::Preflight, message)
             .hint("mend what blocks (each with its statement), then run the same command again");
         error.findings = blocking;
@@ -267,11 +273,16 @@ impl Switch<'_> {
             wave_fence::open(&self.to.source, &self.migration.job.name).await?;
             return Ok(Stepped::Done(serde_json::Value::Null));
         }
-        let fenced = self.runbook.state.last_fence(self.way.to());
-        if let Some(Ok(fenced)) = fenced.map(|detail| serde_json::from_value(detail.clone())) {
+        if let Some(fenced) = self.to_be_opened() {
             fence::open(&self.to.source, &fenced).await?;
         }
         Ok(Stepped::Done(serde_json::Value::Null))
+    }
+
+    /// The fence of ours that the other side is behind, if it is.
+    fn to_be_opened(&self) -> Option<Fenced> {
+        let fenced = self.runbook.state.last_fence(self.way.to())?;
+        serde_json::from_value(fenced.clone()).ok()
     }
 
     /// Changes that somebody has written behind the fence after the last look. The old stream has brought them over, and the
@@ -300,6 +311,14 @@ impl Switch<'_> {
             wave_fence::clear(&self.to.source, &self.migration.job.name).await?;
         }
         Ok(Stepped::Done(json!({ "removed": done })))
+    }
+}
+
+/// The side that a stream in this direction comes from.
+fn side_of(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Forward => "source",
+        Direction::Back => "target",
     }
 }
 

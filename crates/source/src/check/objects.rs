@@ -100,8 +100,10 @@ async fn size(client: &Client, chosen: &[TablePlan]) -> Result<Finding> {
 
 /// Sequences whose value is moved: of a chosen table, or of none.
 fn moved<'a>(catalog: &'a Catalog, chosen: &[TablePlan]) -> impl Iterator<Item = &'a Sequence> {
+    // A partitioned table is made where its partitions are, and its sequences with it.
+    let above = chosen.iter().flat_map(|plan| catalog.ancestors(&plan.relation)).cloned();
     let chosen: HashSet<RelationName> =
-        chosen.iter().map(|plan| plan.relation.name.clone()).collect();
+        chosen.iter().map(|plan| plan.relation.name.clone()).chain(above).collect();
     catalog.sequences.iter().filter(move |sequence| {
         sequence.owned_by.as_ref().is_none_or(|(table, _)| chosen.contains(table))
     })

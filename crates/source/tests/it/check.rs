@@ -330,6 +330,8 @@ async fn a_sequence_near_the_end_of_its_column_or_of_a_table_that_stays_is_told(
              ALTER SEQUENCE wide OWNED BY narrow.id; SELECT setval('wide', 2000000000); \
              CREATE TABLE far (id bigserial PRIMARY KEY); SELECT setval('far_id_seq', 2000000000); \
              CREATE SEQUENCE again MAXVALUE 10 CYCLE; SELECT setval('again', 10); \
+             CREATE TABLE parted (id bigserial, day date) PARTITION BY RANGE (day); \
+             CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM ('2024-01-01') TO ('2025-01-01'); \
              CREATE TABLE guest (id bigint PRIMARY KEY DEFAULT nextval('far_id_seq'))",
         )
         .unwrap();
