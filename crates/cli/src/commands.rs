@@ -4,8 +4,8 @@
 //! argument demands (`--yes`, `--snapshot-only`) is asked for here, before any server is.
 
 use clap::CommandFactory as _;
-use tidemark_migrate::Way;
-use tidemark_model::RelationName;
+use tidemark_migrate::{Direction, Way};
+use tidemark_model::{RelationName, names};
 
 use crate::args::{Cli, Command, ConfigCommand, Global, NotEmpty, SyncArgs, VerifyCommand};
 use crate::config::{self, Config, Needs};
@@ -153,10 +153,21 @@ fn table_name(text: &str) -> Result<RelationName, Failure> {
 }
 
 fn cleanup_without_yes(config: &Config) -> Failure {
-    let object = config.job.name.replace('-', "_");
+    let parts = config.parts();
+    let objects: Vec<String> = parts.iter().map(|part| names::slot_name(&part.job.name)).collect();
+    let jobs: Vec<String> = parts.iter().map(|part| format!("{:?}", part.job.name)).collect();
+    let of_a_migration = parts.iter().any(|part| {
+        tidemark_migrate::state(&part.job.state_dir)
+            .is_ok_and(|state| state.direction == Direction::Back && !state.is_complete)
+    });
+    let more = match of_a_migration {
+        true => "; the stream back goes, too: there is no way back then",
+        false => "",
+    };
     Failure::usage(format!(
-        "cleanup would drop slot and publication tidemark_{object} on the source and the progress rows of the job {:?} and what a killed verify selftest left on the target, if they are there",
-        config.job.name
+        "cleanup would drop slot and publication {} on the source and the progress rows of the job {} and what a killed verify selftest left on the target, if they are there{more}",
+        objects.join(", "),
+        jobs.join(", "),
     ))
     .hint("add --yes if that is meant; the moved data stays")
 }

@@ -23,6 +23,8 @@ use crate::running::{LOOK_EVERY, runtime, stoppable};
 use crate::serve::{Serving, serve};
 use crate::waves;
 
+/// Who has not answered for so many seconds is said not to.
+const SILENT_FROM: f64 = 5.0;
 /// Between two answers of `status --watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
@@ -393,6 +395,12 @@ fn lag_text(status: &Status) -> String {
         output::bytes(status.retained_wal_bytes),
         output::bytes(status.spool_bytes),
     ));
+    if let Some(silent) = lag.source_silent_seconds.filter(|silent| *silent >= SILENT_FROM) {
+        text.push_str(&format!(
+            "silent     {}, which is followed, has not answered for {silent:.0} s: the lag is as of then\n",
+            if status.hypercare.is_some() { "the target's server" } else { "the source" },
+        ));
+    }
     if stream.lanes > 1 {
         text.push_str(&format!(
             "lanes      {}: the target is one state of the source between batches only\n",

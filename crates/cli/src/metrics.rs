@@ -23,6 +23,11 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "Age of the oldest source transaction that the target does not show",
     ),
     (
+        "tidemark_source_silent_seconds",
+        "gauge",
+        "Since the source has answered last; the lag is as of then",
+    ),
+    (
         "tidemark_transactions_total",
         "counter",
         "Source transactions applied since the process began",
@@ -66,6 +71,7 @@ pub fn exposition(status: &Status) -> String {
     page.family("tidemark_position_bytes", &borrowed);
     page.optional("tidemark_lag_bytes", lag.bytes.map(|bytes| bytes as f64));
     page.optional("tidemark_lag_seconds", lag.seconds);
+    page.optional("tidemark_source_silent_seconds", lag.source_silent_seconds);
     page.family("tidemark_transactions_total", &[("", status.stream.transactions as f64)]);
     page.family("tidemark_changes_total", &[("", status.stream.changes as f64)]);
     page.family("tidemark_retained_wal_bytes", &[("", status.retained_wal_bytes as f64)]);
@@ -162,6 +168,7 @@ mod tests {
             durable_lsn: "0/10".parse().ok(),
             bytes: Some(16),
             seconds: Some(0.5),
+            source_silent_seconds: Some(0.25),
             ..Lag::default()
         };
         let hypercare = Hypercare {

@@ -108,6 +108,9 @@ pub struct Lag {
     pub bytes: Option<u64>,
     /// Since when, by the source's clock, the oldest transaction has waited that the target does not show.
     pub seconds: Option<f64>,
+    /// For so long the source has not answered; the lag is as of then. It is asked once a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_silent_seconds: Option<f64>,
 }
 
 /// Counters of the snapshot.
@@ -158,6 +161,7 @@ impl Lag {
             // Before the first answer of the target nothing is known, and all WAL since the cluster was made is no lag.
             bytes: known(view.head).and(known(view.durable)).map(|_| view.bytes_behind()),
             seconds: known(view.durable).map(|_| ladder.seconds_behind()),
+            source_silent_seconds: ladder.source_silent().map(|silent| silent.as_secs_f64()),
         }
     }
 }

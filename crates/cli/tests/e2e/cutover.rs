@@ -652,6 +652,7 @@ fn nothing_comes_back_to_a_source_that_was_opened_by_hand() {
     }
     assert_eq!(pair.source.psql("SELECT legs FROM pet WHERE id = 7").unwrap(), "70");
     // With what it has on the servers the migration ends, too.
+    job.run(&["cleanup"]).expect(2).says(&["there is no way back then"]);
     let cleaned = job.run(&["cleanup", "--yes"]).expect(0).stdout;
     assert!(cleaned.contains("no way back any more"), "{cleaned}");
     for args in [&anew[..3], &anew] {

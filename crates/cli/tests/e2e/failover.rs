@@ -5,7 +5,7 @@
 
 use tidemark_testkit::{Cluster, Version, oracle, shared};
 
-use crate::follow::drop_origin;
+use crate::follow::{drop_origin, follows};
 use crate::support::{Job, Side, side, wait_until};
 
 const TABLE: &str = "CREATE TABLE t (id integer PRIMARY KEY, body text); \
@@ -54,6 +54,28 @@ fn a_source_from_an_older_backup_is_refused_and_nothing_is_lost() {
     assert_equal(&source, side(&target));
     job.run(&["sync", "--until", "now"]).expect(0);
     target.psql(&drop_origin("backup")).unwrap();
+}
+
+/// Whoever has no answer does not know how far behind the target is.
+#[test]
+fn a_source_that_does_not_answer_is_told_beside_the_lag_of_then() {
+    let source = Cluster::start_default().unwrap();
+    source.create_database("shop").unwrap();
+    source.psql("shop", TABLE).unwrap();
+    let target = shared().unwrap();
+    let job = Job::new("silent", &source.url("shop"), &target.url());
+    let mut running = job.start(&["sync"]);
+    follows(&mut running, &target, "silent");
+    let silent = || job.status().and_then(|status| status["lag"]["source_silent_seconds"].as_f64());
+    wait_until("the source has answered", || silent().is_some_and(|seconds| seconds < 3.0));
+    source.stop_immediate().unwrap();
+    wait_until("the source is silent", || silent().is_some_and(|seconds| seconds > 6.0));
+    let told = job.run(&["status"]).expect(0).stdout;
+    assert!(told.contains("silent     the source, which is followed, has not answered"), "{told}");
+    source.start().unwrap();
+    wait_until("the source answers again", || silent().is_some_and(|seconds| seconds < 3.0));
+    drop(running);
+    target.psql(&drop_origin("silent")).ok();
 }
 
 /// A primary, and a standby that keeps failover slots (17 and later).

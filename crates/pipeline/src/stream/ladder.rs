@@ -211,6 +211,11 @@ impl Ladder {
         waiting.0.for_how_long(later) as f64 / 1e6
     }
 
+    /// Since when the source has not answered; what is said of the lag is as of then.
+    pub(crate) fn source_silent(&self) -> Option<Duration> {
+        self.waiting().1.map(|at| at.elapsed())
+    }
+
     /// The picture of this moment.
     pub(crate) fn view(&self) -> LadderView {
         let lsn = |position: &AtomicU64| Lsn::new(position.load(Ordering::Acquire));
