@@ -272,6 +272,8 @@ async fn two_sessions_give_what_one_gives() {
         let (by_two, behind) = rounds_and_behind(&mut catching).await;
         assert!(behind > 0, "{version:?}");
         catching.close().await;
+        // The copies go with their sessions, a moment later.
+        cluster.wait_for("postgres", "SELECT count(*) FROM pg_replication_slots", "1").unwrap();
         // Now only one copy of the slot can be had.
         let taken = "SELECT pg_create_physical_replication_slot('taken')";
         cluster.psql("postgres", taken).unwrap();
