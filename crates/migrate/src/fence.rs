@@ -108,7 +108,7 @@ pub(crate) async fn refuse_read_only(
         "open the {side}: database {database} is read-only by default, and not by a fence of this migration"
     );
     Err(Error::new(Kind::Preflight, message).hint(format!(
-        "there, in one session: SET default_transaction_read_only = off; ALTER DATABASE {database} RESET default_transaction_read_only"
+        "there, in one session and as two statements: SET default_transaction_read_only = off; ALTER DATABASE {database} RESET default_transaction_read_only"
     )))
 }
 

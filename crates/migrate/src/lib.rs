@@ -20,6 +20,7 @@ mod fence;
 mod follow;
 mod hook;
 mod hypercare;
+mod rights;
 mod runbook;
 mod sequences;
 mod sides;

@@ -110,7 +110,7 @@ pub(crate) async fn refuse_opened_by_hand(forward: &Job, state: &State) -> Resul
         Ok(false) => {
             let what = "follow the target: the application is there as far as is known here, and the fence of the source is away";
             Err(Error::new(Kind::Usage, what).hint(
-                "if the application is on the source again, nothing of the target may come here: begin a new migration with another --job and --state-dir; if it is on the target, put the fence up again (ALTER DATABASE .. SET default_transaction_read_only = on; of a wave: tidemark fallback and cutover again)",
+                "if the application is on the source again, nothing of the target may come here: begin a new migration with another --job and --state-dir; if it is on the target, put the fence up again (ALTER DATABASE .. SET default_transaction_read_only = on; the triggers of a wave's fence are not made again by themselves, which takes a new migration, too)",
             ))
         }
         // One that is away is for the stream to wait for.

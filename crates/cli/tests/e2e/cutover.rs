@@ -675,6 +675,40 @@ fn a_target_that_the_application_could_not_write_to_is_not_gone_to() {
     assert!(!is_read_only(&pair.source));
 }
 
+/// A role of the cluster, which goes with what it was granted.
+struct Role<'a>(&'a Database, &'static str);
+
+impl Drop for Role<'_> {
+    fn drop(&mut self) {
+        self.0
+            .psql(&format!(
+                "SET default_transaction_read_only = off; DROP OWNED BY {0}; DROP ROLE {0}",
+                self.1
+            ))
+            .ok();
+    }
+}
+
+#[test]
+fn who_may_write_on_one_side_only_is_named_before_the_fence() {
+    let migration = Migration::new("rights", "");
+    let (job, pair) = (&migration.job, &migration.pair);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    pair.source.psql("CREATE ROLE rights_app LOGIN").unwrap();
+    let _role = Role(&pair.source, "rights_app");
+    let grant = "GRANT SELECT, INSERT, UPDATE ON pet, orders TO rights_app";
+    pair.source.psql(grant).unwrap();
+    let lacks =
+        "role \"rights_app\" may write to public.orders, public.pet, and there it may not as much";
+    job.run(&["cutover", "--dry-run"]).expect(0).says(&[lacks, "there: the target"]);
+    pair.target.psql(&grant.replace("INSERT, UPDATE", "INSERT")).unwrap();
+    job.run(&["cutover", "--dry-run"]).expect(0).says(&[lacks]);
+    pair.target.psql(grant).unwrap();
+    let ran = job.run(&["cutover", "--dry-run"]).expect(0);
+    assert!(!ran.stderr.contains("rights_app"), "{}", ran.stderr);
+    pair.target.psql("DROP OWNED BY rights_app").unwrap();
+}
+
 #[test]
 fn a_stream_that_is_too_far_behind_is_not_taken_over() {
     let migration = Migration::new("behind", "max_lag = \"500ms\"\n");

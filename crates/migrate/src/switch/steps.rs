@@ -18,7 +18,7 @@ use crate::fence::{self, Fence, Fenced};
 use crate::hook::{self, Hook, Told};
 use crate::runbook::{Direction, Step};
 use crate::sides::adopting;
-use crate::{sequences, wave_fence};
+use crate::{rights, sequences, wave_fence};
 
 /// How often what was touched meanwhile is proven before the fence, and when that is quick enough.
 const ROUNDS: u32 = 8;
@@ -104,9 +104,26 @@ impl Switch<'_> {
         let began = Instant::now();
         self.preflight().await?;
         self.looking = began.elapsed();
-        Ok(Stepped::Done(
-            json!({ "lag_ms": (behind * 1000.0) as u64, "lag_bytes": status.lag.bytes }),
-        ))
+        let missing_rights = self.missing_rights().await?;
+        Ok(Stepped::Done(json!({
+            "lag_ms": (behind * 1000.0) as u64,
+            "lag_bytes": status.lag.bytes,
+            "missing_rights": missing_rights,
+        })))
+    }
+
+    /// Who writes here and might not there. The application may have another role on the other side: nothing to be refused.
+    async fn missing_rights(&self) -> Result<Vec<String>> {
+        let tables = self.tables_with_sequences().await?;
+        let (from, to) = (&self.from.source, &self.to.source);
+        let missing = rights::missing(from, to, tables.as_deref()).await?;
+        let (here, there) = (side_of(self.way.from()), side_of(self.way.to()));
+        for role in &missing {
+            tracing::warn!(
+                "{role} (here: the {here}, there: the {there}); GRANT it there before the application comes, unless that has another role then"
+            );
+        }
+        Ok(missing)
     }
 
     /// What would be refused behind the fence is refused before it.
