@@ -91,18 +91,20 @@ fn migration(config: &Config) -> Result<Migration, Failure> {
         fence: match cutover.fence {
             config::Fence::ReadOnly if config.part.is_some() => Fence::Tables,
             config::Fence::ReadOnly => Fence::ReadOnly,
-            config::Fence::Hooks(up, down) => {
-                Fence::Hooks { up: Hook::Command(up), down: Hook::Command(down) }
-            }
+            config::Fence::Hooks(up, down) => Fence::Hooks { up: hook(up), down: hook(down) },
         },
-        switch_hook: match cutover.switch {
-            config::Switch::Nobody => Hook::None,
-            config::Switch::Command(words) => Hook::Command(words),
-            config::Switch::Url(url) => Hook::Url(url.reveal().to_owned()),
-        },
+        switch_hook: hook(cutover.switch),
         hook_timeout: cutover.hook_timeout,
     };
     Ok(Migration { job, plan })
+}
+
+fn hook(hook: config::Hook) -> Hook {
+    match hook {
+        config::Hook::None => Hook::None,
+        config::Hook::Command(words) => Hook::Command(words),
+        config::Hook::Url(url) => Hook::Url(url.reveal().to_owned()),
+    }
 }
 
 /// Asks on a terminal; a script has said so by running it.

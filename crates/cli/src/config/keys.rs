@@ -493,7 +493,7 @@ pub const KEYS: &[Key] = &[
         default: Some("read-only"),
         otherwise: "",
         example: r#""read-only""#,
-        why: "How writes are kept out of the side that is left: read-only makes transactions read-only by default for its database and ends the sessions of the application; hook runs cutover.fence_hook instead. Of a wave only its tables take no writes: triggers refuse them, of superusers, too. Whether anybody writes all the same is seen in the stream.",
+        why: "How writes are kept out of the side that is left: read-only makes transactions read-only by default for its database and ends the sessions of the application; hook runs cutover.fence_hook, or tells cutover.fence_url, instead. Of a wave only its tables take no writes: triggers refuse them, of superusers, too. Whether anybody writes all the same is seen in the stream.",
     },
     Key {
         path: "cutover.fence_hook",
@@ -504,12 +504,28 @@ pub const KEYS: &[Key] = &[
         why: "A command with its arguments that keeps writes out, for fence = \"hook\". TIDEMARK_JOB, TIDEMARK_WAVE, TIDEMARK_WAY (cutover or fallback) and TIDEMARK_LSN are in its environment; another end than 0 takes everything back.",
     },
     Key {
+        path: "cutover.fence_url",
+        kind: Kind::Url,
+        default: None,
+        otherwise: "cutover.fence_hook is run",
+        example: r#""https://deploy.example/fence?token=${SWITCH_TOKEN}""#,
+        why: "Instead of cutover.fence_hook: a URL that is told by a POST, as cutover.switch_url is; another answer than 200 to 299 takes everything back.",
+    },
+    Key {
         path: "cutover.open_hook",
         kind: Kind::Texts,
         default: None,
         otherwise: "an empty list",
         example: r#"["./open.sh"]"#,
         why: "The command that lets writes in again, for fence = \"hook\": on the side that they go to, or on the one that was fenced where everything is taken back. It may be run more than once.",
+    },
+    Key {
+        path: "cutover.open_url",
+        kind: Kind::Url,
+        default: None,
+        otherwise: "cutover.open_hook is run",
+        example: r#""https://deploy.example/open?token=${SWITCH_TOKEN}""#,
+        why: "Instead of cutover.open_hook: a URL that is told by a POST, as cutover.switch_url is. It may be told more than once.",
     },
     Key {
         path: "cutover.switch_hook",

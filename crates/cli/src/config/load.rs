@@ -22,10 +22,9 @@ use super::raw::{
     RawTarget, RawVerify, RawWave,
 };
 use super::{
-    Allow, Compression, Config, Cutover, Ddl, Delta, DeltaAction, Fence, InForce, Job, Level,
-    Limits, OnFull, Origin, Parquet, Redact, SchemaMode, Snapshot, Source, Stream, Switch, Table,
-    Target, TargetUrl, Triggers, Verify, Wave, check_job_name, check_name, fitted_job_name, units,
-    url,
+    Allow, Compression, Config, Cutover, Ddl, Delta, DeltaAction, Fence, Hook, InForce, Job, Level,
+    Limits, OnFull, Origin, Parquet, Redact, SchemaMode, Snapshot, Source, Stream, Table, Target,
+    TargetUrl, Triggers, Verify, Wave, check_job_name, check_name, fitted_job_name, units, url,
 };
 use crate::args::Global;
 use crate::redact;
@@ -577,14 +576,14 @@ impl Resolver<'_> {
             "hook" => Some(true),
             _ => None,
         })?;
-        let up = self.hook("cutover.fence_hook", raw.fence_hook)?;
-        let down = self.hook("cutover.open_hook", raw.open_hook)?;
+        let up = self.hook("cutover.fence", raw.fence_hook, raw.fence_url)?;
+        let down = self.hook("cutover.open", raw.open_hook, raw.open_url)?;
         let hook_timeout =
             self.duration("cutover.hook_timeout", raw.hook_timeout, seconds(1, 86_400))?;
-        let switch = self.switch(raw.switch_hook, raw.switch_url)?;
-        if is_hook && (up.is_empty() || down.is_empty()) {
+        let switch = self.hook("cutover.switch", raw.switch_hook, raw.switch_url)?;
+        if is_hook && (up == Hook::None || down == Hook::None) {
             let (key, text) = ("cutover.fence".to_owned(), String::new());
-            let why = "hook needs cutover.fence_hook and cutover.open_hook";
+            let why = "hook needs cutover.fence_hook and cutover.open_hook, or cutover.fence_url and cutover.open_url";
             return Err(self.wrong(&Found { key, text, origin: Origin::File }, why));
         }
         // Without it the hooks are only shown.
@@ -592,31 +591,28 @@ impl Resolver<'_> {
         Ok(Cutover { max_lag, max_write_block, sequence_margin, fence, hook_timeout, switch })
     }
 
-    fn switch(
+    /// The command `step`_hook or the URL `step`_url, not both.
+    fn hook(
         &mut self,
+        step: &str,
         words: Option<Vec<String>>,
         url: Option<String>,
-    ) -> Result<Switch, ConfigError> {
-        let words = self.hook("cutover.switch_hook", words)?;
-        let Some(url) = self.value("cutover.switch_url", None, url)? else {
-            return Ok(if words.is_empty() { Switch::Nobody } else { Switch::Command(words) });
+    ) -> Result<Hook, ConfigError> {
+        let command = format!("{step}_hook");
+        let words = self.texts(&command, words.unwrap_or_default(), Origin::File)?;
+        let Some(url) = self.value(&format!("{step}_url"), None, url)? else {
+            return Ok(if words.is_empty() { Hook::None } else { Hook::Command(words) });
         };
         if !words.is_empty() {
-            return Err(self.wrong(
-                &url,
-                "cutover.switch_hook is given, too: the application is told in one way",
-            ));
+            let why = format!("{command} is given, too: it is told in one way");
+            return Err(self.wrong(&url, why));
         }
         match url.text.split_once("://") {
             Some(("http" | "https", rest)) if !rest.is_empty() => {
-                Ok(Switch::Url(Secret::new(url.text)))
+                Ok(Hook::Url(Secret::new(url.text)))
             }
             _ => Err(self.wrong(&url, "it is no http:// or https:// URL")),
         }
-    }
-
-    fn hook(&mut self, key: &str, words: Option<Vec<String>>) -> Result<Vec<String>, ConfigError> {
-        words.map_or(Ok(Vec::new()), |words| self.texts(key, words, Origin::File))
     }
 
     fn listen(&mut self, file: Option<String>) -> Result<Option<SocketAddr>, ConfigError> {

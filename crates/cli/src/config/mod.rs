@@ -104,15 +104,15 @@ pub struct Cutover {
     pub fence: Fence,
     /// A hook has so long.
     pub hook_timeout: Duration,
-    /// How the application is told.
-    pub switch: Switch,
+    /// How the application is told where to write.
+    pub switch: Hook,
 }
 
-/// How the application is told where to write.
+/// How somebody outside is told of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Switch {
-    /// Somebody else does it.
-    Nobody,
+pub enum Hook {
+    /// Nobody is.
+    None,
     /// By a command.
     Command(Vec<String>),
     /// By a POST to this URL.
@@ -124,8 +124,8 @@ pub enum Switch {
 pub enum Fence {
     /// Read-only by default.
     ReadOnly,
-    /// By commands of the user's: the one that keeps them out, the one that lets them in again.
-    Hooks(Vec<String>, Vec<String>),
+    /// By the user's own means: what keeps them out, what lets them in again.
+    Hooks(Hook, Hook),
 }
 
 /// `[delta]`

@@ -54,8 +54,12 @@ pub struct RawCutover {
     pub fence: Option<String>,
     /// `fence_hook`
     pub fence_hook: Option<Vec<String>>,
+    /// `fence_url`
+    pub fence_url: Option<String>,
     /// `open_hook`
     pub open_hook: Option<Vec<String>>,
+    /// `open_url`
+    pub open_url: Option<String>,
     /// `hook_timeout`
     pub hook_timeout: Option<String>,
     /// `switch_hook`

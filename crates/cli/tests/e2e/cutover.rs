@@ -518,6 +518,27 @@ fn a_deployment_is_told_by_a_post_until_it_says_that_it_is_done() {
     unfence(&pair);
 }
 
+#[test]
+fn a_fence_that_somebody_else_puts_up_is_told_by_a_post() {
+    let pair = Pair::new("fencedbypost");
+    let (url, requests) = deployment(&["200 OK", "503 Service Unavailable", "200 OK"]);
+    let more = format!("[cutover]\nfence = \"hook\"\nfence_url = {url:?}\nopen_url = {url:?}\n");
+    let job = pair.job().configured(&more);
+    job.run(&["sync", "--until", "now"]).expect(0);
+    // It is up, and the other side is not opened yet.
+    job.run(&["cutover"]).expect(8).says(&["503"]);
+    job.run(&["cutover", "--resume"]).expect(0);
+    let requests = requests.join().unwrap();
+    let told: Vec<String> = requests
+        .iter()
+        .map(|told| {
+            format!("{} {}", told["step"].as_str().unwrap(), told["side"].as_str().unwrap())
+        })
+        .collect();
+    assert_eq!(told, ["fence source", "open target", "open target"]);
+    assert!(!is_read_only(&pair.source), "the fence is not ours");
+}
+
 /// An executable script of a job.
 fn script(job: &Job, name: &str, text: &str) -> String {
     let path = job.path().join(name);

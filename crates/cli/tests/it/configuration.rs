@@ -18,8 +18,8 @@ fn the_example_is_valid_as_it_is_and_with_everything_set() {
 
     let set: Vec<&str> = example
         .lines()
-        // The application is told in one way.
-        .filter(|line| !line.starts_with("#switch_url"))
+        // Each hook is a command or a URL.
+        .filter(|line| !line.contains("_url = "))
         .map(|line| match line.strip_prefix('#') {
             Some(rest) if rest.starts_with(|c: char| !c.is_whitespace()) => rest,
             _ => line,
@@ -82,11 +82,14 @@ fn a_misspelt_key_is_named_with_its_place_and_the_one_that_was_meant() {
 }
 
 #[test]
-fn the_application_is_told_in_one_way() {
+fn a_hook_is_a_command_or_a_url() {
     for (more, says) in [
         ("switch_url = \"deploy.example\"\n", "no http:// or https:// URL"),
         ("switch_url = \"file:///etc\"\n", "no http:// or https:// URL"),
         ("switch_url = \"https://a.example\"\nswitch_hook = [\"./s\"]\n", "in one way"),
+        ("fence_url = \"https://a.example\"\nfence_hook = [\"./f\"]\n", "in one way"),
+        ("fence = \"hook\"\nfence_url = \"https://a.example\"\n", "cutover.open_url"),
+        ("open_url = \"a.example\"\n", "no http:// or https:// URL"),
         ("hook_timeout = \"0s\"\n", "cutover.hook_timeout"),
     ] {
         assert_says(&error_of(&format!("[cutover]\n{more}")), &[says, "tidemark.toml:"]);
