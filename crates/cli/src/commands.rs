@@ -120,27 +120,21 @@ fn load(global: &Global, needs: Needs) -> Result<Config, Failure> {
 /// # Errors
 /// Exit code 2.
 pub fn demands_of_sync(args: &SyncArgs) -> Result<(), Failure> {
-    if args.target_not_empty == NotEmpty::Reconcile {
-        if args.snapshot_only {
-            return Err(Failure::usage(
-                "--target-not-empty reconcile: it begins a stream, and --snapshot-only has none",
-            )
-            .hint("tidemark delta --scan-target moves what differs without following"));
-        }
-        if !args.yes {
-            return Err(Failure::usage(
-                "--target-not-empty reconcile overwrites and deletes rows of the chosen tables that differ from the source's",
-            )
-            .hint("add --yes if that is meant; before a cutover tidemark delta --scan-target --dry-run tells how many"));
-        }
-    }
-    if args.target_not_empty == NotEmpty::Truncate && !args.yes {
-        return Err(Failure::usage(
+    match args.target_not_empty {
+        NotEmpty::Reconcile if args.snapshot_only => Err(Failure::usage(
+            "--target-not-empty reconcile: it begins a stream, and --snapshot-only has none",
+        )
+        .hint("tidemark delta --scan-target moves what differs without following")),
+        NotEmpty::Reconcile if !args.yes => Err(Failure::usage(
+            "--target-not-empty reconcile overwrites and deletes rows of the chosen tables that differ from the source's",
+        )
+        .hint("add --yes if that is meant; before a cutover tidemark delta --scan-target --dry-run tells how many")),
+        NotEmpty::Truncate if !args.yes => Err(Failure::usage(
             "--target-not-empty truncate empties the chosen tables of the target",
         )
-        .hint("add --yes if that is meant"));
+        .hint("add --yes if that is meant")),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// One table, not a pattern.

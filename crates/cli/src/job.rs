@@ -51,7 +51,10 @@ pub fn job(config: &Config, not_empty: NotEmpty, follows: bool) -> Result<pipeli
         memory: config.limits.memory,
         follows,
         stream: pipeline::StreamJob {
-            reconciles: not_empty == NotEmpty::Reconcile,
+            beginning: match not_empty {
+                NotEmpty::Reconcile => pipeline::Beginning::Reconciled,
+                _ => pipeline::Beginning::Copied,
+            },
             ..stream_of(config, source)
         },
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -85,8 +88,7 @@ fn stream_of(config: &Config, source: &config::Source) -> pipeline::StreamJob {
             config::OnFull::Wait => pipeline::OnFull::Wait,
             config::OnFull::DropSlot => pipeline::OnFull::DropSlot,
         },
-        adopts: false,
-        reconciles: false,
+        beginning: pipeline::Beginning::default(),
     }
 }
 

@@ -1,10 +1,11 @@
 //! `sync` of a job that may be turned: it follows the side that takes the writes.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidemark_pipeline::{
-    Error, Job, Kind, Progress, Reconcile, Result, SyncReport, Target, Until, blocking,
+    Beginning, Error, Job, Kind, Progress, Result, StreamJob, SyncReport, Target, Until, blocking,
     sync_reconciled,
 };
 use tokio_util::sync::CancellationToken;
@@ -12,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::delta::Reconciler;
 use crate::hypercare::watch_sequences;
 use crate::runbook::{Direction, state};
-use crate::sides::{active, adopting, refuse_opened_by_hand};
+use crate::sides::{active, reconciled, refuse_opened_by_hand};
 
 /// How often is looked whether the stream was turned.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -30,7 +31,12 @@ pub async fn sync(
     until: Option<Until>,
     stop: &CancellationToken,
 ) -> Result<SyncReport> {
-    let mut reconciles = forward.stream.reconciles;
+    let mut reconciles = forward.stream.beginning == Beginning::Reconciled;
+    // Only once: who is turned begins nothing anew.
+    let forward = &Job {
+        stream: StreamJob { beginning: Beginning::Copied, ..forward.stream.clone() },
+        ..forward.clone()
+    };
     if reconciles && matches!(forward.target, Target::Lake(_)) {
         let attempt = "begin with what a lake holds: its files are never written anew";
         return Err(Error::new(Kind::Usage, attempt).hint(
@@ -51,10 +57,10 @@ pub async fn sync(
                 .hint("end it by --resume or --abort before the target is compared"));
         }
         refuse_opened_by_hand(forward, &state_now).await?;
-        let mut job = active(forward)?;
-        if reconciles {
-            job = adopting(&job);
-        }
+        let job = match reconciles {
+            true => reconciled(&active(forward)?),
+            false => active(forward)?,
+        };
         let ended = stop.child_token();
         let turned = async {
             while !is_turned(forward, direction).await {
@@ -62,16 +68,12 @@ pub async fn sync(
             }
             tracing::info!("the stream is turned: going on with the other side");
             ended.cancel();
-            std::future::pending::<()>().await;
+            std::future::pending::<Infallible>().await
         };
-        let reconcile: Option<&dyn Reconcile> = if reconciles { Some(&Reconciler) } else { None };
-        let run = sync_reconciled(&job, reconcile, (progress, until), &ended);
+        let run = sync_reconciled(&job, &Reconciler, (progress, until), &ended);
         let report = tokio::select! {
             report = Box::pin(run) => report,
-            () = turned => {
-                reconciles = false;
-                continue;
-            }
+            never = turned => match never {},
             never = watch_sequences(&forward.state_dir, &job), if direction == Direction::Back => match never {},
         };
         if stop.is_cancelled() || !is_turned(forward, direction).await {
@@ -89,10 +91,9 @@ fn of_the_way_back(error: Error, forward: &Job) -> Error {
     if error.kind != Kind::SourceCannotContinue {
         return error;
     }
-    let wave = forward.wave.as_ref().map(|wave| format!(" --wave {}", wave.name));
     error.hint(format!(
         "the way back is lost, and the application goes on on the target: tidemark sync{} --target-not-empty reconcile --yes makes it again, moving only what differs to the source",
-        wave.unwrap_or_default()
+        forward.wave_option()
     ))
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tidemark_model::names;
 use tidemark_pipeline::{
-    Error, Job, Kind, NotEmpty, PostgresTarget, Result, SchemaMode, StreamJob, Target,
+    Beginning, Error, Job, Kind, NotEmpty, PostgresTarget, Result, SchemaMode, StreamJob, Target,
 };
 
 use crate::runbook::{Direction, Event, Runbook, State, Way, state};
@@ -65,10 +65,17 @@ pub fn job_of(forward: &Job, direction: Direction) -> Job {
 /// The same job as one that finds its rows on the other side already.
 pub(crate) fn adopting(job: &Job) -> Job {
     let mut job = job.clone();
-    job.stream.adopts = true;
+    job.stream.beginning = Beginning::Adopted;
     if let Target::Postgres(target) = &mut job.target {
         (target.schema, target.not_empty) = (SchemaMode::Exists, NotEmpty::Append);
     }
+    job
+}
+
+/// The same job as one that finds most of its rows there.
+pub(crate) fn reconciled(job: &Job) -> Job {
+    let mut job = adopting(job);
+    job.stream.beginning = Beginning::Reconciled;
     job
 }
 

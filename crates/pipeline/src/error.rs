@@ -109,10 +109,9 @@ impl Error {
         let more = match &job.target {
             Target::Lake(_) => "a new snapshot replaces what the lake holds: tidemark cleanup --yes, then tidemark sync --target-not-empty truncate --yes; or name an empty directory as the target".to_owned(),
             Target::Postgres(_) => {
-                let wave = job.wave.as_ref().map(|wave| format!(" --wave {}", wave.name));
                 format!(
                     "what the target holds need not be copied again: tidemark sync{} --target-not-empty reconcile --yes moves only what differs (behind tidemark cleanup --yes where the source is another server)",
-                    wave.unwrap_or_default()
+                    job.wave_option()
                 )
             }
         };

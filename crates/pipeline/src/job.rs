@@ -59,6 +59,11 @@ pub struct Wave {
 }
 
 impl Job {
+    /// What a command is given that is about this wave alone, behind its name; nothing where there are no waves.
+    pub fn wave_option(&self) -> String {
+        self.wave.as_ref().map_or_else(String::new, |wave| format!(" --wave {}", wave.name))
+    }
+
     /// Whether the target's tables are made from the source's schema.
     pub(crate) fn creates(&self) -> bool {
         match &self.target {
@@ -97,12 +102,27 @@ pub struct StreamJob {
     pub spool: u64,
     /// What happens when both are full.
     pub on_full: OnFull,
-    /// The target holds what the source holds already: the stream begins at the slot's consistent point, and nothing is
-    /// copied. Only where that was proven, and nobody writes to either.
-    pub adopts: bool,
-    /// The target holds rows already: they are compared with the source's, what differs is moved, and the stream goes on from
-    /// there.
-    pub reconciles: bool,
+    /// How the target gets the rows that the stream begins with.
+    pub beginning: Beginning,
+}
+
+/// How the target gets the rows that a stream begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Beginning {
+    /// They are copied.
+    #[default]
+    Copied,
+    /// It has them: nothing is copied. Only where that was proven, and nobody writes to either.
+    Adopted,
+    /// It has most of them: they are compared with the source's, and what differs is moved.
+    Reconciled,
+}
+
+impl Beginning {
+    /// Whether no chunk comes.
+    pub(crate) fn copies_nothing(self) -> bool {
+        self != Self::Copied
+    }
 }
 
 impl Default for StreamJob {
@@ -121,8 +141,7 @@ impl Default for StreamJob {
             source_wal: 16 << 30,
             spool: 64 << 30,
             on_full: OnFull::Wait,
-            adopts: false,
-            reconciles: false,
+            beginning: Beginning::default(),
         }
     }
 }

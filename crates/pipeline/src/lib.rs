@@ -31,7 +31,8 @@ pub use cleanup::cleanup;
 pub use control::{CONTROL_VERSION, Held, ask_status};
 pub use error::{Error, Kind, Result};
 pub use job::{
-    DdlPolicy, Job, LakeTarget, OnFull, PostgresTarget, StreamJob, TableOptions, Target, Wave,
+    Beginning, DdlPolicy, Job, LakeTarget, OnFull, PostgresTarget, StreamJob, TableOptions, Target,
+    Wave,
 };
 pub use progress::{ActiveTable, Phase, Progress, ProgressView};
 pub use reconcile::{Moment, Reconcile, ReconciledTable};

@@ -6,7 +6,7 @@
 use rustix::process::Signal;
 use serde_json::Value;
 use tidemark_testkit::workload::check_ledger;
-use tidemark_testkit::{Database, shared};
+use tidemark_testkit::{Cluster, Database, shared};
 
 use crate::crash::Blocker;
 use crate::cutover::told;
@@ -37,16 +37,22 @@ fn waits(job: &str) -> String {
     )
 }
 
+/// A pair that was in step until its slot was lost.
+fn lost(name: &'static str) -> (Pair, Job) {
+    let pair = Pair::new(name);
+    let job = pair.job();
+    job.run(&["sync", "--until", "now"]).expect(0);
+    lose_slot(&pair.source, &format!("tidemark_{name}"));
+    (pair, job)
+}
+
 fn lose_slot(source: &Database, slot: &str) {
     source.psql(&format!("SELECT pg_drop_replication_slot('{slot}')")).unwrap();
 }
 
 #[test]
 fn after_a_lost_slot_only_what_differs_is_moved_and_the_stream_goes_on() {
-    let pair = Pair::new("lostslot");
-    let job = pair.job();
-    job.run(&["sync", "--until", "now"]).expect(0);
-    lose_slot(&pair.source, "tidemark_lostslot");
+    let (pair, job) = lost("lostslot");
     pair.source.psql(MEANWHILE).unwrap();
     pair.target.psql("INSERT INTO pet (id, mood, legs) VALUES (900001, 'glad', 9)").unwrap();
     job.run(&["sync", "--until", "now"]).expect(6).says(&["--target-not-empty reconcile --yes"]);
@@ -64,13 +70,27 @@ fn after_a_lost_slot_only_what_differs_is_moved_and_the_stream_goes_on() {
     job.run(&["verify"]).expect(0);
 }
 
+/// With the job's own slot the last one may be taken: it goes before another is made.
+#[test]
+fn a_server_that_has_room_for_no_other_slot_has_room_for_the_jobs_own() {
+    let source = Cluster::builder().setting("max_replication_slots", "1").start().unwrap();
+    source
+        .psql("postgres", "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
+        .unwrap();
+    let target = shared().unwrap();
+    let job = Job::new("reconfull", &source.url("postgres"), &target.url());
+    job.run(&["sync", "--until", "now"]).expect(0);
+    source.psql("postgres", "INSERT INTO t VALUES (2)").unwrap();
+    job.run(&["check"]).expect(0);
+    anew(&job, &[]);
+    assert_eq!(target.psql("SELECT string_agg(id::text, ' ' ORDER BY id) FROM t").unwrap(), "1 2");
+    target.psql(&crate::follow::drop_origin("reconfull")).unwrap();
+}
+
 /// Files of a delta tell what the target had before the stream went on.
 #[test]
 fn what_a_delta_knows_of_the_target_is_forgotten() {
-    let pair = Pair::new("reconforget");
-    let job = pair.job();
-    job.run(&["sync", "--until", "now"]).expect(0);
-    lose_slot(&pair.source, "tidemark_reconforget");
+    let (pair, job) = lost("reconforget");
     pair.source.psql(MEANWHILE).unwrap();
     job.run(&["delta", "--scan-target", "--deleted", "apply"]).expect(0);
     let known = "SELECT count(*) > 0 FROM tidemark.delta WHERE relation_name = 'pet'";
@@ -104,10 +124,7 @@ fn what_is_written_while_it_compares_arrives_once() {
 
 #[test]
 fn one_that_is_killed_is_not_taken_for_a_copy_and_begins_again() {
-    let pair = Pair::new("reconkill");
-    let job = pair.job();
-    job.run(&["sync", "--until", "now"]).expect(0);
-    lose_slot(&pair.source, "tidemark_reconkill");
+    let (pair, job) = lost("reconkill");
     pair.source.psql(MEANWHILE).unwrap();
     // Rows of it are moved by then, of others not; another process would wait for its transaction.
     let mut blocker = Blocker::start(&pair.target, "LOCK pet IN SHARE MODE");
@@ -132,10 +149,7 @@ fn one_that_is_killed_is_not_taken_for_a_copy_and_begins_again() {
 /// The process that lost the job may be alive: it may not write what the other one does not know of.
 #[test]
 fn one_whose_job_was_taken_over_moves_nothing() {
-    let pair = Pair::new("reconlost");
-    let job = pair.job();
-    job.run(&["sync", "--until", "now"]).expect(0);
-    lose_slot(&pair.source, "tidemark_reconlost");
+    let (pair, job) = lost("reconlost");
     pair.source.psql(MEANWHILE).unwrap();
     let legs = "SELECT sum(legs) FROM pet";
     let before = pair.target.psql(legs).unwrap();
@@ -193,10 +207,7 @@ fn a_target_that_something_else_has_filled_is_taken_over() {
 /// A stream that begins with less than all of it would lose the rest.
 #[test]
 fn a_row_that_the_target_refuses_or_a_table_that_it_lacks_lets_nothing_begin() {
-    let pair = Pair::new("reconstop");
-    let job = pair.job();
-    job.run(&["sync", "--until", "now"]).expect(0);
-    lose_slot(&pair.source, "tidemark_reconstop");
+    let (pair, job) = lost("reconstop");
     pair.source.psql(MEANWHILE).unwrap();
     pair.target.psql("ALTER TABLE pet ADD CONSTRAINT few CHECK (legs <> 3) NOT VALID").unwrap();
     let until = ["--until", "now"];

@@ -35,7 +35,7 @@ impl Switch<'_> {
             Step::Drain => self.drain().await,
             Step::Sequences => {
                 let margin = self.migration.plan.sequence_margin;
-                let tables = self.tables_with_sequences().await?;
+                let tables = self.tables_of_wave().await?;
                 let (from, to) = (&self.from.source, &self.to.source);
                 let moved = sequences::carry(from, to, margin, tables.as_deref()).await?;
                 Ok(Stepped::Done(json!({ "moved": moved })))
@@ -69,8 +69,8 @@ impl Switch<'_> {
         Told { job, wave, way: self.way.word(), step, side, lsn }
     }
 
-    /// Of a wave only what its own tables draw from goes over; `None` is everything.
-    async fn tables_with_sequences(&self) -> Result<Option<Vec<String>>> {
+    /// The tables of a wave, whose own rights and sequences are meant; `None` is everything.
+    async fn tables_of_wave(&self) -> Result<Option<Vec<String>>> {
         if self.migration.job.wave.is_none() {
             return Ok(None);
         }
@@ -102,9 +102,10 @@ impl Switch<'_> {
             ));
         }
         let began = Instant::now();
-        self.preflight().await?;
+        let tables = self.tables_of_wave().await?;
+        self.preflight(tables.as_deref()).await?;
         self.looking = began.elapsed();
-        let missing_rights = self.missing_rights().await?;
+        let missing_rights = self.missing_rights(tables.as_deref()).await?;
         Ok(Stepped::Done(json!({
             "lag_ms": (behind * 1000.0) as u64,
             "lag_bytes": status.lag.bytes,
@@ -113,10 +114,8 @@ impl Switch<'_> {
     }
 
     /// Who writes here and might not there. The application may have another role on the other side: nothing to be refused.
-    async fn missing_rights(&self) -> Result<Vec<String>> {
-        let tables = self.tables_with_sequences().await?;
-        let (from, to) = (&self.from.source, &self.to.source);
-        let missing = rights::missing(from, to, tables.as_deref()).await?;
+    async fn missing_rights(&self, tables: Option<&[String]>) -> Result<Vec<String>> {
+        let missing = rights::missing(&self.from.source, &self.to.source, tables).await?;
         let (here, there) = (side_of(self.way.from()), side_of(self.way.to()));
         for role in &missing {
             tracing::warn!(
@@ -127,7 +126,7 @@ impl Switch<'_> {
     }
 
     /// What would be refused behind the fence is refused before it.
-    async fn preflight(&self) -> Result<()> {
+    async fn preflight(&self, tables: Option<&[String]>) -> Result<()> {
         match self.migration.plan.fence {
             Fence::ReadOnly => {
                 fence::check((&self.from.source, side_of(self.way.from()))).await?;
@@ -144,8 +143,7 @@ impl Switch<'_> {
             hook::check(up)?;
             hook::check(down)?;
         }
-        let tables = self.tables_with_sequences().await?;
-        sequences::check(&self.from.source, &self.to.source, tables.as_deref()).await?;
+        sequences::check(&self.from.source, &self.to.source, tables).await?;
         let findings = tidemark_pipeline::check(&adopting(&self.to)).await?;
         let blocking: Vec<_> =
             findings.into_iter().filter(|found| found.severity == Severity::Blocking).collect();

@@ -11,8 +11,8 @@ use tidemark_model::{Column, Finding, Generated, Oid, Severity, TablePlan, sql::
 use tidemark_sink::{Sink, parquet};
 use tidemark_source::names::slot_name;
 use tidemark_source::{
-    AddressOf, Catalog, Needs, check_filters, check_given_slot, connect_refused, pooler_behind,
-    pooler_that_refused, read_catalog, slot_object,
+    AddressOf, Catalog, Needs, check_filters, check_given_slot, connect_refused, inspect_slot,
+    pooler_behind, pooler_that_refused, read_catalog, slot_object,
 };
 use tidemark_wire::{Client, ConnectSpec};
 
@@ -129,6 +129,11 @@ pub(crate) async fn look_at(
     // Between two runs nobody reads from the job's own slot.
     let own = job.stream.slot.clone().unwrap_or_else(|| slot_name(&job.name));
     findings.retain(|finding| finding.code != "slot-left" || finding.object != slot_object(&own));
+    if job.stream.slot.is_none() && findings.iter().any(|finding| finding.code == "slots") {
+        // It goes before another is made.
+        let has_own = inspect_slot(&client, &own).await?.is_some();
+        findings.retain(|finding| finding.code != "slots" || !has_own);
+    }
     if only.is_some() {
         // The target holds the job's other tables: what it has of these is looked at when they are prepared.
         findings.retain(|finding| finding.code != "target-not-empty");

@@ -187,13 +187,26 @@ impl Run<'_> {
 
     pub(crate) async fn once(&self, tools: &Tools) -> Result<Report> {
         let started = Instant::now();
-        let job = self.job;
-        let sink = tools.sink.as_ref();
+        let looked = self.look(tools).await?;
+        let mut report = Box::pin(self.run_from(looked, tools)).await?;
+        report.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(report)
+    }
+
+    /// What is there on both sides, if nothing of it blocks. Changes nothing.
+    pub(crate) async fn look(&self, tools: &Tools) -> Result<Looked> {
         self.progress.enter(Phase::Check, "checking source and target");
         let only = self.joining().map(|joining| &joining.tables);
-        let looked = self.or_stop(look_at(job, sink, only)).await?;
+        let looked = self.or_stop(look_at(self.job, tools.sink.as_ref(), only)).await?;
         self.note(&looked.findings).await?;
         refuse_blocking(&looked)?;
+        Ok(looked)
+    }
+
+    /// From what was looked at to durable; the report's time is for who has looked.
+    pub(crate) async fn run_from(&self, looked: Looked, tools: &Tools) -> Result<Report> {
+        let job = self.job;
+        let sink = tools.sink.as_ref();
         self.progress.enter(Phase::Prepare, "taking the snapshot");
         let snapshot = Box::pin(self.or_stop(self.take(&looked))).await?;
         let options = ReaderOptions {
@@ -203,26 +216,19 @@ impl Run<'_> {
         };
         let max_locks = looked.catalog.server.max_locks;
         // Where nothing is copied nobody reads.
-        let readers = if job.stream.adopts { 1 } else { job.readers.max(1) };
+        let readers = if job.stream.beginning.copies_nothing() { 1 } else { job.readers.max(1) };
         let opened = options.open_all(readers, &snapshot, max_locks);
         let readers = self.or_stop(opened).await?;
         if self.joining().is_none() {
             self.or_stop(nothing_came(job, &looked)).await?;
         }
-        let copied = async {
-            let prepared = self.or_stop(self.prepare(looked, &snapshot, sink)).await?;
-            let runner = ChunkRunner {
-                sink: Arc::clone(&tools.sink),
-                budget: tools.budget.clone(),
-                cpu: tools.cpu.clone(),
-            };
-            self.copy(prepared, &snapshot, (options, readers), runner).await
+        let prepared = self.or_stop(self.prepare(looked, &snapshot, sink)).await?;
+        let runner = ChunkRunner {
+            sink: Arc::clone(&tools.sink),
+            budget: tools.budget.clone(),
+            cpu: tools.cpu.clone(),
         };
-        let mut report = copied.await;
-        if let Ok(report) = &mut report {
-            report.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        }
-        report
+        self.copy(prepared, &snapshot, (options, readers), runner).await
     }
 
     fn joining(&self) -> Option<&Joining> {
@@ -271,7 +277,7 @@ impl Run<'_> {
         let oids: Vec<Oid> = plans.iter().map(|plan| plan.relation.oid).collect();
         let shapes = tidemark_source::shapes(&client, &oids).await;
         let shapes = let_through(self.job, shapes, tidemark_source::Error::sqlstate).await?;
-        let chunks = match self.job.stream.adopts {
+        let chunks = match self.job.stream.beginning.copies_nothing() {
             true => plans.iter().map(|plan| (plan.relation.oid, Vec::new())).collect(),
             false => {
                 let chunks = plan_chunks(self.job, &client, &catalog, &plans).await;
@@ -308,7 +314,7 @@ impl Run<'_> {
             excluded: Arc::new(excluded),
             above: Arc::new(above),
             continues: self.continuation.is_some(),
-            adopts: self.job.stream.adopts,
+            adopts: self.job.stream.beginning.copies_nothing(),
             joins,
         };
         sink.prepare(&start).await?;
@@ -431,7 +437,7 @@ impl Run<'_> {
         snapshot: &Snapshot,
     ) -> Result<Vec<ReconciledTable>> {
         engine.run(self.job.readers).await?;
-        if self.joining().is_some() || !self.job.stream.adopts {
+        if self.joining().is_some() || !self.job.stream.beginning.copies_nothing() {
             return Ok(Vec::new());
         }
         let mut reconciled = Vec::new();
@@ -511,7 +517,7 @@ impl Run<'_> {
     ) -> Vec<NewRelation> {
         let forms = self.forms();
         // Nothing was summed of what is there already.
-        let adopts = self.job.stream.adopts;
+        let adopts = self.job.stream.beginning.copies_nothing();
         let relation = |plan: &&TablePlan| NewRelation {
             oid: plan.relation.oid,
             name: plan.relation.name.clone(),

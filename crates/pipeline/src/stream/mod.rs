@@ -52,14 +52,11 @@ use tidemark_source::{
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::check::look;
 use crate::control::{self, Shared};
-use crate::job::Job;
+use crate::job::{Beginning, Job};
 use crate::progress::{Phase, Progress};
 use crate::reconcile::Reconcile;
-use crate::snapshot::{
-    Continuation, Point, Report, Run, Tools, blocking, note_error, refuse_blocking,
-};
+use crate::snapshot::{Continuation, Point, Report, Run, Tools, blocking, note_error};
 use crate::{Error, Kind, NotEmpty, Result, Target};
 
 pub use ddl::DdlPolicy;
@@ -147,10 +144,11 @@ pub async fn sync(
     until: Option<Until>,
     stop: &CancellationToken,
 ) -> Result<SyncReport> {
-    sync_reconciled(job, None, (progress, until), stop).await
+    run(job, None, (progress, until), stop).await
 }
 
-/// The same. With `reconcile` it begins anew, at a target that holds rows already: they are brought to a new snapshot.
+/// The same, also of a job that begins at a target which holds rows already ([`Beginning::Reconciled`]): it begins anew, and
+/// `reconcile` brings them to the new snapshot.
 ///
 /// # Errors
 /// As of [`sync`], and those of [`Reconcile::reconcile`].
@@ -158,6 +156,16 @@ pub async fn sync(
 /// # Cancel safety
 /// As of [`sync`].
 pub async fn sync_reconciled(
+    job: &Job,
+    reconcile: &dyn Reconcile,
+    how: (&Arc<Progress>, Option<Until>),
+    stop: &CancellationToken,
+) -> Result<SyncReport> {
+    let is_meant = job.stream.beginning == Beginning::Reconciled;
+    run(job, is_meant.then_some(reconcile), how, stop).await
+}
+
+async fn run(
     job: &Job,
     reconcile: Option<&dyn Reconcile>,
     (progress, until): (&Arc<Progress>, Option<Until>),
@@ -297,7 +305,8 @@ impl Sync<'_> {
         };
         // There is nothing to be completed where nothing is copied.
         let is_begun = |stored: &Stored| stored.stage == StoredStage::Follow;
-        let stored = stored.filter(|stored| !self.job.stream.adopts || is_begun(stored));
+        let stored =
+            stored.filter(|stored| !self.job.stream.beginning.copies_nothing() || is_begun(stored));
         if stored.is_some() {
             // Before anything is compared: what the other one does meanwhile would look like a loss.
             tools.sink.refuse_if_held().await?;
@@ -444,10 +453,7 @@ impl Sync<'_> {
     /// The snapshot, with the stream received beside it.
     async fn snapshot(&self, tools: &Tools, report: &mut Option<Report>) -> Result<Session> {
         resume::refuse_own_target(&self.job.source.connect().await?, &self.job.name).await?;
-        if self.reconcile.is_some() {
-            self.refuse_before_anything_goes(tools).await?;
-        }
-        self.drop_own_leftovers().await?;
+        let started = Instant::now();
         let slot = resume::slot_name(self.job);
         let is_given = self.job.stream.slot.is_some();
         let publication = resume::publication_name(self.job);
@@ -457,14 +463,20 @@ impl Sync<'_> {
             point: Point::Slot(SlotOptions { slot: slot.clone(), is_given, publication, failover }),
             begun: Mutex::new(Some(send)),
         };
+        let run = self.copying(&continuation);
+        if self.reconcile.is_some() {
+            self.refuse_half_made().await?;
+        }
+        // Before anything goes: what cannot be begun keeps the slot that it may still go on from.
+        let looked = run.look(tools).await?;
+        self.drop_own_leftovers().await?;
         if !is_given {
             // What is there already is not ours to drop when this run ends.
             refuse_existing(&self.job.source.connect().await?, &slot).await?;
         }
         self.note_slot(&slot, "making").await?;
-        let run = self.copying(&continuation);
         let copied = async {
-            let copy = Box::pin(run.once(tools));
+            let copy = Box::pin(run.run_from(looked, tools));
             let receive = async {
                 match begun.await {
                     Ok(start) => {
@@ -482,7 +494,8 @@ impl Sync<'_> {
         };
         match copied.await {
             Ok((copied, session)) => {
-                *report = Some(copied);
+                let duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+                *report = Some(Report { duration_ms, ..copied });
                 Ok(session)
             }
             Err(error) => {
@@ -495,20 +508,20 @@ impl Sync<'_> {
         }
     }
 
-    /// A target that cannot be begun with keeps the slot that it may still go on from.
-    async fn refuse_before_anything_goes(&self, tools: &Tools) -> Result<()> {
+    /// The rows of a first copy that was killed are there, and not yet what is made of them.
+    async fn refuse_half_made(&self) -> Result<()> {
         let Target::Postgres(to) = &self.job.target else { return Ok(()) };
         let record = read_job_record(&to.spec, &self.job.name).await?;
         let is_half_made = |record: &JobRecord| {
             record.schema_mode == "create"
                 && matches!(record.phase.as_str(), "prepare" | "snapshot" | "finish")
         };
-        if record.as_ref().is_some_and(is_half_made) {
-            let attempt = "begin with what the target holds: it is what a first copy of this job has left, which still owes keys, indexes and constraints";
-            return Err(Error::new(Kind::Usage, attempt)
-                .hint("tidemark sync goes on with that copy, or begins it anew"));
+        if !record.as_ref().is_some_and(is_half_made) {
+            return Ok(());
         }
-        refuse_blocking(&look(self.job, tools.sink.as_ref()).await?)
+        let attempt = "begin with what the target holds: it is what a first copy of this job has left, which still owes keys, indexes and constraints";
+        Err(Error::new(Kind::Usage, attempt)
+            .hint("tidemark sync goes on with that copy, or begins it anew"))
     }
 
     /// A copy that the stream goes on from.

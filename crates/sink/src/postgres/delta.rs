@@ -1,9 +1,9 @@
 //! What `delta` writes: the rows of a table, and which local file knows of them, in one transaction.
 //!
 //! **Invariant:** the session that writes is the one that holds the job's advisory lock, or each of its transactions holds the
-//! job's record with the run that it belongs to: whoever has lost the job can write nothing. The generation that names the file of a table is stored in the transaction that moves its rows: after any crash
-//! the target says which file tells what it has. A row is put in the place of the one with its key, so it is never there
-//! twice, however often it comes.
+//! job's record with the run that it belongs to: whoever has lost the job can write nothing. The generation that names the
+//! file of a table is stored in the transaction that moves its rows: after any crash the target says which file tells what it
+//! has. A row is put in the place of the one with its key, so it is never there twice, however often it comes.
 //!
 //! ```text
 //! begin: staging tables  ->  take: rows go  ->  put: COPY into staging, then UPDATE and INSERT  ->  commit with the generation
